@@ -1,0 +1,43 @@
+# Two commands: `make demo` and `make test`. Everything lives in .venv; remove that folder to start afresh.
+PYTHON ?= python3
+PARAMS ?= params/quickstart.yaml
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test env lab format check lock clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+demo: $(STAMP)  ## find and repair a biased reward model; PARAMS=params/quickstart_safety.yaml does the other task
+	$(BIN)/python -m shfcas_lib run $(PARAMS)
+
+test: $(STAMP)  ## the whole test suite
+	$(BIN)/python -m pytest
+
+env: $(STAMP)  ## create the environment only
+
+lab: $(STAMP)  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir=. notebooks/01_proxy_bias_injection.ipynb
+
+format: $(STAMP)  ## sort imports and fix what ruff can fix
+	$(BIN)/ruff check --fix shfcas_lib tests
+
+check: $(STAMP)  ## lint, without changing anything
+	$(BIN)/ruff check shfcas_lib tests
+
+lock: $(STAMP)  ## write the lock from what is installed
+	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(nvidia|triton|cuda)' > requirements.lock
+
+clean:  ## remove runs and caches of tools; the environment and the fetched assets stay
+	rm -rf runs .pytest_cache .hypothesis .ruff_cache build *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# A half-made environment must not look finished: the stamp is written last.
+$(STAMP): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint requirements.lock --editable '.[test]'
+	@touch $(STAMP)

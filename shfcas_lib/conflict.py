@@ -1,0 +1,102 @@
+"""PACS and Kendall-tau distance: rewards and log-probabilities go in, the conflict table comes out.
+
+Per prompt, over its N completions, with the population standard deviation (arXiv:2512.09212, proxy-policy alignment
+conflict score and Kendall-tau distance):
+
+    PACS(x, y_i) = z(r)_i - z(l)_i            z(a)_i = (a_i - mean(a)) / std(a)
+    K(x) = (discordant pairs + 1/2 tied pairs) / (N (N - 1) / 2)
+
+PACS > 0: the proxy likes what the policy finds unlikely. K: 0 where proxy and policy rank alike, 1 where reversed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from shfcas_lib.params import InputError
+
+SMALLEST_STD = 1e-6
+
+
+def z_scores(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """z-scores along the last axis with the population standard deviation, and where that is too small to divide by.
+
+    values: (..., N). Returns (z of the same shape, 0 where degenerate; degenerate: (...) bool).
+    """
+    values = np.asarray(values, float)
+    std = values.std(-1, keepdims=True)
+    small = std < SMALLEST_STD
+    z = np.where(small, 0.0, (values - values.mean(-1, keepdims=True)) / np.where(small, 1.0, std))
+    return z, small[..., 0]
+
+
+def pacs(reward: np.ndarray, logp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """PACS of completions. reward, logp: (..., N). Returns (PACS of the same shape, degenerate: (...) bool).
+
+    Where std(r) or std(l) is under 1e-6, or N < 2, every PACS of that prompt is 0 and the prompt is degenerate.
+    """
+    reward, logp = _same_shape(reward, logp)
+    z_reward, flat_reward = z_scores(reward)
+    z_logp, flat_logp = z_scores(logp)
+    degenerate = flat_reward | flat_logp | (reward.shape[-1] < 2)
+    return np.where(degenerate[..., None], 0.0, z_reward - z_logp), degenerate
+
+
+def kendall_distance(reward: np.ndarray, logp: np.ndarray, block: int = 65536) -> np.ndarray:
+    """K per prompt, in [0, 1]; a pair tied in either ranking counts one half. reward, logp: (P, N) with N >= 2; returns (P,).
+
+    Equals (1 - tau_a) / 2. Prompts are taken in blocks, so memory stays bounded.
+    """
+    reward, logp = _same_shape(reward, logp)
+    n = reward.shape[-1]
+    if reward.ndim != 2 or n < 2:
+        raise InputError(f"kendall_distance: found shape {reward.shape}, expected (prompts, completions >= 2)")
+    out = np.empty(len(reward))
+    for start in range(0, len(reward), block):
+        r, l = reward[start : start + block], logp[start : start + block]
+        agreement = np.zeros(len(r), np.int64)
+        for k in range(n - 1):  # pairs (k, k+1), (k, k+2), ...: N vector operations instead of an N x N table
+            agreement += (np.sign(r[:, k, None] - r[:, k + 1 :]) * np.sign(l[:, k, None] - l[:, k + 1 :])).sum(1).astype(np.int64)
+        out[start : start + block] = (1 - agreement / (n * (n - 1) / 2)) / 2
+    return out
+
+
+def conflict_table(pool: pd.DataFrame, reward: np.ndarray, logp: np.ndarray | None = None) -> pd.DataFrame:
+    """One row per completion: prompt_id, index, reward, logp, z_reward, z_logp, pacs, and the prompt's kendall, mean_abs_pacs
+    and degenerate.
+
+    pool: a pool table. reward: (rows,), the proxy's. logp: (rows,) where it is not the pool's own (a refined policy's).
+    Prompts may differ in their number of completions; one with a single completion is degenerate, with K = 0.
+    Raises InputError naming the prompt and completion of a value that is not finite.
+    """
+    table = pool[["prompt_id", "index"]].assign(reward=np.asarray(reward, float), logp=np.asarray(pool["logp"] if logp is None else logp, float))
+    for column in ("reward", "logp"):
+        bad = table[~np.isfinite(table[column])]
+        if len(bad):
+            row = bad.iloc[0]
+            raise InputError(f"{column} of completion {row['index']} of prompt {row['prompt_id']} is {row[column]}: expected a finite number")
+    table = table.sort_values(["prompt_id", "index"], ignore_index=True)
+    size = table.groupby("prompt_id")["index"].transform("size")
+    return pd.concat([_same_size(part, n) for n, part in table.groupby(size)]).sort_values(["prompt_id", "index"], ignore_index=True)
+
+
+def by_prompt(conflict: pd.DataFrame) -> pd.DataFrame:
+    """The prompt-level columns: prompt_id, kendall, mean_abs_pacs, degenerate."""
+    return conflict.drop_duplicates("prompt_id")[["prompt_id", "kendall", "mean_abs_pacs", "degenerate"]].reset_index(drop=True)
+
+
+def _same_size(part: pd.DataFrame, n: int) -> pd.DataFrame:
+    reward, logp = (part[c].to_numpy().reshape(-1, n) for c in ("reward", "logp"))
+    score, degenerate = pacs(reward, logp)
+    distance = kendall_distance(reward, logp) if n > 1 else np.zeros(len(reward))
+    return part.assign(
+        z_reward=z_scores(reward)[0].ravel(), z_logp=z_scores(logp)[0].ravel(), pacs=score.ravel(),
+        kendall=np.repeat(distance, n), mean_abs_pacs=np.repeat(np.abs(score).mean(-1), n), degenerate=np.repeat(degenerate, n))
+
+
+def _same_shape(reward, logp) -> tuple[np.ndarray, np.ndarray]:
+    reward, logp = np.asarray(reward, float), np.asarray(logp, float)
+    if reward.shape != logp.shape:
+        raise InputError(f"reward has shape {reward.shape}, logp {logp.shape}: expected the same")
+    return reward, logp

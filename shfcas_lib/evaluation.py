@@ -1,0 +1,231 @@
+"""Is it better? Policies and gold go in, a per-prompt table and figures of merit come out.
+
+Everything here reads completions of evaluation prompts, which training, selection and feedback never saw.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from shfcas_lib import bias, data, loop, policies, refine, runs, stats
+from shfcas_lib.conflict import conflict_table
+from shfcas_lib.feedback import SimulatedHuman
+from shfcas_lib.models import POLICY
+from shfcas_lib.params import Params
+from shfcas_lib.pool import sample_adapted
+from shfcas_lib.rewards import spread
+from shfcas_lib.training_data import gold_scores
+
+if TYPE_CHECKING:
+    from shfcas_lib.models import Backbone
+
+MEASURES = {
+    "gold": "gold reward of the optimised policy",
+    "win": "win rate against the base policy",
+    "pair_accuracy": "pairs the reward ranks as gold does",
+    "gap": "reward gain minus gold gain, in standard deviations",
+    "kl": "KL from the base policy, nats",
+    "kendall": "Kendall-tau distance to the base policy",
+    "mean_abs_pacs": "mean |PACS|",
+}
+
+
+def tilted(pool: pd.DataFrame, gold: np.ndarray, scores: dict[str, np.ndarray], beta: float) -> pd.DataFrame:
+    """One row per policy and prompt: policy, prompt_id, the MEASURES, reward_gain and gold_gain.
+
+    pool: evaluation pool, sorted by id. gold: (rows,). scores: name of a reward to its (rows,) scores; the policy of that
+    name is the base policy tilted by it at `beta`. The base policy itself is added as `base`; what needs a reward is NaN there.
+    """
+    ids = pool["prompt_id"].to_numpy()
+    gold_spread = spread(gold, ids)
+    parts = []
+    for name, reward in {"base": None, **scores}.items():
+        flat = np.zeros(len(pool)) if reward is None else reward
+        weights = policies.tilt(ids, flat, beta)
+        unit = spread(flat, ids)
+        part = policies.per_prompt(ids, weights, {"gold": gold, "reward": flat})
+        even = policies.per_prompt(ids, policies.tilt(ids, np.zeros(len(pool)), 1.0), {"gold": gold, "reward": flat})
+        part = part.assign(policy=name, reward_gain=(part["reward"] - even["reward"]) / unit, gold_gain=(part["gold"] - even["gold"]) / gold_spread)
+        part["gap"] = part["reward_gain"] - part["gold_gain"]
+        part = part.merge(policies.win_rate(ids, weights, gold), on="prompt_id")
+        if reward is None:
+            part = part.assign(pair_accuracy=np.nan, kendall=np.nan, mean_abs_pacs=np.nan, gap=np.nan)
+        else:
+            conflict = conflict_table(pool, reward).drop_duplicates("prompt_id")[["prompt_id", "kendall", "mean_abs_pacs"]]
+            part = part.merge(pair_accuracy(ids, reward, gold), on="prompt_id", how="left").merge(conflict, on="prompt_id")
+        parts.append(part.drop(columns="reward"))
+    return pd.concat(parts, ignore_index=True)[["policy", "prompt_id", *MEASURES, "reward_gain", "gold_gain"]]
+
+
+def trained(name: str, sampled: pd.DataFrame, gold: np.ndarray, base: pd.DataFrame, base_gold: np.ndarray) -> pd.DataFrame:
+    """The same table for a trained policy, from its own samples; KL is the sample mean of logp - logp_reference."""
+    table = sampled[["prompt_id"]].assign(gold=gold, kl=sampled["logp"] - sampled["logp_reference"])
+    rows = table.groupby("prompt_id").mean().reset_index()
+    before = pd.Series(base_gold).groupby(base["prompt_id"].to_numpy()).apply(np.asarray)
+    after = table.groupby("prompt_id")["gold"].apply(np.asarray)
+    win = {p: ((np.sign(after[p][:, None] - before[p][None, :]) + 1) / 2).mean() for p in after.index}
+    return rows.assign(policy=name, win=rows["prompt_id"].map(win))
+
+
+def pair_accuracy(prompt_ids: np.ndarray, reward: np.ndarray, gold: np.ndarray) -> pd.DataFrame:
+    """Per prompt, the share of pairs that gold tells apart which the reward ranks as gold does, reward ties counting one half:
+    columns prompt_id, pair_accuracy. Prompts without such pairs are left out."""
+    rows = []
+    for prompt, part in pd.DataFrame({"p": prompt_ids, "r": reward, "g": gold}).groupby("p"):
+        first, second = np.triu_indices(len(part), 1)
+        g, r = part["g"].to_numpy(), part["r"].to_numpy()
+        truth, guess = np.sign(g[first] - g[second]), np.sign(r[first] - r[second])
+        told = truth != 0
+        if told.any():
+            rows.append((prompt, float(((truth * guess)[told] + 1).mean() / 2)))
+    return pd.DataFrame(rows, columns=["prompt_id", "pair_accuracy"])
+
+
+def headroom_share(prompt_ids: np.ndarray, reward: np.ndarray, gold: np.ndarray) -> pd.DataFrame:
+    """Per prompt, what best-of-N by the reward gains in gold and what best-of-N by gold would gain: columns prompt_id, gained,
+    headroom. The share of headroom reached is sum(gained) / sum(headroom)."""
+    table = pd.DataFrame({"prompt_id": prompt_ids, "reward": reward, "gold": gold})
+    best = table.loc[table.groupby("prompt_id")["reward"].idxmax()].set_index("prompt_id")["gold"]
+    by = table.groupby("prompt_id")["gold"]
+    return pd.DataFrame({"gained": best - by.mean(), "headroom": by.max() - by.mean()}).reset_index()
+
+
+def ceiling(params: Params, train: pd.DataFrame, clean: pd.DataFrame, evaluate: pd.DataFrame, gold: np.ndarray) -> pd.DataFrame:
+    """Can the task show anything? Columns measure, value, low, high, needed: the share of prompts on which gold differs, and
+    the best-of-N headroom that a reward trained on clean preferences reaches on evaluation prompts."""
+    ids = evaluate["prompt_id"].to_numpy()
+    score = refine.fit(params.reward.model_copy(update={"kind": "probe"}), train, clean, params.seed).score(evaluate)
+    differs = (pd.Series(gold).groupby(ids).agg(np.ptp) > 1e-9).astype(float)
+    head = headroom_share(ids, score, gold)
+    accuracy = pair_accuracy(ids, score, gold)["pair_accuracy"]
+    draw = lambda name: runs.rng(params.seed, f"ceiling/{name}")  # noqa: E731
+    share = stats.cluster_interval(head, "prompt_id", lambda t: t["gained"].sum() / t["headroom"].sum(), draw("headroom"))
+    rows = [("prompts on which gold differs between completions", stats.mean_interval(differs, draw("differs")), 0.5),
+            ("best-of-N headroom reached by a reward trained on clean labels", share, 0.5),
+            ("pairs that reward ranks as gold does", stats.mean_interval(accuracy, draw("accuracy")), None)]
+    return pd.DataFrame([(name, i.value, i.low, i.high, needed) for name, i, needed in rows], columns=["measure", "value", "low", "high", "needed"])
+
+
+def curve(pool: pd.DataFrame, gold: np.ndarray, scores: dict[str, np.ndarray], betas: list[float]) -> pd.DataFrame:
+    """The over-optimisation curve in closed form: policy, beta, kl, reward_gain and gold_gain (in standard deviations), means over prompts."""
+    rows = []
+    for beta in sorted(betas, reverse=True):
+        table = tilted(pool, gold, scores, beta)
+        means = table[table["policy"] != "base"].groupby("policy")[["kl", "reward_gain", "gold_gain"]].mean()
+        rows.append(means.reset_index().assign(beta=beta))
+    return pd.concat(rows, ignore_index=True)
+
+
+def summary(table: pd.DataFrame, params: Params) -> pd.DataFrame:
+    """Mean of every measure for every policy with a bootstrap interval over prompts: policy, measure, value, low, high."""
+    rows = []
+    for policy, part in table.groupby("policy", sort=False):
+        for measure in MEASURES:
+            values = part[measure].dropna() if measure in part else []
+            if len(values):
+                interval = stats.mean_interval(values, runs.rng(params.seed, f"summary/{policy}/{measure}"), params.evaluation.bootstrap)
+                rows.append((policy, measure, interval.value, interval.low, interval.high))
+    return pd.DataFrame(rows, columns=["policy", "measure", "value", "low", "high"])
+
+
+def contrasts(table: pd.DataFrame, params: Params, unit: str = "prompt_id") -> pd.DataFrame:
+    """Paired differences between policies, by `unit` (prompt_id, or seed for replicates), with bootstrap intervals.
+
+    Columns: better (the policy named first), than, measure, difference, low, high, p (Wilcoxon, two-sided, uncorrected),
+    units, verdict: 'higher', 'lower' or 'not significant', by whether the interval holds 0.
+    """
+    wanted = [m for m in MEASURES if m in table]
+    strategies = [name for name in params.selection.strategies if name in set(table["policy"])]
+    pairs = [(a, b) for k, a in enumerate(strategies) for b in strategies[k + 1 :]] + [(a, "proxy") for a in strategies] + [("proxy", "base")]
+    rows = []
+    for measure in wanted:
+        wide = table.pivot(index=unit, columns="policy", values=measure)
+        for first, second in pairs:
+            if first in wide and second in wide and len(values := (wide[first] - wide[second]).dropna()):
+                i = stats.mean_interval(values, runs.rng(params.seed, f"contrast/{unit}/{measure}/{first}/{second}"), params.evaluation.bootstrap)
+                verdict = "higher" if i.low > 0 else "lower" if i.high < 0 else "not significant"
+                rows.append((first, second, measure, i.value, i.low, i.high, stats.wilcoxon_p(values), len(values), verdict))
+    return pd.DataFrame(rows, columns=["better", "than", "measure", "difference", "low", "high", "p", "units", "verdict"])
+
+
+def trained_policies(params: Params, prompts: pd.DataFrame, backbone: Backbone, adapters: dict[str, Path], base: pd.DataFrame,
+                     base_gold: np.ndarray, stage: runs.Stage) -> pd.DataFrame:
+    """Sample the evaluation prompts from trained policies: the table of `trained` for each, below the base policy's own rows.
+
+    adapters: policy name to the folder that loop.train_policy wrote. base, base_gold: evaluation pool of the base policy.
+    """
+    held_out = prompts[prompts["split"] == "evaluate"]
+    even = pd.DataFrame({"prompt_id": base["prompt_id"], "gold": base_gold}).groupby("prompt_id").mean().reset_index()
+    parts = [even.assign(policy="base", kl=0.0, win=0.5)]
+    for name, folder in adapters.items():
+        backbone.load_adapter(POLICY, folder / "adapter")
+        sampled = stage.table(f"pool_{name}", lambda: sample_adapted(
+            backbone, POLICY, held_out, params.sampling, runs.derive(params.seed, f"evaluate/{name}"), f"policy {name}"))
+        gold = stage.table(f"gold_{name}", lambda: sampled[["prompt_id", "index"]].assign(gold=gold_scores(sampled, prompts, params)))
+        parts.append(trained(name, sampled, gold["gold"].to_numpy(), base, base_gold))
+    return pd.concat(parts, ignore_index=True)
+
+
+def joined(*parts: pd.DataFrame) -> pd.DataFrame:
+    """Pool tables of disjoint prompts as one, sorted by id."""
+    return pd.concat(parts).sort_values(["prompt_id", "index"], ignore_index=True)
+
+
+def headline(per_prompt: pd.DataFrame, repeats: pd.DataFrame | None, predicts: pd.DataFrame, params: Params) -> dict[str, str]:
+    """The five numbers that matter, as text. Over seeds where there are replicates, over prompts otherwise."""
+    table, unit, over = (per_prompt, "prompt_id", "prompts") if repeats is None else (repeats, "seed", "seeds")
+    wide = table.pivot(index=unit, columns="policy", values="gold")
+    first = params.selection.strategies[0]
+    other = next((name for name in params.selection.strategies if name == "random"), None)
+
+    def interval(values: pd.Series, name: str) -> str:
+        return str(stats.mean_interval(values.dropna(), runs.rng(params.seed, f"headline/{name}"), params.evaluation.bootstrap))
+
+    count = wide.notna().all(axis=1).sum()
+    numbers = {f"gold reward, base policy ({count} {over})": interval(wide["base"], "base"),
+               "gain of the biased proxy over the base policy": interval(wide["proxy"] - wide["base"], "proxy"),
+               f"gain of {first} over the proxy": interval(wide[first] - wide["proxy"], "first")}
+    if other and other != first:
+        numbers[f"gain of {first} over {other} at the same budget"] = interval(wide[first] - wide[other], "other")
+    area = predicts[predicts["measure"].str.startswith("wrong pairs found by |PACS|")].iloc[0]
+    numbers["wrong pairs found by |PACS|, area under ROC (0.5: chance)"] = str(stats.Interval(area["value"], area["low"], area["high"]))
+    return numbers
+
+
+def replicates(params: Params, prompts: pd.DataFrame, pool: pd.DataFrame, gold: np.ndarray) -> pd.DataFrame:
+    """The whole experiment again on the same completions with fresh seeds for split, bias, fit and selection.
+
+    prompts: all prompts of the run; pool, gold: their completions and (rows,) gold. Returns seed, policy (base, proxy, every
+    strategy, clean) and the MEASURES, means over that seed's evaluation prompts. The spread over seeds covers those four
+    choices; it does not cover the sampling of completions. Only for reward `probe`, policy `tilt`
+    and gold feedback.
+    """
+    from tqdm import tqdm
+
+    parts = []
+    for k in tqdm(range(params.evaluation.replicates), desc="replicates", unit="seed", mininterval=1):
+        parts.append(_replicate(params, prompts, pool.assign(gold=gold), runs.derive(params.seed, f"replicate/{k}")).assign(seed=k))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _replicate(params: Params, prompts: pd.DataFrame, pool: pd.DataFrame, seed: int) -> pd.DataFrame:
+    prompts = data.split(prompts.drop(columns="split"), params.split, seed)
+    where = pool["prompt_id"].map(dict(zip(prompts["prompt_id"], prompts["split"])))
+    train, feedback, evaluate = (pool[where == name].reset_index(drop=True) for name in data.SPLITS)
+    clean = data.preferences_from_gold(train, params.preferences.per_prompt, seed)
+    biased = bias.inject(clean, train, dict(zip(prompts["prompt_id"], prompts["category"])), params.bias, seed)
+    observed = bias.observed(biased)
+    proxy = refine.fit(params.reward, train, observed, seed)
+    setting = loop.Setting(params, seed, prompts, train.drop(columns="gold"), feedback.drop(columns="gold"), observed, proxy)
+    human = SimulatedHuman(lambda rows: rows["gold"].to_numpy(), feedback[["prompt_id", "index", "gold"]],
+                           params.feedback.noise, params.feedback.tie_margin, seed)
+    scores = {"proxy": proxy.score(evaluate)}
+    for strategy in reversed(params.selection.strategies):  # the figures' order: the method last, just above the ceiling
+        scores[strategy] = loop.run(strategy, setting, human, runs.Memory()).reward.score(evaluate)
+    scores["clean"] = refine.fit(params.reward, train, clean, seed).score(evaluate)
+    table = tilted(evaluate, evaluate["gold"].to_numpy(), scores, params.policy.beta)
+    return table.groupby("policy", sort=False)[list(MEASURES)].mean().reset_index()

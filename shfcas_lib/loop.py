@@ -1,0 +1,140 @@
+"""SHF-CAS rounds: pool, conflict, selection, feedback, refined reward, refined policy; each step is on disk before the next.
+
+    outcome = run("shf_cas", setting, annotator, stage / "shf_cas")
+    outcome.reward, outcome.labels, outcome.rounds
+
+One call is one strategy with the whole budget. A killed run that is started again reads the steps that are done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from shfcas_lib import policy_training, refine, runs
+from shfcas_lib.conflict import by_prompt, conflict_table
+from shfcas_lib.feedback import Annotator, LabelStore, ask
+from shfcas_lib.models import POLICY
+from shfcas_lib.params import Params
+from shfcas_lib.policies import log_ratio, tilt
+from shfcas_lib.pool import sample_adapted
+from shfcas_lib.selection import select
+
+if TYPE_CHECKING:
+    from shfcas_lib.models import Backbone
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every strategy starts from: pools of the training and the feedback prompts, the biased preferences that the proxy
+    saw, the proxy, and the prompts table."""
+
+    params: Params
+    seed: int
+    prompts: pd.DataFrame
+    train: pd.DataFrame
+    feedback: pd.DataFrame
+    observed: pd.DataFrame
+    proxy: refine.RewardModel
+    backbone: Backbone | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a strategy made of its budget: the refined reward, all labels, and one row per round (round, labels, kendall and
+    mean_abs_pacs of the pool it chose from, share of labels that contradict the reward of that round, share of ties)."""
+
+    reward: refine.RewardModel
+    labels: pd.DataFrame
+    rounds: pd.DataFrame
+
+
+def run(strategy: str, setting: Setting, annotator: Annotator, folder: runs.Stage | runs.Memory) -> Outcome:
+    """Spend the budget in rounds. Every round starts from the refined reward and the refined policy of the one before."""
+    params = setting.params
+    reward, current = setting.proxy, setting.feedback
+    known = pd.concat([setting.train, setting.feedback], ignore_index=True)
+    labels, history = [], []
+    with _store(folder) as store:
+        for number, budget in enumerate(_shares(params.selection.budget, params.selection.rounds), 1):
+            here = folder / f"round_{number}"
+            conflict = here.table("conflict", lambda: conflict_table(current, reward.score(current)))
+            asked = pd.concat(labels) if labels else None
+            generator = runs.rng(setting.seed, f"selection/{strategy}/{number}")
+            chosen = here.table("comparisons", lambda: select(strategy, conflict, budget, generator, params.selection, asked))
+            labels.append(here.table("labels", lambda: ask(chosen, annotator, store)))
+            history.append(_summary(number, conflict, labels[-1]))
+            training = refine.merge(setting.observed, pd.concat(labels), params.reward.feedback_weight)
+            reward = refine.fit(params.reward, known, training, runs.derive(setting.seed, f"reward/{strategy}/{number}"),
+                                name=f"refined_{strategy}", folder=_path(here), backbone=setting.backbone)
+            if number < params.selection.rounds:
+                current = _next_pool(setting, reward, known, current, number, here)
+                known = pd.concat([known, current]).drop_duplicates(["prompt_id", "index"], ignore_index=True)
+    return Outcome(reward, pd.concat(labels, ignore_index=True), pd.DataFrame(history))
+
+
+def train_policy(setting: Setting, reward: refine.RewardModel, pool: pd.DataFrame, folder: Path, name: str) -> None:
+    """Leave the policy adapter trained against `reward` on the backbone, read back from `folder` if it was trained before.
+
+    pool: completions of training and feedback prompts; evaluation prompts never take part.
+    """
+    if (folder / "done.json").exists():
+        setting.backbone.load_adapter(POLICY, folder / "adapter")
+        return
+    policy = setting.params.policy
+    pairs = policy_training.pairs(pool, reward.score(pool), policy, runs.rng(setting.seed, f"policy/{name}"))
+    policy_training.train(setting.backbone, pairs, policy, runs.derive(setting.seed, f"policy/{name}"))
+    setting.backbone.save_adapter(POLICY, folder / "adapter")
+    runs.write_json(folder / "done.json", {"pairs": len(pairs), "kind": policy.kind})
+
+
+def _next_pool(setting: Setting, reward, known: pd.DataFrame, current: pd.DataFrame, number: int, here) -> pd.DataFrame:
+    """The feedback pool under the refined policy.
+
+    A tilted policy lives on the sampled completions: they stay, and their logp becomes that of the tilted policy,
+    l + log(N w). A trained policy is sampled anew; its completions get indices of their own.
+    """
+    params = setting.params
+    if params.policy.kind == "tilt":
+        base = setting.feedback
+        ids = base["prompt_id"].to_numpy()
+        return base.assign(logp=base["logp"] + log_ratio(ids, tilt(ids, reward.score(base), params.policy.beta)))
+
+    def resample() -> pd.DataFrame:
+        train_policy(setting, reward, known, _path(here) / "policy", f"{here.folder.parent.name}/{number}")
+        asked = setting.prompts[setting.prompts["split"] == "feedback"]
+        fresh = sample_adapted(setting.backbone, POLICY, asked, params.sampling, runs.derive(setting.seed, f"pool/{number}"), f"round {number + 1} pool")
+        return fresh.assign(index=fresh["index"] + params.sampling.n * number)
+
+    return here.table("next_pool", resample)
+
+
+def _summary(number: int, conflict: pd.DataFrame, labels: pd.DataFrame) -> dict:
+    prompts = by_prompt(conflict)
+    reward = conflict.set_index(["prompt_id", "index"])["reward"]
+    margin = (reward.reindex(pd.MultiIndex.from_frame(labels[["prompt_id", "i"]])).to_numpy()
+              - reward.reindex(pd.MultiIndex.from_frame(labels[["prompt_id", "j"]])).to_numpy())
+    decided = labels["label"].to_numpy() != 0.5
+    wrong = decided & (np.sign(margin) != np.sign(labels["label"].to_numpy() - 0.5))
+    return {"round": number, "labels": len(labels), "kendall": prompts["kendall"].mean(), "mean_abs_pacs": prompts["mean_abs_pacs"].mean(),
+            "contradicted": wrong.sum() / max(1, decided.sum()), "ties": 1 - decided.mean() if len(labels) else 0.0}
+
+
+def _shares(budget: int | None, rounds: int) -> list[int | None]:
+    """The budget spread over rounds, earlier rounds getting what is left over."""
+    if budget is None:
+        return [None] * rounds
+    return [budget // rounds + (k < budget % rounds) for k in range(rounds)]
+
+
+def _store(folder) -> LabelStore:
+    path = _path(folder)
+    return LabelStore(path / "labels.sqlite" if path else Path(":memory:"))
+
+
+def _path(folder) -> Path | None:
+    return getattr(folder, "folder", None)

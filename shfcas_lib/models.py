@@ -1,0 +1,250 @@
+"""One backbone, many adapters: policy, reference, proxy and refined reward share one frozen, quantised model.
+
+    backbone = load_backbone(params.model)
+    with backbone.using(None):        # reference: adapters off
+        ...
+
+The reference policy is the backbone with every adapter off; each other role is a LoRA adapter on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shfcas_lib import assets
+from shfcas_lib.params import InputError, Lora, Model
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+POLICY = "default"  # TRL's DPOTrainer insists on this name for the adapter it trains
+
+
+@dataclass
+class Backbone:
+    """A causal language model, its tokenizer, and the LoRA adapters that live on it.
+
+    `causal` is the plain transformers model; PEFT puts its layers inside it, so calling `causal` runs whichever adapter
+    is in use. `peft` is PEFT's handle, None until the first adapter is added.
+    """
+
+    causal: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    system_prompt: str = ""
+    peft: Any = None
+    active: str | None = field(default=None)
+
+    @property
+    def device(self) -> torch.device:
+        return self.causal.get_input_embeddings().weight.device
+
+    @property
+    def context(self) -> int:
+        """Longest sequence the model was made for, in tokens."""
+        return getattr(self.causal.config, "max_position_embeddings", 1 << 30)
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Token ids that end a completion."""
+        ids = self.causal.generation_config.eos_token_id
+        if ids is None:
+            ids = self.tokenizer.eos_token_id
+        return list(ids) if isinstance(ids, (list, tuple)) else [ids]
+
+    def messages(self, prompt: str) -> list[dict[str, str]]:
+        """The chat that a prompt stands for: the system message, if one is set, then the user's turn."""
+        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+        return [*system, {"role": "user", "content": prompt}]
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Token ids of one prompt up to where the completion starts, through the chat template where there is one."""
+        if self.tokenizer.chat_template is None:
+            return self.tokenizer(self.prompt_text(prompt))["input_ids"]
+        return self.tokenizer.apply_chat_template(self.messages(prompt), add_generation_prompt=True, return_dict=True)["input_ids"]
+
+    def prompt_text(self, prompt: str) -> str:
+        """The prompt as plain text, for models without a chat template."""
+        return f"{self.system_prompt}\n\n{prompt}\n\n" if self.system_prompt else f"{prompt}\n\n"
+
+    def completion_ids(self, completion: str) -> list[int]:
+        """Token ids of a completion given as text, closed by the end-of-turn token."""
+        return self.tokenizer(completion, add_special_tokens=False)["input_ids"] + [self.stop_ids[0]]
+
+    def check_prompts(self, prompts: list[str], room: int) -> None:
+        """Raise InputError for a prompt that does not leave `room` tokens of context, or that spells a control token."""
+        control = [token for token in self.tokenizer.all_special_tokens if len(token) > 2]
+        for prompt in prompts:
+            spelt = next((token for token in control if token in prompt), None)
+            if spelt:
+                raise InputError(f"prompt {prompt[:60]!r} holds the model's control token {spelt!r}: remove it")
+            length = len(self.prompt_ids(prompt))
+            if length + room > self.context:
+                raise InputError(
+                    f"prompt {prompt[:60]!r} has {length} tokens; with max_new_tokens {room} that is more than the model's "
+                    f"context of {self.context}: shorten the prompt or sampling.max_new_tokens"
+                )
+
+    def add_adapter(self, name: str, lora: Lora, task: str = "CAUSAL_LM", seed: int = 0) -> None:
+        """Add a fresh adapter under `name`, replacing one of that name, and put it in use. New adapters change nothing yet."""
+        import torch
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules="all-linear", task_type=task)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.drop_adapter(name)
+            if self.peft is None:
+                self.peft = get_peft_model(self.causal, config, adapter_name=name)
+            else:
+                self.peft.add_adapter(name, config)
+        self.use(name)
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Put a saved adapter on the backbone as `name`, replacing one of that name. It is not put in use."""
+        from peft import PeftModel
+
+        self.drop_adapter(name)
+        if self.peft is None:
+            self.peft = PeftModel.from_pretrained(self.causal, str(folder), adapter_name=name)
+        else:
+            self.peft.load_adapter(str(folder), adapter_name=name)
+        self.use(None)
+
+    def save_adapter(self, name: str, folder: Path) -> None:
+        """Write an adapter as safetensors and its configuration into `folder`."""
+        import shutil
+        import tempfile
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+            self.peft.save_pretrained(scratch, selected_adapters=[name], safe_serialization=True)
+            saved = Path(scratch) / name  # PEFT puts the adapter called default at the top, all others below
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(saved if saved.is_dir() else scratch, folder)
+
+    def drop_adapter(self, name: str) -> None:
+        """Forget an adapter; unknown names are ignored. PEFT keeps at least one, so the last one stays until replaced."""
+        if self.peft is None or name not in self.peft.peft_config:
+            return
+        if len(self.peft.peft_config) == 1:
+            self.peft.unload()
+            self.peft = None
+        else:
+            self.peft.delete_adapter(name)
+        self.active = None
+
+    def use(self, name: str | None) -> None:
+        """Switch to adapter `name`, or to the bare backbone with None. No weights are copied."""
+        if self.peft is None:
+            if name is not None:
+                raise InputError(f"backbone has no adapter {name!r}")
+            return
+        if name is None:
+            self.peft.base_model.disable_adapter_layers()
+        else:
+            if name not in self.peft.peft_config:
+                raise InputError(f"backbone has no adapter {name!r} (it has: {', '.join(self.peft.peft_config)})")
+            self.peft.base_model.enable_adapter_layers()
+            self.peft.set_adapter(name)
+        self.active = name
+
+    @contextlib.contextmanager
+    def using(self, name: str | None) -> Iterator[None]:
+        """Use adapter `name` (None: the reference) inside the block, in eval mode, then go back to the one before."""
+        before = self.active
+        self.use(name)
+        self.causal.eval()
+        try:
+            yield
+        finally:
+            self.use(before if self.peft is not None and before in self.peft.peft_config else None)
+
+
+def load_backbone(model: Model) -> Backbone:
+    """Load the backbone of a run: an embedded asset, a local folder or a hub id, quantised as asked.
+
+    Raises InputError when the source cannot be found or bitsandbytes is missing.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    device = pick_device(model.device)
+    source = _resolve(model.source)
+    dtype = _dtype(model.dtype, device)
+    common = {"revision": model.revision} if model.revision else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **common)
+        causal = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, device_map={"": device}, use_safetensors=True,
+            quantization_config=_quantisation(model.quantisation, dtype), **common)
+    except OSError as error:
+        first = str(error).strip().splitlines()[0]
+        raise InputError(f"model.source {model.source!r}: no such embedded model, local folder or reachable hub id ({first})") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token_id = tokenizer.eos_token_id
+    causal.eval().requires_grad_(False)
+    if dtype == torch.float32:
+        _keep_float32(causal)
+    return Backbone(causal, tokenizer, model.system_prompt)
+
+
+def pick_device(wanted: str) -> str:
+    """`auto` is a GPU where there is one. Raises InputError for a GPU that is not there."""
+    import torch
+
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InputError("model.device: found 'cuda', but this machine shows no GPU: use 'auto' or 'cpu'")
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted
+
+
+def _keep_float32(causal: PreTrainedModel) -> None:
+    """Compute in float32 where float32 was asked for.
+
+    On CPUs with bfloat16 instructions bitsandbytes 0.50 runs 4-bit layers through a bfloat16 kernel whatever the compute
+    type says. It is 1.4 times as fast, and the log-probability of one completion then differs by 0.3 between decoding and
+    re-scoring, and between machines; in float32 they agree to 5e-5. `model.dtype: bfloat16` takes the fast kernel.
+    """
+    for module in causal.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _resolve(source: str) -> str:
+    if source in assets.ASSETS:
+        return str(assets.asset_path(source))
+    folder = Path(source).expanduser()
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise InputError(f"model.source {source!r}: the folder has no config.json")
+    return str(folder) if folder.exists() else source
+
+
+def _dtype(name: str, device: str) -> torch.dtype:
+    import torch
+
+    return getattr(torch, {"cpu": "float32", "cuda": "bfloat16"}[device] if name == "auto" else name)
+
+
+def _quantisation(kind: str, dtype: torch.dtype):
+    if kind == "none":
+        return None
+    import importlib.util
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f"model.quantisation: found {kind!r}, which needs the package bitsandbytes: install it, or use 'none'")
+    from transformers import BitsAndBytesConfig
+
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)

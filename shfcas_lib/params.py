@@ -1,0 +1,327 @@
+"""A run's parameters: one YAML file becomes one validated, typed, frozen object.
+
+    params = load("params/quickstart.yaml")
+    params.sampling.n
+
+Every key has a default and a description (`python -m shfcas_lib keys` prints them all). Bad input raises InputError: one
+sentence that names the file, the key, what was found and what was expected.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class InputError(ValueError):
+    """Bad input from outside: a parameter, a file, a table. The message is one sentence a user can act on."""
+
+
+class Block(BaseModel):
+    """A group of parameters. Strict: a number that YAML read as text is an error, not a guess."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
+
+
+Unit = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Model(Block):
+    source: str = Field("smollm2-135m-instruct", description="embedded model, hub id, or local folder")
+    revision: str | None = Field(None, description="hub revision to pin")
+    quantisation: Literal["nf4", "int8", "none"] = Field("nf4", description="bitsandbytes quantisation of the backbone")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="compute type; auto is float32 on a CPU and bfloat16 on a GPU")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
+    system_prompt: str = Field("", description="system message before every prompt; empty: the model's own default")
+
+
+class Prompts(Block):
+    n: Count | None = Field(None, description="how many prompts to take, evenly over categories; null: all")
+    categories: list[str] | None = Field(None, description="keep only these categories; null: all")
+    file: str | None = Field(None, description="your own prompts: jsonl, jsonl.gz, parquet or csv with a `prompt` column")
+
+
+class Preferences(Block):
+    file: str | None = Field(
+        None, description="your own TRL-format pairs (jsonl, jsonl.gz, parquet, csv); null: gold labels on sampled pairs")
+    per_prompt: Count = Field(8, description="pairs drawn per training prompt when the preferences are built from samples")
+
+
+class Split(Block):
+    train: Positive = Field(0.4, description="share of prompts whose preferences train the proxy")
+    feedback: Positive = Field(0.3, description="share of prompts about which the human is asked")
+    evaluate: Positive = Field(0.3, description="share of prompts that only the evaluation sees")
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> Split:
+        if abs(self.train + self.feedback + self.evaluate - 1) > 1e-6:
+            raise ValueError("train + feedback + evaluate must be 1")
+        return self
+
+
+class Sampling(Block):
+    n: Annotated[int, Field(ge=2)] = Field(8, description="completions per prompt (N)")
+    temperature: Positive = Field(0.7, description="sampling temperature; logp is always that of temperature 1")
+    top_k: Annotated[int, Field(ge=0)] = Field(0, description="0: off")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="1: off")
+    max_new_tokens: Count = Field(48, description="longest completion, in tokens")
+    batch_size: Count = Field(128, description="completions decoded at once; never changes what is sampled")
+
+
+class Noise(Block):
+    kind: Literal["noise"]
+    rate: Unit = Field(description="probability that a label is flipped (epsilon)")
+
+
+class Attribute(Block):
+    kind: Literal["attribute"]
+    attribute: str = Field(description="length, compliance, flattery, markdown, keyword:WORD, or your own module:function")
+    strength: Unit = Field(description="probability that the annotator follows the attribute instead of quality (s)")
+
+
+class Coverage(Block):
+    kind: Literal["coverage"]
+    absent: list[str] = Field(description="categories whose preferences are missing from the proxy's training data")
+
+
+Mechanism = Annotated[Noise | Attribute | Coverage, Field(discriminator="kind")]
+
+
+class Lora(Block):
+    r: Count = Field(8, description="rank")
+    alpha: Count = Field(32, description="scale numerator")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="dropout on the adapter's input")
+
+
+class Reward(Block):
+    kind: Literal["probe", "lora"] = Field("probe", description="probe: linear head on pooled features; lora: LoRA + score head")
+    l2: Positive = Field(300.0, description="probe: ridge penalty on standardised features")
+    feedback_weight: Positive = Field(3.0, description="weight of one human label against one biased pair")
+    learning_rate: Positive = Field(1.0e-4, description="lora: learning rate")
+    epochs: Count = Field(2, description="lora: passes over the pairs")
+    batch_size: Count = Field(8, description="lora: pairs per step")
+    lora: Lora = Lora()
+
+
+class Gold(Block):
+    kind: str = Field("task", description="task (the task's own), relevance, safety, model:ID, your own module:function, or none")
+
+
+Strategy = Literal["shf_cas", "shf_cas_threshold", "pacs", "kendall", "random"]
+
+
+class Selection(Block):
+    strategies: Annotated[list[Strategy], Field(min_length=1)] = Field(
+        ["shf_cas", "random"], description="strategies compared, each with the same budget")
+    budget: Count | None = Field(120, description="comparisons in all (B); null: all that shf_cas_threshold finds")
+    rounds: Count = Field(2, description="SHF-CAS rounds the budget is spread over")
+    top_share: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="budget form: share of prompts kept after ranking by K")
+    delta: Annotated[float, Field(ge=0)] = Field(1.0, description="threshold form: mean |PACS| must exceed this")
+    tau: Unit = Field(0.5, description="threshold form: K must reach this")
+
+
+    @model_validator(mode="after")
+    def _budget_or_threshold(self) -> Selection:
+        if self.budget is None and self.strategies != ["shf_cas_threshold"]:
+            raise ValueError("budget may be null only where shf_cas_threshold is the one strategy")
+        if self.budget is not None and self.budget < self.rounds:
+            raise ValueError(f"a budget of {self.budget} cannot be spread over {self.rounds} rounds")
+        if len(set(self.strategies)) < len(self.strategies):
+            raise ValueError("a strategy is named twice")
+        return self
+
+
+class Feedback(Block):
+    kind: Literal["gold", "replay"] = Field("gold", description="gold: simulated human; replay: answers from a file")
+    file: str | None = Field(None, description="replay: table with prompt_id, i, j, answer (first, second or tie)")
+    noise: Unit = Field(0.0, description="simulated human: probability of answering the wrong way round")
+    tie_margin: Annotated[float, Field(ge=0)] = Field(0.0, description="simulated human: gold differences up to this are ties")
+
+
+class Policy(Block):
+    kind: Literal["tilt", "dpo", "rso"] = Field("tilt", description="tilt: closed form on the pool; dpo, rso: train the adapter")
+    beta: Positive = Field(0.5, description="strength of the KL anchor, on rewards of unit within-prompt spread")
+    dpo_beta: Positive = Field(0.1, description="dpo, rso: TRL's beta")
+    learning_rate: Positive = Field(5.0e-4, description="dpo, rso: learning rate")
+    epochs: Count = Field(1, description="dpo, rso: passes over the pairs")
+    batch_size: Count = Field(8, description="dpo, rso: pairs per step")
+    pairs: Count = Field(104, description="dpo, rso: preference pairs made with the reward")
+    lora: Lora = Lora()
+
+
+class Evaluation(Block):
+    bootstrap: Annotated[int, Field(ge=100)] = Field(4000, description="resamples behind every interval")
+    replicates: Annotated[int, Field(ge=0)] = Field(
+        20, description="extra seeds (split, bias, fit, selection) on the same completions; probe and tilt only")
+    betas: Annotated[list[Positive], Field(min_length=2)] = Field(
+        [8.0, 4.0, 2.0, 1.0, 0.5, 0.25, 0.125, 0.0625], description="anchors of the over-optimisation curve")
+
+
+class Params(Block):
+    """One run. `task` picks the embedded prompts and gold; `prompts.file` and `preferences.file` replace them."""
+
+    run: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = Field("quickstart", description="name of the run folder")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="the one seed of the run; 0 is a seed")
+    task: Literal["helpfulness", "safety"] = Field("helpfulness", description="embedded task")
+    model: Model = Model()
+    prompts: Prompts = Prompts()
+    split: Split = Split()
+    sampling: Sampling = Sampling()
+    preferences: Preferences = Preferences()
+    bias: list[Mechanism] = Field([], description="mechanisms that spoil the preferences, applied in this order")
+    gold: Gold = Gold()
+    reward: Reward = Reward()
+    selection: Selection = Selection()
+    feedback: Feedback = Feedback()
+    policy: Policy = Policy()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _kinds_that_go_together(self) -> Params:
+        closed = (self.reward.kind, self.policy.kind, self.feedback.kind) == ("probe", "tilt", "gold")
+        if self.evaluation.replicates and not closed:
+            raise ValueError("evaluation.replicates needs reward.kind probe, policy.kind tilt and feedback.kind gold: set it to 0")
+        if self.feedback.kind == "gold" and self.gold.kind == "none":
+            raise ValueError("feedback.kind gold needs a gold reward, but gold.kind is none")
+        return self
+
+
+def load(path: str | Path) -> Params:
+    """Read and validate one YAML file. Raises InputError."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read parameter file {path}: {error}") from error
+    try:
+        values = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds {type(values).__name__}, expected a mapping of parameters")
+    return check(values, str(path))
+
+
+def from_notebook(namespace: dict[str, Any]) -> Params:
+    """Validate the variables that a notebook's parameter cells set (its own defaults, then what Papermill injected).
+
+    Those cells start with the word `# Parameters`, which is how Papermill heads its own; a name in them that is no
+    parameter is an error here, where Papermill alone would only warn.
+    """
+    values: dict[str, Any] = {}
+    for source in namespace.get("In", []):
+        if source.startswith("# Parameters"):
+            for node in ast.parse(source).body:
+                if isinstance(node, ast.Assign):
+                    values |= {target.id: _value(node.value, namespace[target.id]) for target in node.targets if isinstance(target, ast.Name)}
+    return check(values, "the notebook's parameters")
+
+
+def _value(node: ast.expr, otherwise: Any) -> Any:
+    """What the cell says where it says it literally: later cells may use the same name for something else."""
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return otherwise
+
+
+def check(values: dict[str, Any], origin: str) -> Params:
+    """Validate a mapping of parameters. `origin` is what the error message calls it."""
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{origin}: {_sentence(error.errors()[0], values)}") from error
+
+
+def fingerprint(*parts: Any) -> str:
+    """Sixteen hex digits that change when any of the parts (blocks or plain data) changes."""
+    plain = [part.model_dump() if isinstance(part, BaseModel) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=_dump).encode()).hexdigest()[:16]
+
+
+def _dump(value: Any) -> Any:
+    return value.model_dump() if isinstance(value, BaseModel) else str(value)
+
+
+def keys() -> list[tuple[str, str, str]]:
+    """Every parameter as (dotted name, default, description), in the order of the file."""
+    return list(_keys(Params, ""))
+
+
+def _keys(block: type[BaseModel], prefix: str):
+    for name, field in block.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Block):
+            yield from _keys(field.annotation, f"{prefix}{name}.")
+        else:
+            default = "(required)" if field.is_required() else json.dumps(field.get_default(), default=_dump)
+            yield prefix + name, default, field.description or ""
+            if name == "bias":
+                for mechanism in (Noise, Attribute, Coverage):
+                    kind = mechanism.__name__.lower()
+                    for key, inner in mechanism.model_fields.items():
+                        if key != "kind":
+                            yield f"bias[kind: {kind}].{key}", "(required)", inner.description or ""
+
+
+def _sentence(error: dict, values: dict) -> str:
+    kinds = {"noise", "attribute", "coverage"}  # pydantic names the branch of a union; the user's file has no such key
+    where = ".".join(str(part) for i, part in enumerate(error["loc"]) if not (part in kinds and i and isinstance(error["loc"][i - 1], int)))
+    found = error.get("input")
+    if error["type"] == "extra_forbidden":
+        valid = _siblings(error["loc"])
+        near = difflib.get_close_matches(str(error["loc"][-1]), valid, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"unknown parameter {where!r}{hint} (valid: {', '.join(valid)})"
+    if isinstance(found, str) and error["type"] in ("float_type", "int_type"):
+        return f"{where}: YAML read {found!r} as text, expected a number{_as_number(found)}"
+    if error["type"] == "missing":
+        return f"{where}: missing"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    shown = json.dumps(found, default=str)
+    return f"{where or 'parameters'}: found {shown if len(shown) < 80 else shown[:77] + '...'}, {message[0].lower() + message[1:]}"
+
+
+def _as_number(text: str) -> str:
+    try:
+        mantissa, _, exponent = f"{float(text):e}".partition("e")
+    except ValueError:
+        return ""
+    return f" (write {float(mantissa)}e{exponent})" if "e" in text.lower() else f" (write {text.strip()} without quotes)"
+
+
+def _siblings(loc: tuple) -> list[str]:
+    block: Any = Params
+    for part in loc[:-1]:
+        if part in ("noise", "attribute", "coverage") and block is list:
+            block = {"noise": Noise, "attribute": Attribute, "coverage": Coverage}[part]
+        elif isinstance(part, int):
+            block = list
+        elif isinstance(block, type) and issubclass(block, BaseModel):
+            block = block.model_fields[part].annotation
+    return list(block.model_fields) if isinstance(block, type) and issubclass(block, BaseModel) else []
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice and aliases (which can make a small file explode)."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.YAMLError(f"key {name!r} is given twice")
+        return super().construct_mapping(node, deep)

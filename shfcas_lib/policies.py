@@ -1,0 +1,47 @@
+"""Refined policies in closed form: rewards and a pool go in, weights over each prompt's completions come out.
+
+KL-regularised RLHF, max E[r] - beta KL(pi' || pi), has the solution pi'(y|x) proportional to pi(y|x) exp(r(x,y)/beta)
+(for example Rafailov et al. 2023, eq. 4). On N samples from pi it is a reweighting of the samples: no training, and
+expected reward, gold and KL come from the table. beta to 0 is best-of-N; beta to infinity is the base policy.
+Trained policies (`dpo`, `rso`) are in module policy_training.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+
+def tilt(prompt_ids: np.ndarray, reward: np.ndarray, beta: float) -> np.ndarray:
+    """Weights proportional to exp(reward / beta), summing to 1 within each prompt. prompt_ids, reward: (rows,); beta > 0."""
+    scaled = pd.Series(np.asarray(reward, float) / beta)
+    groups = np.asarray(prompt_ids)
+    raised = np.exp(scaled - scaled.groupby(groups).transform("max"))
+    return (raised / raised.groupby(groups).transform("sum")).to_numpy()
+
+
+def log_ratio(prompt_ids: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """log pi'(y)/pi(y) of each completion under tilted weights: log(N w); (rows,)."""
+    size = pd.Series(weights).groupby(np.asarray(prompt_ids)).transform("size").to_numpy()
+    return np.log(np.maximum(size * np.asarray(weights), 1e-300))
+
+
+def per_prompt(prompt_ids: np.ndarray, weights: np.ndarray, values: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Expectations under weights, one row per prompt: prompt_id, kl (nats, from the uniform weights of the samples), and one
+    column per entry of `values` (name to (rows,) array)."""
+    weights = np.asarray(weights)
+    table = pd.DataFrame({name: weights * np.asarray(value, float) for name, value in values.items()})
+    table["kl"] = weights * log_ratio(prompt_ids, weights)
+    return table.groupby(np.asarray(prompt_ids)).sum().rename_axis("prompt_id").reset_index()
+
+
+def win_rate(prompt_ids: np.ndarray, weights: np.ndarray, gold: np.ndarray) -> pd.DataFrame:
+    """Per prompt, the probability that a draw from the weighted policy has higher gold than a draw from the base policy
+    (equal weights), ties counting one half: columns prompt_id, win."""
+    rows = []
+    table = pd.DataFrame({"prompt_id": prompt_ids, "weight": weights, "gold": gold})
+    for prompt, part in table.groupby("prompt_id"):
+        g = part["gold"].to_numpy()
+        beats = (np.sign(g[:, None] - g[None, :]) + 1) / 2
+        rows.append((prompt, float(part["weight"].to_numpy() @ beats.mean(1))))
+    return pd.DataFrame(rows, columns=["prompt_id", "win"])

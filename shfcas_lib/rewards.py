@@ -1,0 +1,127 @@
+"""Reward models: preferences go in, a reward comes out; reward and pool give scores.
+
+    reward = fit_probe(pool, preferences, l2=60)
+    reward.score(pool)                  # (completions,) float64
+
+`probe` is a Bradley-Terry head on the backbone's frozen, pooled hidden states, which the pool stores as it samples. It is
+convex: the same data gives the same reward. `lora` (module lora_reward) is the paper's: LoRA and a score head, by TRL.
+Every reward is scaled to unit spread (mean within-prompt standard deviation over the completions it was fitted on), so
+that one beta means the same for all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from shfcas_lib import pool as pools
+from shfcas_lib import runs
+from shfcas_lib.params import InputError
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear reward on the `design` of pooled features.
+
+    mean, std: (2, 4 x hidden), of the features and of the products; weight: (4 x hidden,) for the completion's mean, start and
+    end, and for mean times prompt; spread: what scores are divided by.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    weight: np.ndarray
+    spread: float = 1.0
+
+    def score(self, pool: pd.DataFrame) -> np.ndarray:
+        """Rewards of a pool table's completions, (rows,)."""
+        return design(pools.features(pool), self.mean, self.std) @ self.weight / self.spread
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file, whole or not at all."""
+        from safetensors.numpy import save_file
+
+        with runs.atomic(path) as target:
+            save_file({"mean": self.mean, "std": self.std, "weight": self.weight, "spread": np.array([self.spread])}, target)
+
+    @classmethod
+    def load(cls, path: Path) -> Probe:
+        """Read what `save` wrote."""
+        from safetensors.numpy import load_file
+
+        parts = load_file(path)
+        return cls(parts["mean"], parts["std"], parts["weight"], float(parts["spread"][0]))
+
+
+def design(features: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """What the probe is linear in, (rows, 4 x hidden): the completion's mean, start and end states, standardised, and the
+    product of mean state and prompt state. A reward compares completions of one prompt, so the prompt alone would cancel; the product
+    lets it say which completions suit this prompt."""
+    standard = (features - mean[0]) / std[0]
+    hidden = standard.shape[1] // 4
+    product = (standard[:, :hidden] * standard[:, 3 * hidden :] - mean[1, :hidden]) / std[1, :hidden]
+    return np.hstack([standard[:, : 3 * hidden], product])
+
+
+def fit_probe(pool: pd.DataFrame, preferences: pd.DataFrame, l2: float) -> Probe:
+    """Maximum a posteriori Bradley-Terry fit (Bradley and Terry 1952) on differences of the design.
+
+    pool: pool table that holds every completion named. preferences: prompt_id, i, j, label in [0, 1], optional weight.
+    Minimises sum_k weight_k * crossentropy(label_k, sigmoid(w . (d_i - d_j))) + l2 / 2 |w|^2, standardised on the
+    completions that the preferences name. Raises InputError for no preferences or a completion that is missing.
+    """
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
+    if not len(preferences):
+        raise InputError("no preferences to train a reward on")
+    position = pd.Series(np.arange(len(pool)), index=pd.MultiIndex.from_frame(pool[["prompt_id", "index"]]))
+    first, second = (_locate(position, preferences, column) for column in ("i", "j"))
+    used, rows = np.unique(np.concatenate([first, second]), return_inverse=True)
+    features = pools.features(pool.iloc[used])
+    mean, std = _moments(features)
+    columns = design(features, mean, std)
+    difference = columns[rows[: len(first)]] - columns[rows[len(first) :]]
+    label = preferences["label"].to_numpy(float)
+    weight = preferences["weight"].to_numpy(float) if "weight" in preferences else np.ones(len(preferences))
+
+    def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
+        margin = difference @ w
+        value = weight @ (np.logaddexp(0, margin) - label * margin) + l2 / 2 * w @ w
+        return value, difference.T @ (weight * (expit(margin) - label)) + l2 * w
+
+    w = minimize(loss, np.zeros(difference.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 1000, "ftol": 1e-12, "gtol": 1e-6}).x
+    return Probe(mean, std, w, spread(columns @ w, pool["prompt_id"].to_numpy()[used]))
+
+
+def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means and standard deviations that `design` needs, each (2, 4 x hidden); a feature that does not vary gets 1."""
+    mean, std = (np.zeros((2, features.shape[1])), np.ones((2, features.shape[1])))
+    mean[0], std[0] = features.mean(0), _or_one(features.std(0))
+    hidden = features.shape[1] // 4
+    standard = (features - mean[0]) / std[0]
+    product = standard[:, :hidden] * standard[:, 3 * hidden :]
+    mean[1, :hidden], std[1, :hidden] = product.mean(0), _or_one(product.std(0))
+    return mean, std
+
+
+def _or_one(std: np.ndarray) -> np.ndarray:
+    return np.where(std < 1e-8, 1.0, std)
+
+
+def spread(scores: np.ndarray, prompt_ids: np.ndarray) -> float:
+    """Mean within-prompt population standard deviation of scores; 1 where nothing varies."""
+    deviation = pd.Series(scores).groupby(np.asarray(prompt_ids)).std(ddof=0)
+    mean = float(deviation.mean())
+    return mean if mean > 1e-12 else 1.0
+
+
+def _locate(position: pd.Series, preferences: pd.DataFrame, column: str) -> np.ndarray:
+    rows = position.reindex(pd.MultiIndex.from_frame(preferences[["prompt_id", column]])).to_numpy()
+    missing = np.flatnonzero(np.isnan(rows.astype(float)))
+    if len(missing):
+        row = preferences.iloc[missing[0]]
+        raise InputError(f"preferences name completion {row[column]} of prompt {row['prompt_id']}, which is not in the pool")
+    return rows.astype(int)

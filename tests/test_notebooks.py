@@ -1,0 +1,157 @@
+"""The four notebooks and the command line, end to end on a tiny model; then once more under nbval."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+
+from shfcas_lib import params
+from shfcas_lib.__main__ import NOTEBOOKS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def settings(tiny_model, **changes):
+    """A run of a few seconds: 60 prompts, 4 short completions, random tiny model."""
+    values = {
+        "run": "tiny", "seed": 0, "model": {"source": str(tiny_model), "quantisation": "none"}, "prompts": {"n": 60},
+        "sampling": {"n": 4, "max_new_tokens": 8}, "gold": {"kind": "tiny_gold:vowels"},
+        "bias": [{"kind": "attribute", "attribute": "tiny_gold:consonants", "strength": 0.7}, {"kind": "noise", "rate": 0.1},
+                 {"kind": "coverage", "absent": ["travel"]}],
+        "selection": {"budget": 12, "rounds": 2}, "evaluation": {"replicates": 2, "bootstrap": 200},
+    }
+    return values | changes
+
+
+def environment(runs_folder):
+    return os.environ | {"SHFCAS_RUNS": str(runs_folder), "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def command(*words, runs_folder, check=True):
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment(runs_folder), capture_output=True, text=True)
+    assert not check or done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model, tmp_path_factory):
+    """A run made by the command line: (yaml, runs folder, what the command printed)."""
+    folder = tmp_path_factory.mktemp("finished")
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(settings(tiny_model)))
+    command("-m", "shfcas_lib", "check", str(path), runs_folder=folder)
+    done = command("-m", "shfcas_lib", "run", str(path), runs_folder=folder)
+    return path, folder, done.stdout
+
+
+def test_run_leaves_every_artifact(finished):
+    _, folder, _ = finished
+    run = folder / "tiny"
+    for stage in ("01_proxy", "02_conflict", "03_feedback", "04_evaluation"):
+        assert json.loads((run / stage / "metrics.json").read_text())
+    for figure in ("01_proxy/figures/proxy_errors", "02_conflict/figures/pacs_plane", "03_feedback/figures/contradictions",
+                   "04_evaluation/figures/gold_reward", "04_evaluation/figures/over_optimisation", "04_evaluation/figures/seeds"):
+        for suffix in (".png", ".svg", ".csv"):
+            assert (run / f"{figure}{suffix}").stat().st_size > 100
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["seed"] == 0 and facts["versions"]["torch"] and any("replicates" in k for k in facts["seconds"])
+    assert not list(run.rglob(".*")), "a temporary file was left behind"
+
+
+def test_run_prints_the_numbers_and_so_does_numbers(finished):
+    path, folder, printed = finished
+    again = command("-m", "shfcas_lib", "numbers", str(path), runs_folder=folder).stdout
+    assert again in printed
+    assert sum("[" in line for line in again.splitlines()) == 5
+
+
+def test_splits_of_a_finished_run_are_disjoint(finished):
+    _, folder, _ = finished
+    ids = [set(pd.read_parquet(folder / "tiny" / t)["prompt_id"]) for t in (
+        "01_proxy/pool_train.parquet", "02_conflict/pool_feedback.parquet", "01_proxy/pool_evaluate.parquet")]
+    assert ids[0] and ids[1] and ids[2] and not (ids[0] & ids[1] | ids[0] & ids[2] | ids[1] & ids[2])
+    asked = pd.read_parquet(folder / "tiny" / "03_feedback/shf_cas/round_1/labels.parquet")
+    assert set(asked["prompt_id"]) <= ids[1]
+
+
+def test_nbval_finds_the_same_outputs_in_a_fresh_run(finished, tmp_path):
+    """The executed notebooks hold the outputs of the first run; nbval runs them again in an empty folder and compares."""
+    _, folder, _ = finished
+    notebooks = [str(folder / "tiny" / "notebooks" / f"{name}.ipynb") for name in NOTEBOOKS]
+    done = subprocess.run([sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-cell-timeout=300", "-p", "no:cacheprovider", "-q", *notebooks],
+                          cwd=tmp_path, env=environment(tmp_path / "runs"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert (tmp_path / "runs" / "tiny" / "04_evaluation" / "metrics.json").exists()
+
+
+def test_one_notebook_alone_with_papermill(finished, tmp_path):
+    path, folder, _ = finished
+    done = subprocess.run([str(Path(sys.executable).parent / "papermill"), "notebooks/02_conflict_analysis.ipynb", str(tmp_path / "out.ipynb"),
+                           "-f", str(path)], cwd=ROOT, env=environment(folder), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "PACS" in (tmp_path / "out.ipynb").read_text()
+
+
+def test_a_notebook_before_its_turn_says_which_one_is_missing(tiny_model, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(settings(tiny_model, run="unborn")))
+    done = subprocess.run([str(Path(sys.executable).parent / "papermill"), "notebooks/02_conflict_analysis.ipynb", str(tmp_path / "out.ipynb"),
+                           "-f", str(path)], cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True)
+    assert done.returncode != 0 and "run notebook 01" in done.stderr
+
+
+def test_papermill_refuses_a_misspelt_parameter(tiny_model, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(settings(tiny_model) | {"sampling": {"tempratur": 1.0}}))
+    done = subprocess.run([str(Path(sys.executable).parent / "papermill"), "notebooks/01_proxy_bias_injection.ipynb", str(tmp_path / "out.ipynb"),
+                           "-f", str(path)], cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True)
+    assert done.returncode != 0 and "did you mean 'temperature'" in done.stderr
+
+
+def test_other_parameters_in_the_same_folder_are_refused_before_any_kernel(finished, tiny_model, tmp_path):
+    _, folder, _ = finished
+    path = tmp_path / "other.yaml"
+    path.write_text(yaml.safe_dump(settings(tiny_model, seed=1)))
+    done = command("-m", "shfcas_lib", "run", str(path), runs_folder=folder, check=False)
+    assert done.returncode == 2
+    assert "seed: 0 there, 1 now" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_lora_reward_and_dpo_policy_through_the_notebooks(tiny_model, tmp_path):
+    """The trained kinds take the same four notebooks: a LoRA reward, then policies trained against it."""
+    path = tmp_path / "lora.yaml"
+    path.write_text(yaml.safe_dump(settings(
+        tiny_model, run="lora", prompts={"n": 40}, reward={"kind": "lora", "learning_rate": 1.0e-3, "epochs": 1},
+        selection={"budget": 6, "rounds": 2, "strategies": ["shf_cas"]}, policy={"kind": "dpo", "pairs": 8},
+        evaluation={"replicates": 0, "bootstrap": 200})))
+    command("-m", "shfcas_lib", "run", str(path), runs_folder=tmp_path)
+    summary = pd.read_parquet(tmp_path / "lora" / "04_evaluation" / "trained_summary.parquet")
+    assert {"base", "proxy", "shf_cas"} == set(summary["policy"])
+    second = pd.read_parquet(tmp_path / "lora" / "03_feedback" / "shf_cas" / "round_1" / "next_pool.parquet")
+    assert second["index"].min() == 4, "completions of the second round have indices of their own"
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_are_thin_and_committed_without_outputs(name):
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    assert len(code) <= 16 and max(cell.source.count("\n") for cell in code) < 20
+    assert not any(line.startswith(("def ", "class ")) for cell in code for line in cell.source.splitlines())
+    tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_defaults_are_the_quickstart(name):
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    source = next(cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    namespace = {"In": ["", source]}
+    exec(source, namespace)  # noqa: S102 (a cell of this repository)
+    assert params.from_notebook(namespace) == params.load(ROOT / "params" / "quickstart.yaml")

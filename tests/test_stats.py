@@ -1,0 +1,175 @@
+"""Intervals, ROC and paired tests against known answers and against scipy and scikit-learn."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import wilcoxon
+from sklearn import metrics
+
+from shfcas_lib.params import InputError
+from shfcas_lib.stats import Interval, cluster_interval, mean_interval, roc_auc, roc_curve, spearman, wilcoxon_p
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(params=["continuous", "tied"])
+def classified(request):
+    """(positive, score) of 200 items, with and without ties in the score."""
+    generator = rng(4)
+    positive = generator.random(200) < 0.3
+    score = generator.normal(size=200) + positive
+    return positive, np.round(score) if request.param == "tied" else score
+
+
+def test_mean_interval_covers_the_true_mean_about_as_often_as_it_says():
+    generator = rng()
+    hits = 0
+    for _ in range(300):
+        interval = mean_interval(generator.normal(5, 2, 40), generator, resamples=400)
+        hits += interval.low <= 5 <= interval.high
+    assert 0.89 <= hits / 300 <= 0.98
+
+
+def test_mean_interval_has_the_width_of_the_normal_approximation():
+    values = rng().normal(size=400)
+    interval = mean_interval(values, rng())
+    assert interval.value == pytest.approx(values.mean())
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+
+
+def test_a_higher_level_is_wider():
+    values = rng().normal(size=50)
+    narrow, wide = (mean_interval(values, rng(), level=level) for level in (0.8, 0.99))
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_two_calls_with_the_same_seed_agree_and_another_seed_differs():
+    values = rng().normal(size=30)
+    assert mean_interval(values, rng(1)) == mean_interval(values, rng(1))
+    assert mean_interval(values, rng(1)) != mean_interval(values, rng(2))
+
+
+def test_one_value_or_equal_values_have_no_width():
+    for values in ([0.3], [0.3, 0.3, 0.3]):
+        interval = mean_interval(values, rng())
+        assert (interval.low, interval.value, interval.high) == pytest.approx((0.3, 0.3, 0.3))
+
+
+@pytest.mark.parametrize("values", [[], [1.0, np.nan], [1.0, np.inf], [[1.0, 2.0]]])
+def test_mean_interval_refuses_what_has_no_mean(values):
+    with pytest.raises(InputError, match="mean_interval"):
+        mean_interval(values, rng())
+
+
+def test_interval_prints_and_goes_into_json():
+    interval = Interval(np.float64(0.5), np.float64(0.25), np.float64(0.75))
+    assert str(interval) == "0.500 [0.250, 0.750]"
+    assert json.loads(json.dumps(interval.dict())) == {"value": 0.5, "low": 0.25, "high": 0.75, "level": 0.95}
+
+
+@pytest.fixture
+def duplicated():
+    """25 prompts, each with ten copies of one value: 250 rows that hold 25 observations."""
+    values = rng(3).normal(size=25)
+    return values, pd.DataFrame({"prompt_id": np.repeat(range(25), 10), "value": np.repeat(values, 10)})
+
+
+def test_cluster_interval_is_wider_than_a_bootstrap_of_duplicated_rows(duplicated):
+    _, table = duplicated
+    cluster = cluster_interval(table, "prompt_id", lambda t: t["value"].mean(), rng(), resamples=500)
+    rows = mean_interval(table["value"], rng())
+    assert (cluster.high - cluster.low) / (rows.high - rows.low) == pytest.approx(np.sqrt(10), rel=0.15)
+
+
+def test_cluster_interval_equals_the_interval_of_the_observations(duplicated):
+    values, table = duplicated
+    cluster = cluster_interval(table, "prompt_id", lambda t: t["value"].mean(), rng(), resamples=500)
+    direct = mean_interval(values, rng())
+    assert cluster.value == pytest.approx(direct.value)
+    assert cluster.high - cluster.low == pytest.approx(direct.high - direct.low, rel=0.15)
+
+
+def test_cluster_interval_repeats_with_the_same_seed(duplicated):
+    _, table = duplicated
+    one, other = (cluster_interval(table, "prompt_id", lambda t: t["value"].mean(), rng(), resamples=50) for _ in range(2))
+    assert one == other
+
+
+def test_cluster_interval_does_not_depend_on_the_order_of_rows(duplicated):
+    _, table = duplicated
+    one = cluster_interval(table, "prompt_id", lambda t: t["value"].mean(), rng(), resamples=50)
+    other = cluster_interval(table.sample(frac=1, random_state=1), "prompt_id", lambda t: t["value"].mean(), rng(), resamples=50)
+    assert (one.low, one.high) == pytest.approx((other.low, other.high))
+
+
+def test_cluster_interval_leaves_out_resamples_without_a_value():
+    table = pd.DataFrame({"prompt_id": [0, 1, 2, 3], "value": [np.nan, 1.0, 2.0, 3.0]})
+    interval = cluster_interval(table, "prompt_id", lambda t: t["value"].mean() if len(set(t["value"])) > 2 else np.nan, rng(), 200)
+    assert np.isfinite([interval.value, interval.low, interval.high]).all()
+
+
+def test_cluster_interval_of_an_undefined_statistic_is_nan():
+    interval = cluster_interval(pd.DataFrame({"prompt_id": [0, 1]}), "prompt_id", lambda t: np.nan, rng(), resamples=5)
+    assert np.isnan([interval.value, interval.low, interval.high]).all()
+
+
+def test_roc_auc_equals_scikit_learn(classified):
+    positive, score = classified
+    assert roc_auc(positive, score) == pytest.approx(metrics.roc_auc_score(positive, score))
+
+
+@pytest.mark.parametrize("score, expected", [([1, 2, 3, 4], 1.0), ([4, 3, 2, 1], 0.0), ([7, 7, 7, 7], 0.5)])
+def test_roc_auc_of_perfect_reversed_and_constant_scores(score, expected):
+    assert roc_auc([False, False, True, True], score) == expected
+
+
+@pytest.mark.parametrize("positive", [[True, True], [False, False]])
+def test_roc_auc_of_one_class_is_nan(positive):
+    assert np.isnan(roc_auc(positive, [0.1, 0.2]))
+
+
+def test_roc_curve_equals_scikit_learn(classified):
+    positive, score = classified
+    false_positive, true_positive, _ = metrics.roc_curve(positive, score, drop_intermediate=False)
+    curve = roc_curve(positive, score)
+    np.testing.assert_allclose(curve["false_positive_rate"], false_positive)
+    np.testing.assert_allclose(curve["true_positive_rate"], true_positive)
+
+
+def test_roc_curve_runs_from_corner_to_corner(classified):
+    curve = roc_curve(*classified)
+    assert curve.iloc[0].tolist() == [0, 0] and curve.iloc[-1].tolist() == [1, 1]
+    assert (curve.diff().dropna() >= 0).all(axis=None)
+
+
+def test_roc_curve_encloses_the_area_under_it(classified):
+    curve = roc_curve(*classified)
+    assert np.trapezoid(curve["true_positive_rate"], curve["false_positive_rate"]) == pytest.approx(roc_auc(*classified))
+
+
+def test_spearman_sees_ranks_only():
+    assert spearman([1, 2, 3, 4], np.exp([1, 2, 3, 4])) == pytest.approx(1)
+    assert spearman([1, 2, 3, 4], [8, 3, 2, -100]) == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("first, second", [([1, 1, 1], [1, 2, 3]), ([1, 2, 3], [0, 0, 0]), ([1, 2], [1, 2])])
+def test_spearman_of_too_little_is_nan(first, second):
+    assert np.isnan(spearman(first, second))
+
+
+def test_wilcoxon_of_no_difference_is_one():
+    assert wilcoxon_p(np.zeros(12)) == 1.0
+
+
+def test_wilcoxon_equals_scipy():
+    differences = rng(5).normal(0.4, 1, 20)
+    assert wilcoxon_p(differences) == wilcoxon(differences).pvalue
+
+
+def test_wilcoxon_tells_a_shift_from_noise():
+    noise = rng(6).normal(size=30)
+    assert wilcoxon_p(noise + 2) < 0.001 < 0.05 < wilcoxon_p(noise - np.median(noise))

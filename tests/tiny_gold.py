@@ -1,0 +1,11 @@
+"""A gold reward and a bias attribute for tests with a random tiny model: plain functions of the text, importable by name."""
+
+
+def vowels(prompt: str, completion: str) -> float:
+    """Share of vowels: something a linear probe can learn and that has nothing to do with length."""
+    return sum(c in "aeiou" for c in completion.lower()) / (1 + len(completion))
+
+
+def consonants(completion: str) -> float:
+    """Number of letters that are no vowels."""
+    return float(sum(c.isalpha() and c not in "aeiouAEIOU" for c in completion))
