@@ -29,7 +29,7 @@ check: $(STAMP)  ## lint, without changing anything
 	$(BIN)/ruff check shfcas_lib tests
 
 lock: $(STAMP)  ## write the lock from what is installed
-	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(nvidia|triton|cuda)' > requirements.lock
+	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(nvidia|triton|cuda)' | sed 's/+cpu$$//' > requirements.lock
 
 clean:  ## remove runs and caches of tools; the environment and the fetched assets stay
 	rm -rf runs .pytest_cache .hypothesis .ruff_cache build *.egg-info

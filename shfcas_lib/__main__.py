@@ -45,7 +45,7 @@ def _run(options) -> int:
     run = runs.open_run(params.load(options.params))
     data.check(run.params)
     for stage in runs.STAGES:
-        run.stage(stage)  # refuses a folder of other parameters before any work starts
+        run.belongs(stage)  # refuses a folder of other parameters before any work starts
     start = time.time()
     for name in NOTEBOOKS:
         print(f"\n{name}", file=sys.stderr)

@@ -108,8 +108,8 @@ def sha256(path: Path) -> str:
 
 def _verify(folder: Path) -> None:
     try:
-        expected = json.loads((folder / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
+        expected = dict(json.loads((folder / MANIFEST).read_text())["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"cached asset {folder} has no readable {MANIFEST} ({error}): delete that folder and run again") from error
     for file, digest in expected.items():
         found = sha256(folder / file) if (folder / file).is_file() else "no such file"
@@ -145,6 +145,8 @@ def _install(name: str, folder: Path) -> None:
         if folder.exists():  # another process was faster
             return
         os.replace(staging, folder)
+    except OSError as error:
+        raise InputError(f"cannot write asset {name} to cache folder {folder.parent} ({error}): free some space, or set SHFCAS_CACHE") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from shfcas_lib import runs
 from shfcas_lib.attributes import attribute
-from shfcas_lib.params import Attribute, Coverage, Mechanism
+from shfcas_lib.params import Attribute, Coverage, InputError, Mechanism
 
 
 def inject(preferences: pd.DataFrame, completions: pd.DataFrame, category: dict[str, str],
@@ -66,6 +66,9 @@ def _follow(table: pd.DataFrame, completions: pd.DataFrame, name: str) -> np.nda
     function = attribute(name)
     value = {(row.prompt_id, row.index_): function(row.completion)
              for row in completions.rename(columns={"index": "index_"}).itertuples()}
+    for key, found in value.items():
+        if not isinstance(found, (int, float, np.number)) or not np.isfinite(found):
+            raise InputError(f"bias attribute {name!r} gives {found!r} for completion {key[1]} of prompt {key[0]}, expected a finite number")
     first = np.array([value[row.prompt_id, row.i] for row in table.itertuples()])
     second = np.array([value[row.prompt_id, row.j] for row in table.itertuples()])
     return np.where(first == second, table["label"], (first > second).astype(float))

@@ -25,9 +25,12 @@ def z_scores(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     values: (..., N). Returns (z of the same shape, 0 where degenerate; degenerate: (...) bool).
     """
     values = np.asarray(values, float)
-    std = values.std(-1, keepdims=True)
-    small = std < SMALLEST_STD
-    z = np.where(small, 0.0, (values - values.mean(-1, keepdims=True)) / np.where(small, 1.0, std))
+    size = np.abs(values).max(-1, keepdims=True, initial=0)
+    size = np.where(size > 1e100, size, 1.0)  # squares of huge values would overflow
+    scaled = values / size
+    std = scaled.std(-1, keepdims=True)
+    small = (std < SMALLEST_STD / size) | (scaled == scaled[..., :1]).all(-1, keepdims=True)
+    z = np.where(small, 0.0, (scaled - scaled.mean(-1, keepdims=True)) / np.where(small, 1.0, std))
     return z, small[..., 0]
 
 

@@ -10,9 +10,11 @@ hash of the prompt's text.
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -21,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from shfcas_lib import assets, runs
-from shfcas_lib.attributes import attribute
+from shfcas_lib.attributes import attribute, imported
 from shfcas_lib.params import Attribute, InputError, Params, Split
 
 _EMBEDDED = Path(__file__).parent / "prompts"
@@ -88,8 +90,14 @@ def check(params: Params) -> pd.DataFrame:
         if isinstance(mechanism, Attribute):
             attribute(mechanism.attribute)  # raises where the name leads nowhere
         missing = [c for c in getattr(mechanism, "absent", []) if c not in known]
+        if set(known) <= set(getattr(mechanism, "absent", [])):
+            raise InputError("bias: every category is absent, so that no preference is left to train the proxy on")
         if missing:
             raise InputError(f"bias: absent category {missing[0]!r} is not in the data (there are: {', '.join(known)})")
+    if ":" in params.gold.kind and not params.gold.kind.startswith("model:"):
+        imported(params.gold.kind, "gold.kind")
+    if params.feedback.file and not runs.found(params.feedback.file).is_file():
+        raise InputError(f"feedback.file {params.feedback.file!r} does not exist")
     pairs = params.sampling.n * (params.sampling.n - 1) // 2 * int((prompts["split"] == "feedback").sum())
     if (params.selection.budget or 0) > pairs:
         raise InputError(f"selection.budget: found {params.selection.budget}, expected at most {pairs}, the number of pairs "
@@ -110,7 +118,7 @@ def load_pairs(path: Path) -> pd.DataFrame:
         prompt, chosen, rejected = (_text(row[name], name, where) for name in ("prompt", "chosen", "rejected"))
         if chosen == rejected:
             raise InputError(f"{where}: chosen and rejected are the same text")
-        out.append((prompt_id(prompt), prompt, str(row.get("category", "all")), bool(row.get("harmful", False)), chosen, rejected))
+        out.append((prompt_id(prompt), prompt, *_facts(row, where), chosen, rejected))
     if not out:
         raise InputError(f"{path} holds no preference pairs")
     return pd.DataFrame(out, columns=["prompt_id", "prompt", "category", "harmful", "chosen", "rejected"])
@@ -214,10 +222,23 @@ def _own_prompts(path: Path) -> pd.DataFrame:
         if prompt in seen:
             raise InputError(f"{where}: the same prompt stands at {seen[prompt]}")
         seen[prompt] = where
-        rows.append((prompt, str(row.get("category", "all")), bool(row.get("harmful", False))))
+        rows.append((prompt, *_facts(row, where)))
     if not rows:
         raise InputError(f"{path} holds no prompts")
     return _prompt_table(rows)
+
+
+def _facts(row: dict, where: str) -> tuple[str, bool]:
+    """Category and harmful of a row, with their defaults where a row has none."""
+    harmful = row.get("harmful")
+    if harmful in ("", None):
+        harmful = False
+    if where.rpartition(",")[0].lower().endswith(".csv"):  # where everything is text
+        harmful = {"true": True, "false": False, "1": True, "0": False}.get(str(harmful).lower(), harmful)
+    if not isinstance(harmful, (bool, np.bool_)) and harmful not in (0, 1):
+        raise InputError(f"{where}: 'harmful' is {harmful!r}, expected true or false")
+    category = row.get("category")
+    return "all" if category in (None, "") else str(category), bool(harmful)
 
 
 def _text(value, name: str, where: str) -> str:
@@ -226,8 +247,8 @@ def _text(value, name: str, where: str) -> str:
         value = list(value)
     if isinstance(value, list) and all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in value):
         turns = [m for m in value if m["role"] != "system"]
-        if name != "prompt" and turns:
-            turns = turns[-1:]
+        if name != "prompt" and [m["role"] for m in turns] == ["user", "assistant"]:
+            turns = turns[1:]  # the prompt is repeated before the answer
         if len(turns) != 1:
             raise InputError(f"{where}: {name!r} is a dialogue of {len(turns)} turns, expected one")
         value = turns[0]["content"]
@@ -235,21 +256,27 @@ def _text(value, name: str, where: str) -> str:
         raise InputError(f"{where}: {name!r} is {type(value).__name__}, expected text")
     if not value.strip():
         raise InputError(f"{where}: {name!r} is empty")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where}: {name!r} holds half a character (an unpaired surrogate)") from error
     return value
 
 
 def _read_rows(path: Path) -> Iterator[tuple[str, dict]]:
     """Rows of a jsonl, jsonl.gz, parquet or csv file as ('file, line or row n', dict). Raises InputError."""
-    path = path if path.is_absolute() else runs.home() / path
+    path = runs.found(path)
     if not path.is_file():
         raise InputError(f"data file {path} does not exist")
     name = path.name.lower()
     if name.endswith((".jsonl", ".jsonl.gz")):
         yield from ((f"{path}, line {n}", row) for n, row in _read_jsonl(path))
-    elif name.endswith((".parquet", ".csv")):
+    elif name.endswith(".csv"):
+        yield from _read_csv(path)
+    elif name.endswith(".parquet"):
         try:
-            table = pd.read_parquet(path) if name.endswith(".parquet") else pd.read_csv(path)
-        except Exception as error:  # every reader library raises errors of its own
+            table = pd.read_parquet(path)
+        except Exception as error:  # pyarrow raises errors of its own
             raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
         table = table.astype(object).where(table.notna(), None)
         yield from ((f"{path}, row {n}", row) for n, row in enumerate(table.to_dict("records"), 1))
@@ -257,18 +284,43 @@ def _read_rows(path: Path) -> Iterator[tuple[str, dict]]:
         raise InputError(f"data file {path}: expected a name ending in .jsonl, .jsonl.gz, .parquet or .csv")
 
 
+def _read_csv(path: Path) -> Iterator[tuple[str, dict]]:
+    """Rows of a csv file with a header. Everything is text; a row with more or fewer cells than the header is an error."""
+    number = 0
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file, strict=True)
+            if not rows.fieldnames:
+                raise InputError(f"{path} cannot be read: it has no header")
+            for number, row in enumerate(rows, 1):
+                if None in row or None in row.values():
+                    raise InputError(f"{path}, row {number}: has not as many cells as the header")
+                yield f"{path}, row {number}", row
+    except InputError:
+        raise
+    except (csv.Error, OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read after row {number}: {error}") from error
+
+
+def _json(line: str, where: str):
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not valid JSON ({error})") from error
+
+
 def _read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
-    opener = gzip.open if path.name.endswith(".gz") else open
+    opener = gzip.open if path.name.lower().endswith(".gz") else open
     number = 0
     try:
         with opener(path, "rt", encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    row = json.loads(line)
+                    row = _json(line, f"{path}, line {number}")
                     if not isinstance(row, dict):
                         raise InputError(f"{path}, line {number}: found {type(row).__name__}, expected an object")
                     yield number, row
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {number}: not valid JSON ({error.msg})") from error
-    except (EOFError, OSError, UnicodeDecodeError) as error:
+    except InputError:
+        raise
+    except (EOFError, OSError, ValueError, zlib.error) as error:
         raise InputError(f"{path}, after line {number}: cannot be read on ({error})") from error

@@ -221,7 +221,8 @@ def _replicate(params: Params, prompts: pd.DataFrame, pool: pd.DataFrame, seed: 
     observed = bias.observed(biased)
     proxy = refine.fit(params.reward, train, observed, seed)
     setting = loop.Setting(params, seed, prompts, train.drop(columns="gold"), feedback.drop(columns="gold"), observed, proxy)
-    human = SimulatedHuman(lambda rows: rows["gold"].to_numpy(), feedback[["prompt_id", "index", "gold"]],
+    truth = feedback.set_index(["prompt_id", "index"])["gold"]
+    human = SimulatedHuman(lambda shown: truth.loc[list(zip(shown["prompt_id"], shown["index"]))].to_numpy(),
                            params.feedback.noise, params.feedback.tie_margin, seed)
     scores = {"proxy": proxy.score(evaluate)}
     for strategy in reversed(params.selection.strategies):  # the figures' order: the method last, just above the ceiling

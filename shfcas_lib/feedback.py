@@ -1,7 +1,7 @@
 """Who answers, and the label store: comparisons go in, labels that are never lost come out.
 
     with LabelStore(folder / "labels.sqlite") as store:
-        labels = ask(comparisons, annotator, store)
+        labels = ask(comparisons, completions, annotator, store)
 
 The store is SQLite in WAL mode with append-only rows; an answer is durable before the next comparison is asked, and one
 that is already there is not asked again. An annotator is anything that turns one comparison into "first", "second" or
@@ -36,8 +36,8 @@ class Annotator(Protocol):
 
     name: str
 
-    def answer(self, comparison: pd.Series) -> str:
-        """'first' where completion i is better, 'second' where j is, 'tie' where neither."""
+    def answer(self, comparison: pd.Series, shown: pd.DataFrame) -> str:
+        """'first' where completion i is better, 'second' where j is, 'tie' where neither. shown: the two rows, i then j."""
 
 
 class LabelStore:
@@ -47,7 +47,7 @@ class LabelStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self.connection = sqlite3.connect(path, timeout=60, isolation_level=None)
-            self.connection.execute("PRAGMA journal_mode=WAL")
+            _write_ahead(self.connection)
             self.connection.execute("PRAGMA synchronous=FULL")  # an answer survives a power cut, not only a crash
             self.connection.execute(_SCHEMA)
         except sqlite3.Error as error:
@@ -81,6 +81,19 @@ class LabelStore:
         self.close()
 
 
+def _write_ahead(connection: sqlite3.Connection, patience: float = 60.0) -> None:
+    """Switch to WAL mode. SQLite does not wait for a lock here, so we do: another process may be creating the file."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+
+
 class SimulatedHuman:
     """Answers with the gold reward of the two completions asked about, of no others.
 
@@ -90,14 +103,11 @@ class SimulatedHuman:
 
     name = "gold"
 
-    def __init__(self, gold: Gold, completions: pd.DataFrame, noise: float = 0.0, tie_margin: float = 0.0, seed: int = 0):
-        """completions: whatever columns the gold reward reads, with prompt_id and index."""
+    def __init__(self, gold: Gold, noise: float = 0.0, tie_margin: float = 0.0, seed: int = 0):
         self.gold, self.noise, self.tie_margin, self.seed = gold, noise, tie_margin, seed
-        self.completions = completions.set_index(["prompt_id", "index"], drop=False)
 
-    def answer(self, comparison: pd.Series) -> str:
-        keys = [(comparison["prompt_id"], comparison["i"]), (comparison["prompt_id"], comparison["j"])]
-        first, second = self.gold(self.completions.loc[keys].reset_index(drop=True))
+    def answer(self, comparison: pd.Series, shown: pd.DataFrame) -> str:
+        first, second = self.gold(shown)
         if abs(first - second) <= self.tie_margin:
             return "tie"
         wrong = runs.rng(self.seed, f"feedback/{comparison['prompt_id']}/{comparison['i']}/{comparison['j']}").random() < self.noise
@@ -118,35 +128,36 @@ class Replay:
             raise InputError(f"feedback file, row {bad.index[0] + 1}: answer {bad.iloc[0]['answer']!r}, expected {', '.join(ANSWERS)}")
         self.answers = {(r.prompt_id, r.i, r.j): r.answer for r in table.itertuples()}
 
-    def answer(self, comparison: pd.Series) -> str:
+    def answer(self, comparison: pd.Series, shown: pd.DataFrame) -> str:
         key = (comparison["prompt_id"], comparison["i"], comparison["j"])
         if key not in self.answers:
             raise InputError(f"feedback file holds no answer for prompt {key[0]}, completions {key[1]} and {key[2]}")
         return self.answers[key]
 
 
-def load_annotator(feedback: Feedback, gold: Gold | None, completions: pd.DataFrame, seed: int) -> Annotator:
+def load_annotator(feedback: Feedback, gold: Gold | None, seed: int) -> Annotator:
     """The annotator that the parameters ask for."""
     if feedback.kind == "replay":
-        path = Path(feedback.file or "")
-        path = path if path.is_absolute() else runs.home() / path
+        path = runs.found(feedback.file or "")
         if not feedback.file or not path.is_file():
             raise InputError(f"feedback.file: found {feedback.file!r}, expected a parquet or csv table of answers")
         return Replay(pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype={"prompt_id": str}))
     if gold is None:
         raise InputError("feedback.kind: found 'gold', but gold.kind is 'none'")
-    return SimulatedHuman(gold, completions, feedback.noise, feedback.tie_margin, seed)
+    return SimulatedHuman(gold, feedback.noise, feedback.tie_margin, seed)
 
 
-def ask(comparisons: pd.DataFrame, annotator: Annotator, store: LabelStore) -> pd.DataFrame:
+def ask(comparisons: pd.DataFrame, completions: pd.DataFrame, annotator: Annotator, store: LabelStore) -> pd.DataFrame:
     """Have every comparison answered that the store does not hold yet; return the labels of all of them.
 
-    comparisons: prompt_id, i, j, strategy, reason. Returns those columns with answer, label, annotator and time, in the
+    comparisons: prompt_id, i, j, strategy, reason. completions: prompt_id, index, and what the annotator reads. Returns those columns with answer, label, annotator and time, in the
     order of the comparisons.
     """
     key = ["prompt_id", "i", "j"]
+    shown = completions.set_index(["prompt_id", "index"], drop=False)
     known = set(store.labels()[key].itertuples(index=False, name=None))
     for _, comparison in comparisons.iterrows():
         if tuple(comparison[key]) not in known:
-            store.add(comparison, annotator.answer(comparison), annotator.name)
+            pair = [(comparison["prompt_id"], comparison["i"]), (comparison["prompt_id"], comparison["j"])]
+            store.add(comparison, annotator.answer(comparison, shown.loc[pair].reset_index(drop=True)), annotator.name)
     return comparisons.merge(store.labels()[[*key, "answer", "label", "annotator", "time"]], on=key, how="left")

@@ -23,6 +23,7 @@ from shfcas_lib.params import Params
 from shfcas_lib.policies import log_ratio, tilt
 from shfcas_lib.pool import sample_adapted
 from shfcas_lib.selection import select
+from shfcas_lib.training_data import with_facts
 
 if TYPE_CHECKING:
     from shfcas_lib.models import Backbone
@@ -46,11 +47,13 @@ class Setting:
 @dataclass(frozen=True)
 class Outcome:
     """What a strategy made of its budget: the refined reward, all labels, and one row per round (round, labels, kendall and
-    mean_abs_pacs of the pool it chose from, share of labels that contradict the reward of that round, share of ties)."""
+    mean_abs_pacs of the pool it chose from, share of labels that contradict the reward of that round, share of ties), and the pool of
+    all completions that took part."""
 
     reward: refine.RewardModel
     labels: pd.DataFrame
     rounds: pd.DataFrame
+    pool: pd.DataFrame
 
 
 def run(strategy: str, setting: Setting, annotator: Annotator, folder: runs.Stage | runs.Memory) -> Outcome:
@@ -66,7 +69,7 @@ def run(strategy: str, setting: Setting, annotator: Annotator, folder: runs.Stag
             asked = pd.concat(labels) if labels else None
             generator = runs.rng(setting.seed, f"selection/{strategy}/{number}")
             chosen = here.table("comparisons", lambda: select(strategy, conflict, budget, generator, params.selection, asked))
-            labels.append(here.table("labels", lambda: ask(chosen, annotator, store)))
+            labels.append(here.table("labels", lambda: ask(chosen, with_facts(current, setting.prompts), annotator, store)))
             history.append(_summary(number, conflict, labels[-1]))
             training = refine.merge(setting.observed, pd.concat(labels), params.reward.feedback_weight)
             reward = refine.fit(params.reward, known, training, runs.derive(setting.seed, f"reward/{strategy}/{number}"),
@@ -74,7 +77,7 @@ def run(strategy: str, setting: Setting, annotator: Annotator, folder: runs.Stag
             if number < params.selection.rounds:
                 current = _next_pool(setting, reward, known, current, number, here)
                 known = pd.concat([known, current]).drop_duplicates(["prompt_id", "index"], ignore_index=True)
-    return Outcome(reward, pd.concat(labels, ignore_index=True), pd.DataFrame(history))
+    return Outcome(reward, pd.concat(labels, ignore_index=True), pd.DataFrame(history), known)
 
 
 def train_policy(setting: Setting, reward: refine.RewardModel, pool: pd.DataFrame, folder: Path, name: str) -> None:

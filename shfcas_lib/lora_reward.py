@@ -38,7 +38,7 @@ class LoraReward:
     spread: float = 1.0
 
     def score(self, pool: pd.DataFrame, batch_size: int = 16) -> np.ndarray:
-        """Rewards of completions, (rows,): the head on the last token's final hidden state, in float32.
+        """Rewards of completions, (rows,): the head on the last content token's final hidden state, in float32.
 
         pool: columns prompt and completion. The score of a completion depends neither on its batch nor on padding.
         """
@@ -58,10 +58,12 @@ class LoraReward:
                 for line, k in enumerate(rows):
                     tokens[line, : len(sequences[k])] = torch.tensor(sequences[k])
                     mask[line, : len(sequences[k])] = 1
-                # The pad token may equal the end token, so the position to read comes from the mask, not from the ids.
+                # Read where TRL trained: transformers' classifiers look at the last token that is not the pad token. Where the
+                # pad token is the end token, that is the last token of the text.
                 base = getattr(model, model.base_model_prefix)
                 hidden = base(input_ids=tokens.to(self.backbone.device), attention_mask=mask.to(self.backbone.device)).last_hidden_state
-                last = hidden[torch.arange(len(rows)), mask.sum(1) - 1]
+                content = (mask * (tokens != self.backbone.tokenizer.pad_token_id)).to(hidden.device)
+                last = hidden[torch.arange(len(rows)), (content * torch.arange(width, device=hidden.device)).argmax(1)]
                 scores[rows] = self.head(last.float())[:, 0].double().cpu().numpy()
         return scores / self.spread
 
@@ -99,6 +101,7 @@ def train(backbone: Backbone, name: str, pool: pd.DataFrame, preferences: pd.Dat
     from datasets import Dataset
     from trl import RewardConfig, RewardTrainer
 
+    preferences = preferences.reset_index(drop=True)
     repeat = preferences["weight"].round().astype(int) if "weight" in preferences else 1
     pairs = data.to_trl(preferences.loc[preferences.index.repeat(repeat)], pool)
     if not len(pairs):

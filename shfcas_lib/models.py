@@ -129,21 +129,24 @@ class Backbone:
             shutil.copytree(saved if saved.is_dir() else scratch, folder)
 
     def drop_adapter(self, name: str) -> None:
-        """Forget an adapter; unknown names are ignored. PEFT keeps at least one, so the last one stays until replaced."""
+        """Forget an adapter; unknown names are ignored. If it was in use, the reference is in use afterwards."""
         if self.peft is None or name not in self.peft.peft_config:
             return
+        before = self.active
         if len(self.peft.peft_config) == 1:
             self.peft.unload()
             self.peft = None
         else:
-            self.peft.delete_adapter(name)
-        self.active = None
+            self.peft.delete_adapter(name)  # PEFT puts another adapter in use here
+        self.use(None if before == name else before)
 
     def use(self, name: str | None) -> None:
-        """Switch to adapter `name`, or to the bare backbone with None. No weights are copied."""
+        """Switch to adapter `name`, or to the bare backbone with None, in eval mode. No weights are copied."""
+        self.causal.eval()
         if self.peft is None:
             if name is not None:
                 raise InputError(f"backbone has no adapter {name!r}")
+            self.active = None
             return
         if name is None:
             self.peft.base_model.disable_adapter_layers()
@@ -159,7 +162,6 @@ class Backbone:
         """Use adapter `name` (None: the reference) inside the block, in eval mode, then go back to the one before."""
         before = self.active
         self.use(name)
-        self.causal.eval()
         try:
             yield
         finally:

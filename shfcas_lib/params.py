@@ -13,6 +13,8 @@ import ast
 import difflib
 import hashlib
 import json
+import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -116,6 +118,12 @@ class Reward(Block):
 class Gold(Block):
     kind: str = Field("task", description="task (the task's own), relevance, safety, model:ID, your own module:function, or none")
 
+    @model_validator(mode="after")
+    def _known(self) -> Gold:
+        if not re.fullmatch(r"task|relevance|safety|none|model:.+|[\w.]+:\w+", self.kind):
+            raise ValueError(f"gold.kind: found {self.kind!r}, expected task, relevance, safety, model:ID, module:function or none")
+        return self
+
 
 Strategy = Literal["shf_cas", "shf_cas_threshold", "pacs", "kendall", "random"]
 
@@ -191,6 +199,8 @@ class Params(Block):
         closed = (self.reward.kind, self.policy.kind, self.feedback.kind) == ("probe", "tilt", "gold")
         if self.evaluation.replicates and not closed:
             raise ValueError("evaluation.replicates needs reward.kind probe, policy.kind tilt and feedback.kind gold: set it to 0")
+        if self.feedback.kind == "replay" and not self.feedback.file:
+            raise ValueError("feedback.kind replay needs feedback.file, a table of answers")
         if self.feedback.kind == "gold" and self.gold.kind == "none":
             raise ValueError("feedback.kind gold needs a gold reward, but gold.kind is none")
         return self
@@ -207,6 +217,8 @@ def load(path: str | Path) -> Params:
         values = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise InputError(f"{path} is not valid YAML: nested too deeply") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} holds {type(values).__name__}, expected a mapping of parameters")
     return check(values, str(path))
@@ -216,14 +228,17 @@ def from_notebook(namespace: dict[str, Any]) -> Params:
     """Validate the variables that a notebook's parameter cells set (its own defaults, then what Papermill injected).
 
     Those cells start with the word `# Parameters`, which is how Papermill heads its own; a name in them that is no
-    parameter is an error here, where Papermill alone would only warn.
+    parameter is an error here, where Papermill alone would only warn. Where the kernel keeps no history of cells (nbval),
+    the variables of the parameters' names are taken as they are.
     """
-    values: dict[str, Any] = {}
-    for source in namespace.get("In", []):
-        if source.startswith("# Parameters"):
-            for node in ast.parse(source).body:
-                if isinstance(node, ast.Assign):
-                    values |= {target.id: _value(node.value, namespace[target.id]) for target in node.targets if isinstance(target, ast.Name)}
+    cells = [source for source in namespace.get("In", []) if source.startswith("# Parameters")]
+    values: dict[str, Any] = {} if cells else {name: namespace[name] for name in Params.model_fields if name in namespace}
+    for source in cells:
+        for node in ast.parse(source).body:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+            values |= {t.id: _value(node.value, namespace.get(t.id)) for t in targets if isinstance(t, ast.Name)}
+    if not values:
+        raise InputError("the notebook's parameter cell has not been run: run it first")
     return check(values, "the notebook's parameters")
 
 
@@ -240,7 +255,9 @@ def check(values: dict[str, Any], origin: str) -> Params:
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{origin}: {_sentence(error.errors()[0], values)}") from error
+        # A misspelt key shows up twice, as an unknown and as a missing one: the first says what to do.
+        errors = sorted(error.errors(), key=lambda e: e["type"] == "missing")
+        raise InputError(f"{origin}: {_sentence(errors[0], values)}") from error
 
 
 def fingerprint(*parts: Any) -> str:
@@ -283,7 +300,9 @@ def _sentence(error: dict, values: dict) -> str:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return f"unknown parameter {where!r}{hint} (valid: {', '.join(valid)})"
     if isinstance(found, str) and error["type"] in ("float_type", "int_type"):
-        return f"{where}: YAML read {found!r} as text, expected a number{_as_number(found)}"
+        whole = error["type"] == "int_type"
+        advice = "" if whole and not found.strip().lstrip("+-").isdigit() else _as_number(found)
+        return f"{where}: YAML read {found!r} as text, expected a number{advice}"
     if error["type"] == "missing":
         return f"{where}: missing"
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
@@ -292,11 +311,14 @@ def _sentence(error: dict, values: dict) -> str:
 
 
 def _as_number(text: str) -> str:
-    try:
-        mantissa, _, exponent = f"{float(text):e}".partition("e")
-    except ValueError:
+    """How to write a number so that YAML reads it as one; nothing where the text is no finite number."""
+    parts = re.fullmatch(r"([+-]?\d+)(\.\d+)?(?:[eE]([+-]?)(\d+))?", text.strip())
+    if not parts or not math.isfinite(float(text)):
         return ""
-    return f" (write {float(mantissa)}e{exponent})" if "e" in text.lower() else f" (write {text.strip()} without quotes)"
+    whole, fraction, sign, exponent = parts.groups()
+    if exponent is None:
+        return f" (write {text.strip()} without quotes)"
+    return f" (write {whole}{fraction or '.0'}e{sign or '+'}{exponent})"
 
 
 def _siblings(loc: tuple) -> list[str]:

@@ -14,9 +14,9 @@ import pandas as pd
 
 def tilt(prompt_ids: np.ndarray, reward: np.ndarray, beta: float) -> np.ndarray:
     """Weights proportional to exp(reward / beta), summing to 1 within each prompt. prompt_ids, reward: (rows,); beta > 0."""
-    scaled = pd.Series(np.asarray(reward, float) / beta)
-    groups = np.asarray(prompt_ids)
-    raised = np.exp(scaled - scaled.groupby(groups).transform("max"))
+    values, groups = pd.Series(np.asarray(reward, float)), np.asarray(prompt_ids)
+    with np.errstate(over="ignore"):  # a difference too large for a float is a weight of zero
+        raised = np.exp((values - values.groupby(groups).transform("max")) / beta)
     return (raised / raised.groupby(groups).transform("sum")).to_numpy()
 
 

@@ -51,9 +51,15 @@ def home() -> Path:
     return next((p for p in (here, *here.parents) if (p / "notebooks").is_dir() and (p / "params").is_dir()), here)
 
 
+def found(path: str | Path) -> Path:
+    """A path of the user's: as it is, or below the project folder where it is relative."""
+    path = Path(path).expanduser()
+    return path if path.is_absolute() else home() / path
+
+
 def runs_dir() -> Path:
     """Where run folders live: the environment variable SHFCAS_RUNS, or runs/ in the project folder."""
-    return Path(os.environ.get("SHFCAS_RUNS") or home() / "runs")
+    return Path(os.environ.get("SHFCAS_RUNS") or home() / "runs").expanduser()
 
 
 def open_run(params: Params) -> Run:
@@ -68,28 +74,36 @@ class Run:
         self.params, self.folder = params, folder
 
     def stage(self, name: str) -> Stage:
-        """Open stage `name`. Raises InputError if its folder was made with other parameters, or cannot be written."""
+        """Open stage `name`, making its folder. Raises InputError if it was made with other parameters, or cannot be written."""
         folder = self.folder / name
-        needed = {key: getattr(self.params, key) for key in STAGES[name]}
-        mark, found = fingerprint(needed), folder / "parameters.json"
-        plain = {k: json.loads(json.dumps(v, default=lambda b: b.model_dump())) for k, v in needed.items()}
-        if found.exists():
-            before = json.loads(found.read_text())
-            if before["fingerprint"] != mark:
-                raise InputError(f"{folder} was made with other parameters ({_difference(before['parameters'], plain)}): "
-                                 "give this run another name, or delete that folder")
-        else:
+        if not self.belongs(name):
+            needed = self._needed(name)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                write_json(found, {"fingerprint": mark, "parameters": plain})
+                write_json(folder / "parameters.json", {"fingerprint": fingerprint(needed), "parameters": needed})
             except OSError as error:
                 raise InputError(f"cannot write to run folder {folder}: {error}") from error
         return Stage(folder, self)
 
+    def belongs(self, name: str) -> bool:
+        """Was stage `name` made with these parameters? False if it was not made yet; raises InputError if with others."""
+        found = self.folder / name / "parameters.json"
+        if not found.exists():
+            return False
+        before, needed = json.loads(found.read_text()), self._needed(name)
+        if before["fingerprint"] != fingerprint(needed):
+            raise InputError(f"{found.parent} was made with other parameters ({_difference(before['parameters'], needed)}): "
+                             "give this run another name, or delete that folder")
+        return True
+
+    def _needed(self, name: str) -> dict:
+        everything = self.params.model_dump(mode="json")
+        return {key: everything[key] for key in STAGES[name]}
+
     def require(self, stage: str, name: str) -> pd.DataFrame:
         """A table that an earlier stage must have written. Raises InputError that says which notebook makes it."""
-        path = self.stage(stage).folder / f"{name}.parquet"
-        if not path.exists():
+        path = self.folder / stage / f"{name}.parquet"
+        if not self.belongs(stage) or not path.exists():
             raise InputError(f"{path} is missing: run notebook {stage[:2]} with the same parameters first")
         return pd.read_parquet(path)
 
@@ -99,7 +113,9 @@ class Run:
         known = json.loads(path.read_text()) if path.exists() else {}
         known |= {"parameters": self.params.model_dump(), "seed": self.params.seed, "versions": versions(), "commit": commit(),
                   "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores", **device()}
-        seconds = known.get("seconds", {}) | facts.pop("seconds", {})
+        seconds = known.get("seconds", {})
+        for name, value in facts.pop("seconds", {}).items():
+            seconds[name] = max(value, seconds.get(name, 0))  # a step that is only read back took its time before
         write_json(path, known | facts | {"seconds": seconds})
 
 
@@ -127,7 +143,7 @@ class Stage:
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:
-        """Add the seconds that the block takes to run.json under 'stage: what'."""
+        """Record the seconds that the block takes in run.json under 'stage: what'."""
         start = time.perf_counter()
         yield
         self.run.record(seconds={f"{self.folder.name}: {what}": round(time.perf_counter() - start, 1)})

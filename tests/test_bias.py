@@ -32,7 +32,8 @@ def tables(draw):
         pairs = [(i, j) for i in range(len(texts)) for j in range(i + 1, len(texts))]
         for i, j in draw(st.lists(st.sampled_from(pairs), unique=True)):
             preferences.append((prompt, i, j, draw(st.sampled_from([0.0, 0.5, 1.0]))))
-    table = pd.DataFrame(preferences, columns=["prompt_id", "i", "j", "label"]).astype({"prompt_id": str, "i": int, "j": int, "label": float})
+    table = pd.DataFrame(preferences, columns=["prompt_id", "i", "j", "label"])
+    table = table.astype({"prompt_id": str, "i": int, "j": int, "label": float})
     return table, pd.DataFrame(completions, columns=["prompt_id", "index", "completion"])
 
 

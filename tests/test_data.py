@@ -68,7 +68,8 @@ def test_category_and_harmful_have_defaults(tmp_path):
 
 
 def test_every_format_gives_the_same_table(tmp_path):
-    rows = [PAIR | {"category": "bees", "harmful": False}, {"prompt": "q", "chosen": "ä\nb", "rejected": 'c,"d"', "category": "x", "harmful": True}]
+    rows = [PAIR | {"category": "bees", "harmful": False},
+            {"prompt": "q", "chosen": "ä\nb", "rejected": 'c,"d"', "category": "x", "harmful": True}]
     plain = write(tmp_path / "mine.jsonl", *rows)
     with gzip.open(tmp_path / "mine.jsonl.gz", "wt", encoding="utf-8") as file:
         file.write(plain.read_text())
@@ -92,7 +93,7 @@ def test_blank_lines_do_not_count_as_rows_but_as_lines(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_message_lists_of_one_turn_are_read_as_their_text(tmp_path, suffix):
-    row = {"prompt": [say("user", PAIR["prompt"])], "chosen": [say("assistant", PAIR["chosen"])], "rejected": [say("assistant", PAIR["rejected"])]}
+    row = {"prompt": [say("user", PAIR["prompt"])]} | {k: [say("assistant", PAIR[k])] for k in ("chosen", "rejected")}
     path = tmp_path / f"mine.{suffix}"
     write(path, row) if suffix == "jsonl" else pd.DataFrame([row]).to_parquet(path)
     assert data.load_pairs(path)[["prompt", "chosen", "rejected"]].to_dict("records") == [PAIR]
@@ -147,7 +148,8 @@ def test_a_missing_column(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["prompt", "chosen", "rejected"])
 @pytest.mark.parametrize(("value", "found"), [
-    ("", "is empty"), (" \n\t", "is empty"), (12, "is int, expected text"), (True, "is bool, expected text"), ({}, "is dict, expected text"),
+    ("", "is empty"), (" \n\t", "is empty"), (12, "is int, expected text"), (True, "is bool, expected text"),
+    ({}, "is dict, expected text"),
     (["a"], "is list, expected text"), ([], "dialogue of 0 turns"), ([say("assistant", None)], "is NoneType, expected text"),
     ([say("assistant", "")], "is empty"), ([say("assistant", [{"type": "image"}])], "is list, expected text"),
 ], ids=str)
@@ -158,12 +160,19 @@ def test_content_that_is_empty_or_no_text(tmp_path, name, value, found):
 
 
 def test_null_content(tmp_path):
-    assert "line 1" in (message := refusal(data.load_pairs, write(tmp_path / "mine.jsonl", PAIR | {"rejected": None}))) and "'rejected'" in message
+    message = refusal(data.load_pairs, write(tmp_path / "mine.jsonl", PAIR | {"rejected": None}))
+    assert "line 1" in message and "'rejected'" in message
 
 
 def test_equal_texts(tmp_path):
     path = write(tmp_path / "mine.jsonl", PAIR, PAIR | {"rejected": PAIR["chosen"]})
     assert refusal(data.load_pairs, path) == f"{path}, line 2: chosen and rejected are the same text"
+
+
+def test_a_system_message_stands_beside_the_prompt(tmp_path):
+    """It is no turn of the dialogue; the run's own system prompt is model.system_prompt."""
+    path = write(tmp_path / "mine.jsonl", PAIR | {"prompt": [say("system", "Be brief."), say("user", PAIR["prompt"])]})
+    assert list(data.load_pairs(path)["prompt"]) == [PAIR["prompt"]]
 
 
 def test_a_prompt_of_several_turns(tmp_path):
@@ -194,11 +203,27 @@ def test_an_absent_category_is_not_called_none(tmp_path):
     assert list(data.load_pairs(path)["category"]) == ["all"]
 
 
-@pytest.mark.parametrize("broken", ["{", '{"prompt": "a", "cho', "not json", json.dumps(PAIR) + "}", "\ufeff{}", '{"n": ' + "1" * 5000 + "}"],
-                         ids=["open", "cut", "text", "tail", "bom", "long"])
+def test_categories_may_be_numbers(tmp_path):
+    """Zero is a category like the others."""
+    path = write(tmp_path / "mine.jsonl", *[PAIR | {"category": k} for k in range(3)])
+    assert list(data.load_pairs(path)["category"]) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(("cell", "harmful"), [
+    ("true", True), ("True", True), ("1", True), ("false", False), ("False", False), ("0", False), ("", False),
+])
+def test_harmful_in_a_csv(tmp_path, cell, harmful):
+    (tmp_path / "mine.csv").write_text(f"prompt,chosen,rejected,harmful\na?,yes,no,{cell}\n")
+    assert list(data.load_pairs(tmp_path / "mine.csv")["harmful"]) == [harmful]
+
+
+@pytest.mark.parametrize("broken", [
+    "{", '{"prompt": "a", "cho', "not json", json.dumps(PAIR) + "}", "\ufeff{}", '{"n": ' + "1" * 5000 + "}",
+], ids=["open", "cut", "text", "tail", "bom", "long number"])
 def test_a_broken_line_has_its_number(tmp_path, broken):
     path = write(tmp_path / "mine.jsonl", PAIR, PAIR, broken, PAIR)
-    assert f"{path}, line 3: not valid JSON" in refusal(data.load_pairs, path)
+    message = refusal(data.load_pairs, path)
+    assert str(path) in message and "line 3: " in message
 
 
 @pytest.mark.parametrize(("text", "found"), [("[1]", "list"), ("3", "int"), ('"a"', "str"), ("null", "NoneType")])
@@ -231,16 +256,19 @@ def test_a_damaged_gz(tmp_path, content):
     assert str(path) in refusal(data.load_pairs, path)
 
 
-@pytest.mark.parametrize(("name", "content"), [("mine.parquet", b"PAR1"), ("mine.csv", b""), ("mine.csv", b"prompt,chosen,rejected\n\xff,a,b\n")])
+@pytest.mark.parametrize(("name", "content"), [
+    ("mine.parquet", b"PAR1"), ("mine.csv", b""), ("mine.csv", b"prompt,chosen,rejected\n\xff,a,b\n"),
+])
 def test_a_table_that_cannot_be_read(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
-    assert f"{path} cannot be read" in refusal(data.load_pairs, path)
+    assert str(path) in refusal(data.load_pairs, path)
 
 
 def test_a_csv_row_has_its_number(tmp_path):
     (tmp_path / "mine.csv").write_text("prompt,chosen,rejected\na?,yes,no\nb?,,no\n")
-    assert f"{tmp_path}/mine.csv, row 2: no 'chosen'" in refusal(data.load_pairs, tmp_path / "mine.csv")
+    message = refusal(data.load_pairs, tmp_path / "mine.csv")
+    assert f"{tmp_path}/mine.csv, row 2: " in message and "'chosen'" in message
 
 
 def test_a_csv_row_with_a_comma_too_many(tmp_path):
@@ -450,13 +478,13 @@ def test_a_bias_attribute_that_leads_nowhere(name):
 
 @pytest.mark.parametrize("kind", ["relevence", "nowhere_at_all:function", "json:nothing"])
 def test_a_gold_reward_that_leads_nowhere_is_found_before_work_starts(kind):
-    assert "gold.kind" in refusal(data.check, run(gold={"kind": kind}))
+    assert "gold.kind" in refusal(lambda: data.check(run(gold={"kind": kind})))
 
 
 @pytest.mark.parametrize("file", [None, "nowhere.csv"])
 def test_a_file_of_answers_that_is_not_there_is_found_before_work_starts(file):
-    settings = run(feedback={"kind": "replay", "file": file}, evaluation={"replicates": 0})
-    assert "feedback.file" in refusal(data.check, settings)
+    changes = {"feedback": {"kind": "replay", "file": file}, "evaluation": {"replicates": 0}}
+    assert "feedback.file" in refusal(lambda: data.check(run(**changes)))
 
 
 def test_check_returns_the_prompts():
@@ -476,7 +504,8 @@ def pairs_of(*rows):
 def test_as_completions_gives_equal_texts_of_a_prompt_one_index():
     completions, preferences = data.as_completions(pairs_of(("p", "a", "b"), ("p", "c", "a"), ("q", "b", "a")))
     p, q = data.prompt_id("p"), data.prompt_id("q")
-    assert list(completions.itertuples(index=False, name=None)) == [(p, 0, "p", "a"), (p, 1, "p", "b"), (p, 2, "p", "c"), (q, 0, "q", "b"), (q, 1, "q", "a")]
+    assert list(completions.itertuples(index=False, name=None)) == [
+        (p, 0, "p", "a"), (p, 1, "p", "b"), (p, 2, "p", "c"), (q, 0, "q", "b"), (q, 1, "q", "a")]
     assert list(preferences.itertuples(index=False, name=None)) == [(p, 0, 1, 1.0), (p, 0, 2, 0.0), (q, 0, 1, 1.0)]
 
 

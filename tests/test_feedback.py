@@ -26,6 +26,12 @@ def comparisons(n, strategy="shf_cas"):
     return pd.DataFrame(rows, columns=[*KEY, "rank", "strategy", "reason"])
 
 
+def completions(table):
+    """Every completion that a table of comparisons names."""
+    named = [table[["prompt_id", side]].rename(columns={side: "index"}) for side in ("i", "j")]
+    return pd.concat(named).drop_duplicates(ignore_index=True)
+
+
 class Scripted:
     """Answers by turns, and remembers what it was asked."""
 
@@ -34,7 +40,7 @@ class Scripted:
     def __init__(self, answers=("first", "second", "tie")):
         self.answers, self.asked = answers, []
 
-    def answer(self, comparison):
+    def answer(self, comparison, shown):
         self.asked.append(tuple(comparison[KEY]))
         return self.answers[(len(self.asked) - 1) % len(self.answers)]
 
@@ -60,7 +66,7 @@ def start(program, *arguments):
 
 def test_labels_are_the_probability_that_the_first_is_preferred(path):
     with LabelStore(path) as store:
-        labels = ask(comparisons(3), Scripted(("first", "second", "tie")), store)
+        labels = ask(comparisons(3), completions(comparisons(3)), Scripted(("first", "second", "tie")), store)
     assert labels["label"].tolist() == [1.0, 0.0, 0.5]
     assert labels["answer"].tolist() == ["first", "second", "tie"]
 
@@ -105,7 +111,7 @@ def test_an_empty_store_has_no_labels(path):
 def test_answers_come_back_in_the_order_of_the_comparisons(path):
     asked = comparisons(20).sample(frac=1, random_state=0).reset_index(drop=True)
     with LabelStore(path) as store:
-        labels = ask(asked, Scripted(), store)
+        labels = ask(asked, completions(asked), Scripted(), store)
     pd.testing.assert_frame_equal(labels[list(asked)], asked)
     assert labels["answer"].tolist() == [("first", "second", "tie")[k % 3] for k in range(20)]
 
@@ -113,8 +119,8 @@ def test_answers_come_back_in_the_order_of_the_comparisons(path):
 def test_what_was_answered_is_not_asked_again(path):
     second = Scripted(("tie",))
     with LabelStore(path) as store:
-        before = ask(comparisons(8), Scripted(("first",)), store)
-        after = ask(comparisons(12), second, store)
+        before = ask(comparisons(8), completions(comparisons(8)), Scripted(("first",)), store)
+        after = ask(comparisons(12), completions(comparisons(12)), second, store)
     assert len(second.asked) == 4
     pd.testing.assert_frame_equal(after.head(8), before)
     assert set(after.tail(4)["answer"]) == {"tie"}
@@ -122,14 +128,14 @@ def test_what_was_answered_is_not_asked_again(path):
 
 def test_nothing_to_ask_gives_no_labels(path):
     with LabelStore(path) as store:
-        labels = ask(comparisons(3).head(0), Scripted(), store)
+        labels = ask(comparisons(3).head(0), completions(comparisons(3)), Scripted(), store)
     assert len(labels) == 0 and {"answer", "label", "annotator", "time"} <= set(labels)
 
 
 def test_the_provenance_of_an_answer_is_kept(path):
     before = time.time()
     with LabelStore(path) as store:
-        ask(comparisons(1, strategy="random"), Scripted(), store)
+        ask(comparisons(1, strategy="random"), completions(comparisons(1)), Scripted(), store)
         row = store.labels().iloc[0]
     assert (row["annotator"], row["strategy"], row["reason"]) == ("script", "random", "K 0.5")
     assert before <= row["time"] <= time.time()
@@ -192,7 +198,7 @@ from shfcas_lib.feedback import LabelStore, ask
 
 class Slow:
     name = "slow"
-    def answer(self, comparison):
+    def answer(self, comparison, shown):
         with open(sys.argv[2], "a") as log:
             log.write(f"{comparison['rank']}\\n")
         print(comparison["rank"], flush=True)
@@ -202,7 +208,8 @@ class Slow:
 rows = [(f"p{k // 6:03d}", 0, 1 + k % 6, k + 1, "shf_cas", "K 0.5") for k in range(90)]
 table = pd.DataFrame(rows, columns=["prompt_id", "i", "j", "rank", "strategy", "reason"])
 with LabelStore(Path(sys.argv[1])) as store:
-    ask(table, Slow(), store)
+    both = pd.concat([table[["prompt_id", side]].rename(columns={side: "index"}) for side in ("i", "j")]).drop_duplicates()
+    ask(table, both, Slow(), store)
 """
 
 
@@ -229,7 +236,7 @@ def test_kill_9_loses_no_given_answer_and_doubles_none(path, tmp_path):
     stored = raw_rows(path)
     assert len(stored) == 90 == len({row[:3] for row in stored})
     with LabelStore(path) as store:
-        labels = ask(comparisons(90), Scripted(), store)
+        labels = ask(comparisons(90), completions(comparisons(90)), Scripted(), store)
     assert labels["answer"].tolist() == [("first", "second", "tie")[k % 3] for k in range(1, 91)]
 
 
@@ -253,8 +260,13 @@ def read_gold(table):
     return table["gold"].to_numpy()
 
 
-def answers(human, questions):
-    return pd.Series([human.answer(row) for _, row in questions.iterrows()], index=questions.index)
+def shown(golden, row):
+    """The two completions of a comparison, i then j, as `ask` shows them."""
+    return golden.set_index(["prompt_id", "index"], drop=False).loc[[(row["prompt_id"], row["i"]), (row["prompt_id"], row["j"])]]
+
+
+def answers(human, questions, golden):
+    return pd.Series([human.answer(row, shown(golden, row)) for _, row in questions.iterrows()], index=questions.index)
 
 
 def difference(golden, questions):
@@ -263,54 +275,57 @@ def difference(golden, questions):
 
 
 def test_simulated_human_without_noise_tells_the_truth(golden, questions):
-    found = answers(SimulatedHuman(read_gold, golden), questions)
+    found = answers(SimulatedHuman(read_gold), questions, golden)
     assert found.tolist() == np.where(difference(golden, questions) > 0, "first", "second").tolist()
 
 
 @pytest.mark.parametrize("noise", [0.1, 0.3, 1.0])
 def test_simulated_human_is_wrong_as_often_as_its_noise_says(golden, questions, noise):
-    found = answers(SimulatedHuman(read_gold, golden, noise=noise, seed=1), questions)
+    found = answers(SimulatedHuman(read_gold, noise=noise, seed=1), questions, golden)
     wrong = (found != np.where(difference(golden, questions) > 0, "first", "second")).mean()
     assert abs(wrong - noise) <= 4 * np.sqrt(noise * (1 - noise) / len(questions))
 
 
 def test_differences_up_to_the_margin_are_ties_even_under_noise(golden, questions):
-    found = answers(SimulatedHuman(read_gold, golden, noise=0.5, tie_margin=0.4, seed=1), questions)
+    found = answers(SimulatedHuman(read_gold, noise=0.5, tie_margin=0.4, seed=1), questions, golden)
     small = np.abs(difference(golden, questions)) <= 0.4
     assert 0 < small.sum() < len(questions)
     assert ((found == "tie") == small).all()
 
 
 def test_equal_gold_is_a_tie_without_any_margin(golden, questions):
-    assert set(answers(SimulatedHuman(read_gold, golden.assign(gold=1.0)), questions.head(5))) == {"tie"}
+    assert set(answers(SimulatedHuman(read_gold), questions.head(5), golden.assign(gold=1.0))) == {"tie"}
 
 
 def test_a_difference_of_exactly_the_margin_is_a_tie():
     golden = pd.DataFrame({"prompt_id": "p", "index": [0, 1, 2], "gold": [0.0, 0.25, 0.5625]})
-    human = SimulatedHuman(read_gold, golden, tie_margin=0.25)
-    assert [human.answer(pd.Series({"prompt_id": "p", "i": i, "j": j})) for i, j in ((0, 1), (1, 2))] == ["tie", "second"]
+    human = SimulatedHuman(read_gold, tie_margin=0.25)
+    questions = pd.DataFrame({"prompt_id": "p", "i": [0, 1], "j": [1, 2]})
+    assert answers(human, questions, golden).tolist() == ["tie", "second"]
 
 
 def test_simulated_answers_do_not_depend_on_the_order_of_asking(golden, questions):
     shuffled = questions.sample(frac=1, random_state=2)
-    forwards = answers(SimulatedHuman(read_gold, golden, noise=0.4, seed=3), questions)
-    backwards = answers(SimulatedHuman(read_gold, golden.sample(frac=1, random_state=5), noise=0.4, seed=3), shuffled)
+    forwards = answers(SimulatedHuman(read_gold, noise=0.4, seed=3), questions, golden)
+    backwards = answers(SimulatedHuman(read_gold, noise=0.4, seed=3), shuffled, golden.sample(frac=1, random_state=5))
     pd.testing.assert_series_equal(backwards.sort_index(), forwards)
 
 
 def test_simulated_answers_differ_between_seeds(golden, questions):
-    one, other = (answers(SimulatedHuman(read_gold, golden, noise=0.4, seed=seed), questions) for seed in (0, 1))
+    one, other = (answers(SimulatedHuman(read_gold, noise=0.4, seed=seed), questions, golden) for seed in (0, 1))
     assert (one != other).any()
 
 
-def test_gold_is_asked_about_the_two_completions_and_no_others(golden):
+def test_gold_is_asked_about_the_two_completions_and_no_others(golden, path):
     seen = []
 
     def spy(table):
         seen.extend(zip(table["prompt_id"], table["index"]))
         return table["gold"].to_numpy()
 
-    SimulatedHuman(spy, golden).answer(pd.Series({"prompt_id": "p07", "i": 1, "j": 4}))
+    question = pd.DataFrame({"prompt_id": ["p07"], "i": [1], "j": [4], "strategy": "random", "reason": ""})
+    with LabelStore(path) as store:
+        ask(question, golden, SimulatedHuman(spy), store)
     assert seen == [("p07", 1), ("p07", 4)]
 
 
@@ -319,12 +334,12 @@ def test_gold_is_asked_about_the_two_completions_and_no_others(golden):
 
 def test_replay_gives_the_answers_of_the_file():
     table = comparisons(3).assign(answer=["tie", "second", "first"])
-    assert answers(Replay(table), comparisons(3)).tolist() == ["tie", "second", "first"]
+    assert answers(Replay(table), comparisons(3), completions(comparisons(3))).tolist() == ["tie", "second", "first"]
 
 
 def test_replay_names_a_comparison_that_the_file_lacks():
     with pytest.raises(InputError, match="no answer for prompt p000, completions 0 and 3"):
-        Replay(comparisons(2).assign(answer="tie")).answer(comparisons(3).iloc[2])
+        Replay(comparisons(2).assign(answer="tie")).answer(comparisons(3).iloc[2], None)
 
 
 @pytest.mark.parametrize("column", [*KEY, "answer"])
@@ -344,19 +359,19 @@ def test_replay_reads_files_and_keeps_ids_that_look_like_numbers(tmp_path, suffi
     table = comparisons(2).assign(prompt_id="0012345678901234", answer=["tie", "first"])
     path = tmp_path / f"answers{suffix}"
     table.to_csv(path, index=False) if suffix == ".csv" else table.to_parquet(path)
-    human = load_annotator(params.Feedback(kind="replay", file=str(path)), None, table, 0)
-    assert answers(human, table).tolist() == ["tie", "first"]
+    human = load_annotator(params.Feedback(kind="replay", file=str(path)), None, 0)
+    assert answers(human, table, completions(table)).tolist() == ["tie", "first"]
 
 
 @pytest.mark.parametrize("file", [None, "no/such/file.csv"])
 def test_a_replay_file_that_is_not_there_is_an_error(file):
     with pytest.raises(InputError, match="feedback.file"):
-        load_annotator(params.Feedback(kind="replay", file=file), None, comparisons(1), 0)
+        load_annotator(params.Feedback(kind="replay", file=file), None, 0)
 
 
 def test_a_simulated_human_needs_gold():
     with pytest.raises(InputError, match="gold.kind is 'none'"):
-        load_annotator(params.Feedback(), None, comparisons(1), 0)
+        load_annotator(params.Feedback(), None, 0)
 
 
 def test_every_answer_has_a_label_in_the_unit_interval():

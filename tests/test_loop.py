@@ -42,7 +42,8 @@ clean = first.table("clean", lambda: data.preferences_from_gold(train.assign(gol
 biased = first.table("biased", lambda: bias.inject(clean, train, dict(zip(prompts["prompt_id"], prompts["category"])), settings.bias, 0))
 proxy = refine.fit(settings.reward, train, bias.observed(biased), 0, "proxy", first.folder / "proxy")
 setting = loop.Setting(settings, 0, prompts, train, asked, bias.observed(biased), proxy)
-human = feedback.SimulatedHuman(lambda t: t["gold"].to_numpy(), asked.assign(gold=gold[where == "feedback"]), noise=0.2, seed=0)
+truth = pd.Series(gold, index=pd.MultiIndex.from_frame(pool[["prompt_id", "index"]]))
+human = feedback.SimulatedHuman(lambda t: truth.loc[list(zip(t["prompt_id"], t["index"]))].to_numpy(), noise=0.2, seed=0)
 for name in settings.selection.strategies:
     outcome = loop.run(name, setting, human, stage / name)
     stage.table(f"rounds_{name}", lambda: outcome.rounds)

@@ -1,5 +1,6 @@
 """The four notebooks and the command line, end to end on a tiny model; then once more under nbval."""
 
+import ast
 import json
 import os
 import subprocess
@@ -155,3 +156,13 @@ def test_notebook_defaults_are_the_quickstart(name):
     namespace = {"In": ["", source]}
     exec(source, namespace)  # noqa: S102 (a cell of this repository)
     assert params.from_notebook(namespace) == params.load(ROOT / "params" / "quickstart.yaml")
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_no_cell_uses_the_name_of_a_parameter_for_something_else(name):
+    """Running the validating cell again must find the parameters, not a module or a table of the same name."""
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    code = [c.source for c in notebook.cells if c.cell_type == "code" and "parameters" not in c.metadata.get("tags", [])]
+    bound = {n.id for source in code for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    bound |= {a.asname or a.name for source in code for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) for a in n.names}
+    assert not bound & set(params.Params.model_fields)

@@ -22,8 +22,8 @@ def refusal(folder, text):
     with pytest.raises(InputError) as caught:
         load(folder, text)
     message = str(caught.value)
-    assert "\n" not in message and "mine.yaml" in message
-    return message
+    assert "\n" not in message and str(folder / "mine.yaml") in message
+    return message.replace(str(folder), "")  # the folder's name holds words of the test's name
 
 
 def nested(dotted, value):
@@ -154,10 +154,12 @@ def test_keys_that_are_no_text_are_refused(tmp_path, text):
 ])
 def test_a_number_read_as_text_is_refused_with_the_way_to_write_it(tmp_path, key, text):
     def document(number):
-        return f"bias: [{{kind: noise, rate: {number}}}]" if key == "bias.0.rate" else yaml.safe_dump(nested(key, "HERE")).replace("HERE", number)
+        if key == "bias.0.rate":
+            return f"bias: [{{kind: noise, rate: {number}}}]"
+        return yaml.safe_dump(nested(key, "HERE")).replace("HERE", number)
 
     message = refusal(tmp_path, document(text))
-    assert f"{key}: YAML read {text.strip(chr(39))!r} as text, expected a number" in message
+    assert f": {key}: YAML read {text.strip(chr(39))!r} as text, expected a " in message
     advice = re.search(r"\(write ([^\s)]+)", message).group(1)
     values = load(tmp_path, document(advice)).model_dump()
     for part in key.split("."):
@@ -213,9 +215,9 @@ def test_no_advice_is_given_that_would_be_refused_or_change_the_number(tmp_path,
     ("bias: [{kind: attribute, attribute: length, strength: 2}]", "bias.0.strength", "2", "less than or equal to 1"),
     ("bias: [{kind: attribute, attribute: 3, strength: 1}]", "bias.0.attribute", "3", "string"),
     ("bias: [{kind: coverage, absent: travel}]", "bias.0.absent", '"travel"', "list"),
-    ("bias: [{kind: nois, rate: 0.1}]", "bias.0", "nois", "'noise', 'attribute', 'coverage'"),
+    ("bias: [{kind: nois, rate: 0.1}]", "bias.0", '{"kind": "nois", "rate": 0.1}', "'noise', 'attribute', 'coverage'"),
     ("bias: [{rate: 0.1}]", "bias.0", '{"rate": 0.1}', "kind"),
-    ("bias: {kind: noise, rate: 0.1}", "bias", "noise", "list"),
+    ("bias: {kind: noise, rate: 0.1}", "bias", '{"kind": "noise", "rate": 0.1}', "list"),
     ("bias: [noise]", "bias.0", '"noise"', "dictionary"),
     ("bias: null", "bias", "null", "list"),
     ("feedback: {noise: 1.01}", "feedback.noise", "1.01", "less than or equal to 1"),
@@ -243,7 +245,8 @@ def test_no_advice_is_given_that_would_be_refused_or_change_the_number(tmp_path,
 ])
 def test_wrong_type_or_range(tmp_path, text, key, found, expected):
     message = refusal(tmp_path, text)
-    assert f": {key}: " in message and found in message and expected in message
+    assert f": {key}: found {found}, " in message or f": {key}: YAML read {found} as text, " in message
+    assert expected in message
 
 
 @pytest.mark.parametrize(("text", "names"), [
@@ -262,18 +265,20 @@ def test_keys_that_do_not_go_together(tmp_path, text, names):
 
 def test_a_long_value_is_shortened_in_the_message(tmp_path):
     message = refusal(tmp_path, f"seed: {list(range(400))}")
-    assert len(message) < 300 + len(str(tmp_path))
+    assert len(message) < 300
 
 
 # --- the file itself
 
 
-@pytest.mark.parametrize("text", ["{", "a: [", "seed: 0\n\tn: 1", "seed: 'x", "\x00", "seed: @", "? [1, 2]\n: 3", pytest.param("[" * 1000, id="deep")])
+@pytest.mark.parametrize("text", ["{", "a: [", "seed: 0\n\tn: 1", "seed: 'x", "\x00", "seed: @", "? [1, 2]\n: 3",
+                                  pytest.param("[" * 1000, id="deep")])
 def test_not_yaml(tmp_path, text):
     assert "not valid YAML" in refusal(tmp_path, text)
 
 
-@pytest.mark.parametrize(("text", "kind"), [("", "NoneType"), ("# only a comment\n", "NoneType"), ("[1]", "list"), ("3", "int"), ("seed", "str")])
+@pytest.mark.parametrize(("text", "kind"), [("", "NoneType"), ("# only a comment\n", "NoneType"), ("[1]", "list"), ("3", "int"),
+                                            ("seed", "str")])
 def test_not_a_mapping(tmp_path, text, kind):
     assert f"holds {kind}, expected a mapping" in refusal(tmp_path, text)
 
@@ -315,12 +320,22 @@ def test_a_file_that_is_no_text(tmp_path):
 
 
 def test_a_notebook_takes_its_defaults_and_then_what_papermill_injected():
-    namespace = {
-        "In": ["", "# Parameters\nseed = 1\nrun = 'mine'\nsampling = {'n': 4}", "# Parameters\nseed = 2", "seed = 99"],
-        "seed": 99, "run": "mine", "sampling": {"n": 4},
-    }
-    settings = params.from_notebook(namespace)
-    assert (settings.seed, settings.run, settings.sampling.n) == (2, "mine", 4)
+    namespace = {"In": ["", "# Parameters\nseed = 1\nsampling = {'n': 4}", "# Parameters\nseed = 2"], "seed": 2, "sampling": {"n": 4}}
+    assert params.from_notebook(namespace) == params.check({"seed": 2, "sampling": {"n": 4}}, "test")
+
+
+def test_a_parameter_may_be_computed_in_its_cell():
+    namespace = {"In": ["", "# Parameters\nsampling = dict(n=2 + 2)"], "sampling": {"n": 4}}
+    assert params.from_notebook(namespace).sampling.n == 4
+
+
+def test_names_of_other_cells_are_no_parameters():
+    namespace = {"In": ["", "# Parameters\nseed = 5", "pool = 'a table'"], "seed": 5, "pool": "a table"}
+    assert params.from_notebook(namespace) == params.Params(seed=5)
+
+
+def test_a_kernel_without_history_reads_the_parameters_too():
+    assert params.from_notebook({"seed": 5, "pool": "a table"}) == params.Params(seed=5)
 
 
 def test_a_later_cell_may_reuse_a_name():
@@ -329,24 +344,22 @@ def test_a_later_cell_may_reuse_a_name():
     assert params.from_notebook(namespace).sampling.n == 4
 
 
-def test_a_parameter_that_is_computed_in_its_cell():
-    namespace = {"In": ["", "# Parameters\nsampling = dict(n=2 + 2)"], "sampling": {"n": 4}}
-    assert params.from_notebook(namespace).sampling.n == 4
-
-
-def test_a_notebook_without_parameter_cells_has_the_defaults():
-    assert params.from_notebook({"In": ["", "seed = 5"], "seed": 5}) == params.Params()
-
-
-def test_an_unknown_name_in_a_notebook_is_an_error():
-    namespace = {"In": ["", "# Parameters\nseed = 1", "# Parameters\nsede = 2"], "seed": 1, "sede": 2}
-    with pytest.raises(InputError, match="the notebook's parameters: unknown parameter 'sede'; did you mean 'seed'"):
-        params.from_notebook(namespace)
-
-
 def test_a_parameter_with_a_type_annotation_is_read_too():
     """Papermill reads `seed: int = 3` as a parameter; taking the default instead would be silent."""
     assert params.from_notebook({"In": ["", "# Parameters\nseed: int = 3"], "seed": 3}).seed == 3
+
+
+def test_a_wrong_value_in_a_notebook_is_named():
+    with pytest.raises(InputError, match="the notebook's parameters: sampling.n: found 1, expected greater than or equal to 2"):
+        params.from_notebook({"In": ["", "# Parameters\nsampling = {'n': 1}"], "sampling": {"n": 1}})
+
+
+@pytest.mark.parametrize("line", ["sede = 2", "sede: int = 2", "seed = sede = 2"])
+def test_an_unknown_name_in_a_parameter_cell_is_an_error(line):
+    """However it is assigned: Papermill, too, takes `sede: int = 2` for a parameter."""
+    namespace = {"In": ["", "# Parameters\nseed = 1", f"# Parameters\n{line}"], "seed": 1, "sede": 2}
+    with pytest.raises(InputError, match="the notebook's parameters: unknown parameter 'sede'; did you mean 'seed'"):
+        params.from_notebook(namespace)
 
 
 # --- fingerprint
@@ -354,7 +367,8 @@ def test_a_parameter_with_a_type_annotation_is_read_too():
 
 @pytest.mark.parametrize("change", [
     {"seed": 1}, {"task": "safety"}, {"sampling": {"n": 4}}, {"sampling": {"temperature": 0.71}}, {"reward": {"lora": {"r": 4}}},
-    {"bias": [{"kind": "noise", "rate": 0.1}]}, {"prompts": {"categories": []}}, {"model": {"system_prompt": " "}}, {"evaluation": {"betas": [2.0, 1.0]}},
+    {"bias": [{"kind": "noise", "rate": 0.1}]}, {"prompts": {"categories": []}}, {"model": {"system_prompt": " "}},
+    {"evaluation": {"betas": [2.0, 1.0]}},
 ], ids=str)
 def test_a_changed_value_changes_the_fingerprint(change):
     assert params.fingerprint(params.check(change, "test")) != params.fingerprint(params.Params())
@@ -391,7 +405,8 @@ def test_the_fingerprint_is_the_same_on_every_machine():
 def test_keys_lists_every_leaf_once():
     names = [name for name, _, _ in params.keys()]
     expected = set(leaves(params.Params().model_dump()))
-    mechanisms = {"bias[kind: noise].rate", "bias[kind: attribute].attribute", "bias[kind: attribute].strength", "bias[kind: coverage].absent"}
+    mechanisms = {"bias[kind: noise].rate", "bias[kind: attribute].attribute", "bias[kind: attribute].strength",
+                  "bias[kind: coverage].absent"}
     assert len(names) == len(set(names))
     assert set(names) == expected | mechanisms
 
