@@ -39,5 +39,5 @@ clean:  ## remove runs and caches of tools; the environment and the fetched asse
 $(STAMP): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint requirements.lock --editable '.[test]'
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock --editable '.[test]'
 	@touch $(STAMP)

@@ -143,11 +143,11 @@ def side_by_side(pool: pd.DataFrame, gold: np.ndarray, scores: dict[str, np.ndar
     pick = {name: table.loc[table.groupby("prompt_id")[name].idxmax()].set_index("prompt_id") for name in ("before", "after")}
     change = (pick["after"]["gold"] - pick["before"]["gold"]).sort_values(kind="stable")
     blocks = [f"{int((change > 1e-9).sum())} of {len(change)} favourites got better, {int((change < -1e-9).sum())} got worse."]
-    for title, prompts in (("GAINS", change.index[::-1][:count]), ("LOSSES", change.index[:count])):
+    for title, prompts in (("GAIN", change.index[::-1][:count]), ("LOSS", change.index[:count])):
         for prompt in prompts:
-            if (change[prompt] > 0) == (title == "GAINS") and change[prompt] != 0:
+            if (change[prompt] > 0) == (title == "GAIN") and change[prompt] != 0:
                 old, new = pick["before"].loc[prompt], pick["after"].loc[prompt]
-                blocks.append(f"{title[:-1]:<5} PROMPT {old['prompt']}\n  {before:>8}, gold {old['gold']:.2f}: {_line(old['completion'])}\n"
+                blocks.append(f"{title}  PROMPT {old['prompt']}\n  {before:>8}, gold {old['gold']:.2f}: {_line(old['completion'])}\n"
                               f"  {after:>8}, gold {new['gold']:.2f}: {_line(new['completion'])}")
     return "\n\n".join(blocks)
 

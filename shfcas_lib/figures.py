@@ -93,7 +93,7 @@ def pacs_plane(table: pd.DataFrame):
     axes.plot([-limit, limit], [-limit, limit], color="0.3", linestyle="--", linewidth=1)
     axes.annotate("proxy and policy agree", (-2.45, -2.35), rotation=45, fontsize=9, color="0.3", rotation_mode="anchor", bbox=PAPER)
     axes.annotate("the proxy likes what the\npolicy finds unlikely", (-2.6, 2.15), fontsize=10, bbox=PAPER)
-    axes.annotate("the policy likes what the\nproxy scores down", (0.55, -2.6), fontsize=10, bbox=PAPER)
+    axes.annotate("the policy likes what the\nproxy scores down", (0.3, -2.6), fontsize=10, bbox=PAPER)
     axes.set(xlim=(-limit, limit), ylim=(-limit, limit), xlabel="z(ℓ): how likely the policy finds it", ylabel="z(r): how much the proxy likes it",
              title="Proxy-policy conflict, one dot per completion", aspect="equal")
     figure.colorbar(points, ax=axes, label="PACS = z(r) − z(ℓ)")

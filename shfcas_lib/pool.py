@@ -175,7 +175,8 @@ def _layer(out) -> torch.Tensor:
 def _prompt_state(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean hidden state of the last prompt tokens, (batch, hidden); left-padded. The first token is a sink of attention
     whose state dwarfs all others: it is left out."""
-    use = mask * (mask.cumsum(1) > 1) if mask.sum(1).min() > 1 else mask
+    use = mask * (mask.cumsum(1) > 1)
+    use = use + mask * (use.sum(1, keepdim=True) == 0)  # a prompt of one token has nothing else
     use = use[:, -PROMPT_TOKENS:, None]
     return (hidden[:, -PROMPT_TOKENS:].float() * use).sum(1) / use.sum(1)
 
