@@ -88,7 +88,9 @@ def _check(options) -> int:
 def _numbers(options) -> int:
     from shfcas_lib import params, runs
 
-    folder = runs.open_run(params.load(options.params)).folder
+    run = runs.open_run(params.load(options.params))
+    run.belongs("04_evaluation")
+    folder = run.folder
     path = folder / "04_evaluation" / "metrics.json"
     if not path.exists():
         raise InputError(f"{path} does not exist: run the four notebooks first")

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Callable
 
+from shfcas_lib import runs
 from shfcas_lib.params import InputError
 
 Attribute = Callable[[str], float]
@@ -65,6 +67,8 @@ def attribute(name: str) -> Attribute:
 def imported(name: str, what: str) -> Callable:
     """The user's own function named `module:function`. Raises InputError that says what is missing."""
     module, _, function = name.partition(":")
+    if str(runs.home()) not in sys.path:
+        sys.path.append(str(runs.home()))  # a module beside notebooks/ and params/ is found, wherever the kernel was started
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:

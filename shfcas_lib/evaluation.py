@@ -62,7 +62,10 @@ def tilted(pool: pd.DataFrame, gold: np.ndarray, scores: dict[str, np.ndarray], 
 
 
 def trained(name: str, sampled: pd.DataFrame, gold: np.ndarray, base: pd.DataFrame, base_gold: np.ndarray) -> pd.DataFrame:
-    """The same table for a trained policy, from its own samples; KL is the sample mean of logp - logp_reference."""
+    """The same table for a trained policy, from its own samples.
+
+    kl is the sample mean of logp - logp_reference. At a sampling temperature other than 1 that is a log-ratio and no exact KL.
+    """
     table = sampled[["prompt_id"]].assign(gold=gold, kl=sampled["logp"] - sampled["logp_reference"])
     rows = table.groupby("prompt_id").mean().reset_index()
     before = pd.Series(base_gold).groupby(base["prompt_id"].to_numpy()).apply(np.asarray)
@@ -175,11 +178,16 @@ def joined(*parts: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts).sort_values(["prompt_id", "index"], ignore_index=True)
 
 
+def leading(params: Params) -> str:
+    """The strategy that the numbers are about: the first that is not the baseline."""
+    return next((name for name in params.selection.strategies if name != "random"), "random")
+
+
 def headline(per_prompt: pd.DataFrame, repeats: pd.DataFrame | None, predicts: pd.DataFrame, params: Params) -> dict[str, str]:
     """The five numbers that matter, as text. Over seeds where there are replicates, over prompts otherwise."""
     table, unit, over = (per_prompt, "prompt_id", "prompts") if repeats is None else (repeats, "seed", "seeds")
     wide = table.pivot(index=unit, columns="policy", values="gold")
-    first = params.selection.strategies[0]
+    first = leading(params)
     other = next((name for name in params.selection.strategies if name == "random"), None)
 
     def interval(values: pd.Series, name: str) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shfcas_lib import assets
+from shfcas_lib import assets, runs
 from shfcas_lib.params import InputError, Lora, Model
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def _keep_float32(causal: PreTrainedModel) -> None:
 def _resolve(source: str) -> str:
     if source in assets.ASSETS:
         return str(assets.asset_path(source))
-    folder = Path(source).expanduser()
+    folder = runs.found(source)
     if folder.exists() and not (folder / "config.json").is_file():
         raise InputError(f"model.source {source!r}: the folder has no config.json")
     return str(folder) if folder.exists() else source

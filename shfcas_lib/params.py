@@ -199,6 +199,8 @@ class Params(Block):
         closed = (self.reward.kind, self.policy.kind, self.feedback.kind) == ("probe", "tilt", "gold")
         if self.evaluation.replicates and not closed:
             raise ValueError("evaluation.replicates needs reward.kind probe, policy.kind tilt and feedback.kind gold: set it to 0")
+        if self.evaluation.replicates and self.preferences.file:
+            raise ValueError("evaluation.replicates builds its preferences from samples, not from preferences.file: set it to 0")
         if self.feedback.kind == "replay" and not self.feedback.file:
             raise ValueError("feedback.kind replay needs feedback.file, a table of answers")
         if self.feedback.kind == "gold" and self.gold.kind == "none":
@@ -227,11 +229,14 @@ def load(path: str | Path) -> Params:
 def from_notebook(namespace: dict[str, Any]) -> Params:
     """Validate the variables that a notebook's parameter cells set (its own defaults, then what Papermill injected).
 
-    Those cells start with the word `# Parameters`, which is how Papermill heads its own; a name in them that is no
+    Those cells start with the word `# Parameters`, which is how Papermill heads its own. Where Papermill injected a whole run
+    (it sets `run`), only that counts, so that `papermill -f mine.yaml` and `shfcas run mine.yaml` mean the same. A name in them that is no
     parameter is an error here, where Papermill alone would only warn. Where the kernel keeps no history of cells (nbval),
     the variables of the parameters' names are taken as they are.
     """
     cells = [source for source in namespace.get("In", []) if source.startswith("# Parameters")]
+    whole = [source for source in cells if source.startswith("# Parameters\n") and re.search(r"^run = ", source, re.MULTILINE)]
+    cells = whole or cells
     values: dict[str, Any] = {} if cells else {name: namespace[name] for name in Params.model_fields if name in namespace}
     for source in cells:
         for node in ast.parse(source).body:

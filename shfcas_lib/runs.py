@@ -98,7 +98,12 @@ class Run:
 
     def _needed(self, name: str) -> dict:
         everything = self.params.model_dump(mode="json")
-        return {key: everything[key] for key in STAGES[name]}
+        needed = {key: everything[key] for key in STAGES[name]}
+        for block in ("prompts", "preferences"):  # a file that was edited makes another run, though its name is the same
+            file = needed[block]["file"]
+            if file and found(file).is_file():
+                needed[block] = needed[block] | {"sha256": hashlib.sha256(found(file).read_bytes()).hexdigest()[:16]}
+        return needed
 
     def require(self, stage: str, name: str) -> pd.DataFrame:
         """A table that an earlier stage must have written. Raises InputError that says which notebook makes it."""

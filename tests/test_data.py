@@ -337,7 +337,7 @@ def test_prompts_of_the_pairs_are_dropped_from_the_other_splits(tmp_path):
     rows = prompt_rows(20)
     prompts = write(tmp_path / "prompts.jsonl", *rows)
     pairs = write(tmp_path / "pairs.jsonl", *[{"prompt": r["prompt"], "chosen": "yes", "rejected": "no"} for r in rows[:6]])
-    table = data.load_prompts(run(prompts={"file": str(prompts)}, preferences={"file": str(pairs)}, selection={"budget": 2}))
+    table = data.load_prompts(run(prompts={"file": str(prompts)}, preferences={"file": str(pairs)}, selection={"budget": 2}, evaluation={"replicates": 0}))
     assert set(table.loc[table["split"] == "train", "prompt"]) == {r["prompt"] for r in rows[:6]}
     assert set(table.loc[table["split"] != "train", "prompt"]) == {r["prompt"] for r in rows[6:]}
     assert not table["prompt_id"].duplicated().any()
@@ -345,7 +345,7 @@ def test_prompts_of_the_pairs_are_dropped_from_the_other_splits(tmp_path):
 
 def test_prompts_of_the_pairs_alone_are_split_three_ways(tmp_path):
     pairs = [{"prompt": f"{k % 20}?", "chosen": f"yes {k}", "rejected": "no"} for k in range(40)]
-    table = data.load_prompts(run(preferences={"file": str(write(tmp_path / "pairs.jsonl", *pairs))}, selection={"budget": 2}))
+    table = data.load_prompts(run(preferences={"file": str(write(tmp_path / "pairs.jsonl", *pairs))}, selection={"budget": 2}, evaluation={"replicates": 0}))
     assert len(table) == 20 and Counter(table["split"]) == {"train": 8, "feedback": 6, "evaluate": 6}
 
 

@@ -422,3 +422,16 @@ def test_the_default_that_is_printed_is_the_default(name, default):
     for part in name.split("."):
         values = values[part]
     assert values == json.loads(default)
+
+
+def test_a_whole_run_that_papermill_injects_replaces_the_notebooks_own():
+    """`papermill -f mine.yaml` must mean what `shfcas run mine.yaml` means: keys that the file leaves out have their defaults."""
+    own = "# Parameters: the quickstart\nrun = 'quickstart'\nbias = [{'kind': 'noise', 'rate': 0.1}]"
+    namespace = {"In": ["", own, "# Parameters\nrun = 'mine'\nseed = 3\n"], "run": "mine", "seed": 3, "bias": []}
+    assert params.from_notebook(namespace) == params.Params(run="mine", seed=3)
+
+
+def test_one_parameter_that_papermill_injects_leaves_the_notebooks_others():
+    own = "# Parameters: the quickstart\nrun = 'quickstart'\nprompts = {'n': 160}"
+    namespace = {"In": ["", own, "# Parameters\nseed = 3\n"], "run": "quickstart", "seed": 3, "prompts": {"n": 160}}
+    assert params.from_notebook(namespace) == params.Params(seed=3, prompts={"n": 160})
