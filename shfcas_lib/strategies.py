@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.special import entr, expit
 
 from shfcas_lib import rewards
 from shfcas_lib.params import InputError, Selection
@@ -109,23 +110,23 @@ def uncertainty(pairs: pd.DataFrame, budget: int, generator: np.random.Generator
         drawn = fitted.training.iloc[generator.integers(0, len(fitted.training), len(fitted.training))]
         member = rewards.fit_probe(fitted.known, drawn, fitted.l2)
         difference.append(_differences(member.columns(fitted.pool) @ member.weight, fitted.pool, pairs))
-    return _largest(pairs, lambda p: pd.Series(np.var(_sigmoid(np.array(difference)), 0), p.index), budget)
+    return _largest(pairs, lambda p: pd.Series(np.var(expit(np.array(difference)), 0), p.index), budget)
 
 
 def bald(pairs: pd.DataFrame, budget: int, generator: np.random.Generator, view: View) -> pd.DataFrame:
     """Expected information gain about the probe's weights (BALD, Houlsby et al. 2011), H(E p) - E H(p) under the Laplace posterior."""
     mean, variance, _ = _posterior(pairs, view.need_fitted())
     node, weight = np.polynomial.hermite_e.hermegauss(16)  # E over a standard normal
-    p = _sigmoid(mean[:, None] + np.sqrt(variance)[:, None] * node)
+    p = expit(mean[:, None] + np.sqrt(variance)[:, None] * node)
     weight = weight / weight.sum()
-    return _largest(pairs, lambda t: pd.Series(_entropy(p @ weight) - _entropy(p) @ weight, t.index), budget)
+    return _largest(pairs, lambda t: pd.Series(_uncertainty(p @ weight) - _uncertainty(p) @ weight, t.index), budget)
 
 
 def d_optimal(pairs: pd.DataFrame, budget: int, generator: np.random.Generator, view: View) -> pd.DataFrame:
     """Greedy D-optimal design for the probe (Chaloner and Verdinelli 1995; for preferences Mukherjee et al. 2024): each pair in turn
     raises the log determinant of the Fisher information most. Time grows with pairs times budget squared."""
     mean, variance, covariance = _posterior(pairs, view.need_fitted())
-    information = _sigmoid(mean) * _sigmoid(-mean)
+    information = expit(mean) * expit(-mean)
     taken, columns = [], np.zeros((len(pairs), 0))
     for _ in range(budget):
         gain = information * variance
@@ -190,10 +191,7 @@ def _differences(values: np.ndarray, pool: pd.DataFrame, pairs: pd.DataFrame) ->
     return values[rewards.locate(pool, pairs, "i")] - values[rewards.locate(pool, pairs, "j")]
 
 
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 0.5 * (1 + np.tanh(x / 2))
-
-
-def _entropy(p: np.ndarray) -> np.ndarray:
-    p = np.clip(p, 1e-12, 1 - 1e-12)
-    return -p * np.log(p) - (1 - p) * np.log(1 - p)
+def _uncertainty(p: np.ndarray) -> np.ndarray:
+    """Entropy of a yes-or-no answer, in nats."""
+    p = np.clip(p, 0, 1)  # a mean over quadrature nodes can leave [0, 1] by rounding
+    return entr(p) + entr(1 - p)
