@@ -17,6 +17,7 @@ import pandas as pd
 from shfcas_lib.params import InputError
 
 SMALLEST_STD = 1e-6
+BLOCK = 16384  # prompts taken at a time: what they need stays in the processor's cache, and memory stays bounded
 
 
 def z_scores(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -25,13 +26,14 @@ def z_scores(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     values: (..., N). Returns (z of the same shape, 0 where degenerate; degenerate: (...) bool).
     """
     values = np.asarray(values, float)
-    size = np.abs(values).max(-1, keepdims=True, initial=0)
-    size = np.where(size > 1e100, size, 1.0)  # squares of huge values would overflow
-    scaled = values / size
-    std = scaled.std(-1, keepdims=True)
-    small = (std < SMALLEST_STD / size) | (scaled == scaled[..., :1]).all(-1, keepdims=True)
-    z = np.where(small, 0.0, (scaled - scaled.mean(-1, keepdims=True)) / np.where(small, 1.0, std))
-    return z, small[..., 0]
+    size = 1.0
+    if np.abs(values).max(initial=0) > 1e100:  # squares of huge values would overflow
+        size = np.maximum(np.abs(values).max(-1, keepdims=True, initial=0), 1.0)
+        values = values / size
+    centred = values - values.mean(-1, keepdims=True)
+    std = np.sqrt((centred * centred).mean(-1, keepdims=True))
+    small = (std < SMALLEST_STD / size) | (values == values[..., :1]).all(-1, keepdims=True)
+    return np.where(small, 0.0, centred / np.where(small, 1.0, std)), small[..., 0]
 
 
 def pacs(reward: np.ndarray, logp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -40,29 +42,29 @@ def pacs(reward: np.ndarray, logp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Where std(r) or std(l) is under 1e-6, or N < 2, every PACS of that prompt is 0 and the prompt is degenerate.
     """
     reward, logp = _same_shape(reward, logp)
-    z_reward, flat_reward = z_scores(reward)
-    z_logp, flat_logp = z_scores(logp)
-    degenerate = flat_reward | flat_logp | (reward.shape[-1] < 2)
-    return np.where(degenerate[..., None], 0.0, z_reward - z_logp), degenerate
+    return _pacs(*z_scores(reward), *z_scores(logp))
 
 
-def kendall_distance(reward: np.ndarray, logp: np.ndarray, block: int = 65536) -> np.ndarray:
+def kendall_distance(reward: np.ndarray, logp: np.ndarray) -> np.ndarray:
     """K per prompt, in [0, 1]; a pair tied in either ranking counts one half. reward, logp: (P, N) with N >= 2; returns (P,).
 
-    Equals (1 - tau_a) / 2. Prompts are taken in blocks, so memory stays bounded.
+    Equals (1 - tau_a) / 2. Raises InputError for another shape.
     """
     reward, logp = _same_shape(reward, logp)
     n = reward.shape[-1]
     if reward.ndim != 2 or n < 2:
         raise InputError(f"kendall_distance: found shape {reward.shape}, expected (prompts, completions >= 2)")
     out = np.empty(len(reward))
-    for start in range(0, len(reward), block):
-        r, l = reward[start : start + block], logp[start : start + block]
-        agreement = np.zeros(len(r), np.int64)
-        for k in range(n - 1):  # pairs (k, k+1), (k, k+2), ...: N vector operations instead of an N x N table
-            agreement += (np.sign(r[:, k, None] - r[:, k + 1 :]) * np.sign(l[:, k, None] - l[:, k + 1 :])).sum(1).astype(np.int64)
-        out[start : start + block] = (1 - agreement / (n * (n - 1) / 2)) / 2
+    for start in range(0, len(reward), BLOCK):
+        r, l = (np.ascontiguousarray(values[start : start + BLOCK].T) for values in (reward, logp))  # prompts side by side: long vectors
+        agreement = sum((_order(r, k) * _order(l, k)).sum(0, dtype=np.int32) for k in range(n - 1))
+        out[start : start + BLOCK] = (1 - agreement / (n * (n - 1) / 2)) / 2
     return out
+
+
+def _order(values: np.ndarray, k: int) -> np.ndarray:
+    """+1 where row k is above a later row, -1 where below, 0 where tied. values: (N, P); returns (N - k - 1, P), int8."""
+    return (values[k] > values[k + 1 :]).view(np.int8) - (values[k] < values[k + 1 :]).view(np.int8)
 
 
 def conflict_table(pool: pd.DataFrame, reward: np.ndarray, logp: np.ndarray | None = None) -> pd.DataFrame:
@@ -91,11 +93,22 @@ def by_prompt(conflict: pd.DataFrame) -> pd.DataFrame:
 
 def _same_size(part: pd.DataFrame, n: int) -> pd.DataFrame:
     reward, logp = (part[c].to_numpy().reshape(-1, n) for c in ("reward", "logp"))
-    score, degenerate = pacs(reward, logp)
+    out = {name: np.empty_like(reward) for name in ("z_reward", "z_logp", "pacs")}
+    degenerate = np.empty(len(reward), bool)
+    for start in range(0, len(reward), BLOCK):
+        rows = slice(start, start + BLOCK)
+        (z_reward, flat_reward), (z_logp, flat_logp) = z_scores(reward[rows]), z_scores(logp[rows])
+        out["z_reward"][rows], out["z_logp"][rows] = z_reward, z_logp
+        out["pacs"][rows], degenerate[rows] = _pacs(z_reward, flat_reward, z_logp, flat_logp)
     distance = kendall_distance(reward, logp) if n > 1 else np.zeros(len(reward))
     return part.assign(
-        z_reward=z_scores(reward)[0].ravel(), z_logp=z_scores(logp)[0].ravel(), pacs=score.ravel(),
-        kendall=np.repeat(distance, n), mean_abs_pacs=np.repeat(np.abs(score).mean(-1), n), degenerate=np.repeat(degenerate, n))
+        **{name: values.ravel() for name, values in out.items()}, kendall=np.repeat(distance, n),
+        mean_abs_pacs=np.repeat(np.abs(out["pacs"]).mean(-1), n), degenerate=np.repeat(degenerate, n))
+
+
+def _pacs(z_reward: np.ndarray, flat_reward: np.ndarray, z_logp: np.ndarray, flat_logp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    degenerate = flat_reward | flat_logp | (z_reward.shape[-1] < 2)
+    return np.where(degenerate[..., None], 0.0, z_reward - z_logp), degenerate
 
 
 def _same_shape(reward, logp) -> tuple[np.ndarray, np.ndarray]:

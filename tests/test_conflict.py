@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
+from shfcas_lib import conflict
 from shfcas_lib.conflict import by_prompt, conflict_table, kendall_distance, pacs
 from shfcas_lib.params import InputError
 
@@ -207,10 +208,12 @@ def test_kendall_ends_of_its_scale():
     assert kendall_distance([up, up, up], [up, down, [5.0] * 4]).tolist() == [0.0, 1.0, 0.5]
 
 
-def test_kendall_in_blocks_equals_kendall_at_once():
-    generator = np.random.default_rng(2)
-    reward, logp = generator.integers(0, 4, (2, 11, 5)).astype(float)
-    np.testing.assert_array_equal(kendall_distance(reward, logp, block=3), kendall_distance(reward, logp))
+def test_blocks_of_prompts_change_nothing(monkeypatch):
+    reward, logp = np.random.default_rng(2).integers(0, 4, (2, 55)).astype(float)
+    pool = pd.DataFrame({"prompt_id": np.repeat([f"p{k:02d}" for k in range(11)], 5), "index": np.tile(np.arange(5), 11), "logp": logp})
+    at_once = conflict_table(pool, reward)
+    monkeypatch.setattr(conflict, "BLOCK", 3)
+    pd.testing.assert_frame_equal(conflict_table(pool, reward), at_once, check_exact=True)
 
 
 def test_kendall_of_a_single_completion_is_refused():
