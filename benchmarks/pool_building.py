@@ -1,0 +1,177 @@
+"""Pool building: completions, log-probabilities, features and the proxy's reward for P prompts x N, on the embedded model.
+
+    python benchmarks/pool_building.py [--prompts 12] [--rounds 5]
+
+Against (a) the usual way: `generate`, a second forward pass for log-probabilities, a third through a separate reward model; (b) TRL's own
+generation helper and log-softmax, then the same third pass; (c) llama.cpp on the same weights (Q4_1), sampling alone, where the extra `bench` is
+installed; and against a bound: one teacher-forced pass over the same tokens, which nothing that samples them can beat with one pass per completion.
+Seconds per completion token; the sampled lengths differ a little between contestants.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import numpy as np
+import pandas as pd
+import torch
+from race import growth, race, ratios, release
+
+from shfcas_lib import assets, data, models, params, pool, rewards
+
+TOKENS = 32
+
+
+class Contest:
+    """The prompts, the backbone with our probe, and the separate reward model that the others need."""
+
+    def __init__(self, prompts: int):
+        from transformers import AutoModelForSequenceClassification
+
+        self.params = params.load(Path(__file__).parents[1] / "params" / "quickstart.yaml")
+        self.sampling = self.params.sampling.model_copy(update={"max_new_tokens": TOKENS})
+        self.prompts = data.check(self.params).sort_values("prompt_id").head(prompts)
+        self.backbone = models.load_backbone(self.params.model)
+        self.rows = self.sampling.batch_size
+        hidden = self.backbone.causal.config.hidden_size
+        generator = np.random.default_rng(0)
+        self.probe = rewards.Probe(np.zeros((2, 4 * hidden)), np.ones((2, 4 * hidden)), generator.normal(size=4 * hidden))
+        self.judge = AutoModelForSequenceClassification.from_pretrained(
+            assets.asset_path("smollm2-135m-instruct"), num_labels=1, dtype=torch.float32,
+            quantization_config=self.backbone.causal.config.quantization_config).eval()
+        self.judge.config.pad_token_id = self.backbone.tokenizer.pad_token_id
+        models._keep_float32(self.judge)
+        self.drawn: pd.DataFrame | None = None
+
+    def ours(self) -> float:
+        self.drawn = pool.sample(self.backbone, self.prompts, self.sampling, seed=0)
+        self.probe.score(self.drawn)
+        return self.drawn["n_tokens"].sum()
+
+    def usual(self) -> float:
+        """Three passes, with as many rows in a batch as ours."""
+        tokens, n = 0, self.sampling.n
+        texts = list(self.prompts["prompt"])
+        for start in range(0, len(texts), self.rows // n):
+            ids, mask = pool._pad_left([self.backbone.prompt_ids(t) for t in texts[start : start + self.rows // n]], self._pad, "cpu")
+            with torch.inference_mode():
+                full = self.backbone.causal.generate(
+                    input_ids=ids, attention_mask=mask, do_sample=True, temperature=self.sampling.temperature, top_k=0, top_p=1.0,
+                    max_new_tokens=TOKENS, num_return_sequences=n, pad_token_id=self._pad)
+            tokens += self._score(full, ids.shape[1], mask.repeat_interleave(n, 0))
+        return tokens
+
+    def trl(self) -> float:
+        """TRL's callback helper, which takes and returns text."""
+        from accelerate import Accelerator
+        from transformers import GenerationConfig
+        from trl.trainer.callbacks import _generate_completions
+
+        tokenizer = self.backbone.tokenizer
+        texts = [tokenizer.apply_chat_template(self.backbone.messages(p), add_generation_prompt=True, tokenize=False)
+                 for p in self.prompts["prompt"] for _ in range(self.sampling.n)]
+        config = GenerationConfig(do_sample=True, temperature=self.sampling.temperature, top_k=0, top_p=1.0, max_new_tokens=TOKENS,
+                                  pad_token_id=self._pad, eos_token_id=self.backbone.stop_ids)
+        tokenizer.padding_side = "left"
+        completions = _generate_completions(texts, self.backbone.causal, tokenizer, Accelerator(cpu=True), config, batch_size=self.rows)
+        total = 0
+        for start in range(0, len(texts), self.rows):
+            pairs = [(tokenizer(t)["input_ids"], self.backbone.completion_ids(c))
+                     for t, c in zip(texts[start : start + self.rows], completions[start : start + self.rows])]
+            longest = max(len(c) for _, c in pairs)
+            ids, mask = pool._pad_left([t for t, _ in pairs], self._pad, "cpu")
+            answers = torch.tensor([c + [self._pad] * (longest - len(c)) for _, c in pairs])
+            self._score(torch.cat([ids, answers], 1), ids.shape[1], mask)
+            total += sum(len(c) for _, c in pairs)
+        return total
+
+    def bound(self) -> float:
+        """One pass over prompt and completion of what `ours` sampled, rows of like length together, logits of completions alone."""
+        prompt_ids = {row.prompt_id: self.backbone.prompt_ids(row.prompt) for row in self.prompts.itertuples()}
+        rows = sorted((prompt_ids[r.prompt_id] + list(r.tokens) for r in self.drawn.itertuples()), key=len)
+        with torch.inference_mode():
+            for start in range(0, len(rows), self.rows):
+                ids, mask = pool._pad_left(rows[start : start + self.rows], self._pad, "cpu")
+                self.backbone.causal(input_ids=ids, attention_mask=mask, logits_to_keep=TOKENS + 1, use_cache=False)
+        return self.drawn["n_tokens"].sum()
+
+    @property
+    def _pad(self) -> int:
+        return self.backbone.tokenizer.pad_token_id
+
+    def _score(self, full: torch.Tensor, width: int, prompt_mask: torch.Tensor) -> int:
+        """The second and the third pass, in batches of 16 as `pool.score` takes them; returns the number of completion tokens."""
+        from trl.trainer.utils import selective_log_softmax
+
+        answer = full[:, width:]
+        stop = torch.isin(answer, torch.tensor(self.backbone.stop_ids))
+        alive = (stop.cumsum(1) - stop.long()) == 0
+        mask = torch.cat([prompt_mask, alive.long()], 1)
+        with torch.inference_mode():
+            for start in range(0, len(full), 16):
+                part = slice(start, start + 16)
+                logits = self.backbone.causal(input_ids=full[part], attention_mask=mask[part], logits_to_keep=answer.shape[1] + 1, use_cache=False).logits
+                (selective_log_softmax(logits[:, :-1], answer[part]) * alive[part]).sum(1)
+                self.judge(input_ids=full[part], attention_mask=mask[part])
+        return int(alive.sum())
+
+
+class LlamaCpp:
+    """llama.cpp with every slot in one batch, on the GGUF file that the embedded model comes from."""
+
+    def __init__(self, contest: Contest, folder: Path):
+        import xllamacpp
+
+        self.contest = contest
+        threads, slots = torch.get_num_threads(), 32
+        settings = xllamacpp.CommonParams()
+        settings.model.path = str(assets.raw("smollm2-135m-instruct", folder) / "model.gguf")
+        settings.n_parallel, settings.n_ctx, settings.warmup, settings.verbosity = slots, slots * 512, False, -1
+        settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
+        self.server, self.workers = xllamacpp.Server(settings), ThreadPoolExecutor(slots)
+
+    def run(self) -> float:
+        contest = self.contest
+        asked = [contest.backbone.prompt_ids(p) for p in contest.prompts["prompt"] for _ in range(contest.sampling.n)]
+        return sum(self.workers.map(self._one, asked, range(len(asked))))
+
+    def _one(self, prompt: list[int], seed: int) -> int:
+        answer = self.server.handle_completions({
+            "prompt": prompt, "n_predict": TOKENS, "temperature": self.contest.sampling.temperature, "top_k": 0, "top_p": 1.0, "min_p": 0.0,
+            "samplers": ["temperature"], "seed": seed, "cache_prompt": True})
+        return answer["usage"]["completion_tokens"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=5)
+    asked = parser.parse_args()
+    contest = Contest(asked.prompts)
+    contestants = {"ours": contest.ours, "usual: three passes": contest.usual, "TRL helper, then two passes": contest.trl, "bound: one forward pass": contest.bound}
+    with tempfile.TemporaryDirectory() as folder:
+        if importlib.util.find_spec("xllamacpp"):
+            contestants["llama.cpp, sampling alone"] = LlamaCpp(contest, Path(folder)).run
+        else:
+            print("llama.cpp is left out: pip install '.[bench]' brings it")
+        table = ratios(race(contestants, asked.rounds), "ours")
+    release("pool_building", table)
+    everything = contest.prompts
+    sizes = [max(1, asked.prompts * k // 8) for k in (1, 2, 4, 8)]
+
+    def build(prompts: int) -> None:
+        contest.prompts = everything.head(prompts)
+        contest.ours()
+
+    release("pool_growth", growth("pool building, prompts", sizes, build, rounds=1))
+
+
+if __name__ == "__main__":
+    main()
