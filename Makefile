@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ANNOTATE ?= params/annotate.yaml
 
-.PHONY: help demo annotate test sweep results claims env lab format check lock labelstudio-check clean
+.PHONY: help demo annotate test sweep results claims bench env lab format check lock labelstudio-check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -32,16 +32,21 @@ results: $(STAMP)  ## the sweeps behind docs/results.md
 claims: $(STAMP)  ## fill the tables of docs/results.md from the released rows
 	$(BIN)/python docs/results/tables.py
 
+bench: $(STAMP)  ## speed and memory, as ratios against what one would otherwise run: about half an hour on two quiet cores
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint requirements.lock --editable '.[test,sweep,bench]'
+	for script in conflict_metrics start memory reward_probe sweep_point pool_building; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	$(BIN)/python benchmarks/tables.py
+
 env: $(STAMP)  ## create the environment only
 
 lab: $(STAMP)  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=. notebooks/01_proxy_bias_injection.ipynb
 
 format: $(STAMP)  ## sort imports and fix what ruff can fix
-	$(BIN)/ruff check --fix shfcas_lib tests
+	$(BIN)/ruff check --fix shfcas_lib tests benchmarks
 
 check: $(STAMP)  ## lint, without changing anything
-	$(BIN)/ruff check shfcas_lib tests
+	$(BIN)/ruff check shfcas_lib tests benchmarks
 
 lock: $(STAMP)  ## write the lock from what is installed
 	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(nvidia|triton|cuda)' | sed 's/+cpu$$//' > requirements.lock

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import secrets
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +25,8 @@ import pandas as pd
 import torch
 from race import growth, race, ratios, release
 
-from shfcas_lib import assets, data, models, params, pool, rewards
+from shfcas_lib import assets, data, models, params, pool, rewards, selection
+from shfcas_lib.conflict import conflict_table
 
 TOKENS = 32
 
@@ -32,20 +34,20 @@ TOKENS = 32
 class Contest:
     """The prompts, the backbone with our probe, and the separate reward model that the others need."""
 
-    def __init__(self, prompts: int):
+    def __init__(self, settings: params.Params, prompts: int):
         from transformers import AutoModelForSequenceClassification
 
-        self.params = params.load(Path(__file__).parents[1] / "params" / "quickstart.yaml")
-        self.sampling = self.params.sampling.model_copy(update={"max_new_tokens": TOKENS})
-        self.prompts = data.check(self.params).sort_values("prompt_id").head(prompts)
-        self.backbone = models.load_backbone(self.params.model)
+        self.params = settings
+        self.sampling = settings.sampling.model_copy(update={"max_new_tokens": TOKENS})
+        self.prompts = data.check(settings).sort_values("prompt_id").head(prompts)
+        self.backbone = models.load_backbone(settings.model)
         self.rows = self.sampling.batch_size
         hidden = self.backbone.causal.config.hidden_size
         generator = np.random.default_rng(0)
         self.probe = rewards.Probe(np.zeros((2, 4 * hidden)), np.ones((2, 4 * hidden)), generator.normal(size=4 * hidden))
         self.judge = AutoModelForSequenceClassification.from_pretrained(
-            assets.asset_path("smollm2-135m-instruct"), num_labels=1, dtype=torch.float32,
-            quantization_config=self.backbone.causal.config.quantization_config).eval()
+            models._resolve(settings.model.source), num_labels=1, dtype=torch.float32,
+            quantization_config=models._quantisation(settings.model.quantisation, torch.float32)).eval()
         self.judge.config.pad_token_id = self.backbone.tokenizer.pad_token_id
         models._keep_float32(self.judge)
         self.drawn: pd.DataFrame | None = None
@@ -149,12 +151,26 @@ class LlamaCpp:
         return answer["usage"]["completion_tokens"]
 
 
+def agreement(contest: Contest, seed: int) -> pd.DataFrame:
+    """What the decode steps recorded against a plain teacher-forced pass over the same tokens, and what follows from each: K and comparisons."""
+    drawn = pool.sample(contest.backbone, contest.prompts, contest.sampling, seed)
+    plain = pool.score(contest.backbone, drawn)
+    reward = np.random.default_rng(seed).normal(size=len(drawn))
+    tables = [conflict_table(part, reward) for part in (drawn, plain)]
+    asked = [selection.select("shf_cas", t, 20, np.random.default_rng(0), contest.params.selection)[["prompt_id", "i", "j"]] for t in tables]
+    return pd.DataFrame([{
+        "completions": len(drawn), "largest difference of logp": np.abs(drawn["logp"] - plain["logp"]).max(),
+        "largest difference of features": np.abs(pool.features(drawn) - pool.features(plain)).max(),
+        "prompts with another K": int((tables[0]["kendall"] != tables[1]["kendall"]).groupby(tables[0]["prompt_id"]).any().sum()),
+        "comparisons chosen otherwise": len(asked[0]) - len(asked[0].merge(asked[1]))}])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
-    contest = Contest(asked.prompts)
+    contest = Contest(params.load(Path(__file__).parents[1] / "params" / "quickstart.yaml"), asked.prompts)
     contestants = {"ours": contest.ours, "usual: three passes": contest.usual, "TRL helper, then two passes": contest.trl, "bound: one forward pass": contest.bound}
     with tempfile.TemporaryDirectory() as folder:
         if importlib.util.find_spec("xllamacpp"):
@@ -163,6 +179,7 @@ def main() -> None:
             print("llama.cpp is left out: pip install '.[bench]' brings it")
         table = ratios(race(contestants, asked.rounds), "ours")
     release("pool_building", table)
+    release("pool_agreement", agreement(contest, seed=secrets.randbelow(2**31)))
     everything = contest.prompts
     sizes = [max(1, asked.prompts * k // 8) for k in (1, 2, 4, 8)]
 
