@@ -24,7 +24,7 @@ def race(contestants: dict[str, Callable[[], float | None]], rounds: int = ROUND
     """
     rows = []
     for number in range(-1 if warm else 0, rounds):
-        order = list(contestants) if number % 2 == 0 else list(contestants)[::-1]
+        order = list(contestants) if number % 2 == 0 or number < 0 else list(contestants)[::-1]
         for name in order:
             start = time.perf_counter()
             amount = contestants[name]()

@@ -50,7 +50,7 @@ def test_building_a_pool_stays_ahead_of_three_passes(bench, contest):
 
 def test_every_way_to_build_a_pool_counts_tokens_alike(contest):
     rows = len(contest.prompts) * contest.sampling.n
-    for way in (contest.ours, contest.usual, contest.trl, contest.bound):
+    for way in (contest.ours, contest.usual, contest.trl, contest.bound, contest.strict):
         assert rows <= way() <= rows * 32
 
 
