@@ -79,3 +79,10 @@ def test_ratios_compare_the_same_amount_of_work(bench):
                           columns=["round", "name", "seconds", "amount"])
     table = bench["race"].ratios(rounds, "ours").set_index("contestant")
     assert table.loc["slow", ["least", "ratio", "most"]].tolist() == pytest.approx([3, 3.5, 4])
+
+
+def test_the_page_shows_what_was_released():
+    sys.path.insert(0, str(BENCHMARKS))
+    import tables
+
+    assert tables.fill(tables.PAGE.read_text()) == tables.PAGE.read_text(), "run `python benchmarks/tables.py`"
