@@ -168,7 +168,7 @@ def _shares(budget: int | None, rounds: int) -> list[int | None]:
 
 
 def _store(folder) -> LabelStore:
-    path = _path(folder)
+    path = _path(folder) if processes.is_main() else None
     return LabelStore(path / "labels.sqlite" if path else Path(":memory:"))
 
 

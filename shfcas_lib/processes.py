@@ -9,8 +9,10 @@ is done, all of them ask the main one, else some would wait for ever for others 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+from collections.abc import Iterator
 
 import pandas as pd
 
@@ -36,6 +38,24 @@ def start(device: str) -> None:
         from accelerate import PartialState
 
         PartialState(cpu=device == "cpu")
+
+
+def stop() -> None:
+    """Leave the processes of a launch."""
+    if count() > 1:
+        import torch
+
+        torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def main_first() -> Iterator[None]:
+    """The main process goes through the block before the others do."""
+    if not is_main():
+        wait()
+    yield
+    if is_main():
+        wait()
 
 
 def wait() -> None:

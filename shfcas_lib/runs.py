@@ -165,7 +165,9 @@ class Run:
         return pd.read_parquet(path)
 
     def record(self, **facts) -> None:
-        """Merge facts into run.json, beside the parameters, versions, commit and device."""
+        """Merge facts into run.json, beside the parameters, versions, commit and device; of several processes the main one does."""
+        if not processes.is_main():
+            return
         path = self.folder / "run.json"
         known = json.loads(path.read_text()) if path.exists() else {}
         known |= {"parameters": self.params.model_dump(), "seed": self.params.seed, "versions": versions(), "commit": commit(),
