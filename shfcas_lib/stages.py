@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from shfcas_lib import bias, data, feedback, gold, loop, models, pool, processes, refine, runs, training, training_data
+from shfcas_lib import bias, data, feedback, gold, loop, models, pool, processes, refine, runs, sft, training, training_data
 from shfcas_lib.params import InputError, Params
 
 if TYPE_CHECKING:
@@ -26,10 +26,12 @@ def execute(names: list[str], params: Params) -> None:
     training.check(params.training, device)
     processes.start(device)
     try:
-        with processes.main_first():  # whatever has to be fetched is fetched once
-            data.check(params)
-            backbone = models.load_backbone(params.model)
         run = runs.open_run(params)
+        with processes.main_first():  # whatever has to be fetched is fetched once
+            prompts = data.check(params)
+        model = sft.base(run, prompts if "pools" in names else None)
+        with processes.main_first():
+            backbone = models.load_backbone(model)
         for name in names:
             STAGES[name](run, backbone)
         run.record(processes=processes.count())
@@ -38,7 +40,7 @@ def execute(names: list[str], params: Params) -> None:
 
 
 def pools(run: runs.Run, backbone: Backbone) -> None:
-    """Completions of the base policy: of training and evaluation prompts (notebook 01) and of feedback prompts (notebook 02)."""
+    """Completions of the base policy, fine-tuned first where `sft` asks for it: of training and evaluation prompts (notebook 01) and of feedback prompts (notebook 02)."""
     params, first, second = run.params, run.stage("01_proxy"), run.stage("02_conflict")
     prompts = first.table("prompts", lambda: data.check(params))
     first.table("dropped", lambda: data.dropped(params))
