@@ -58,7 +58,8 @@ def arguments(training: Training, backbone: Backbone, batch_size: int, most: int
     micro = next(size for size in range(min(limit, mine), 0, -1) if mine % size == 0)
     on_gpu = backbone.device.type == "cuda"
     return {
-        "per_device_train_batch_size": micro, "gradient_accumulation_steps": mine // micro, "seed": seed, "optim": training.optimiser,
+        "per_device_train_batch_size": micro, "gradient_accumulation_steps": mine // micro, "seed": seed,
+        **({} if training.optimiser == "adamw_torch" else {"optim": training.optimiser}),  # torch's, in the form that transformers prefers
         "bf16": on_gpu, "use_cpu": not on_gpu, "gradient_checkpointing": training.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False} if training.gradient_checkpointing else None,
         "save_strategy": "steps" if training.checkpoint_every else "no", "save_steps": training.checkpoint_every or 500, "report_to": "none",
