@@ -43,15 +43,22 @@ class Online:
 
 
 def examples(pool: pd.DataFrame, reward: np.ndarray | None, policy: Policy, generator: np.random.Generator) -> pd.DataFrame:
-    """What the policy's kind learns from: `pairs`, `ratings`, or, for the online kinds, the pool's prompts (columns prompt and
-    request: TRL hands the second to the reward as it is). The online kinds need no reward here: it may be None."""
+    """What the policy's kind learns from: `pairs`, `ratings`, or, for the online kinds, `prompts`, which need no reward: it may be None."""
     if policy.kind == "kto":
         return ratings(pool, reward, policy, generator)
     if policy.kind in ONLINE:
-        prompts = pool[["prompt_id", "prompt"]].drop_duplicates().sort_values("prompt_id")
-        prompts = prompts.iloc[generator.permutation(len(prompts))[: policy.prompts]]
-        return prompts[["prompt"]].assign(request=prompts["prompt"]).reset_index(drop=True)
+        return prompts(pool, policy, generator)
     return pairs(pool, reward, policy, generator)
+
+
+def prompts(pool: pd.DataFrame, policy: Policy, generator: np.random.Generator) -> pd.DataFrame:
+    """At most `policy.prompts` of the pool's prompts, once for every pass, each pass in an order of its own. Columns prompt and request, the
+    same text: TRL hands the second to the reward as it is. (TRL's own order of a pass depends on how many passes this process has begun, so
+    that a resumed training would see another.)"""
+    texts = pool[["prompt_id", "prompt"]].drop_duplicates().sort_values("prompt_id")["prompt"].to_numpy()
+    texts = texts[generator.permutation(len(texts))[: policy.prompts]]
+    order = np.concatenate([generator.permutation(len(texts)) for _ in range(policy.epochs)])
+    return pd.DataFrame({"prompt": texts[order], "request": texts[order]})
 
 
 def pairs(pool: pd.DataFrame, reward: np.ndarray, policy: Policy, generator: np.random.Generator) -> pd.DataFrame:
@@ -82,11 +89,11 @@ def ratings(pool: pd.DataFrame, reward: np.ndarray, policy: Policy, generator: n
     """
     table = pool.assign(reward=reward).drop_duplicates(["prompt_id", "completion"])
     table["above"] = table["reward"] - table.groupby("prompt_id")["reward"].transform("mean")
-    table = table[table["above"].abs() > 1e-9]
+    table["distance"] = table["above"].abs()
+    table = table[table["distance"] > 1e-9]
     if table.empty:
         raise InputError("the reward tells no two completions apart: there is nothing to train a policy on")
-    distance = table["above"].abs().rename("distance")
-    turn = table.assign(distance=distance).sort_values(["distance", "index"], ascending=[False, True]).groupby("prompt_id").cumcount()
+    turn = table.sort_values(["distance", "index"], ascending=[False, True]).groupby("prompt_id").cumcount()
     names = np.sort(table["prompt_id"].unique())
     place = table["prompt_id"].map(dict(zip(names, generator.permutation(len(names)))))
     table = table.assign(turn=turn, place=place, label=table["above"] > 0).sort_values(["turn", "place"]).head(2 * policy.pairs)
@@ -106,7 +113,11 @@ def train(backbone: Backbone, table: pd.DataFrame, policy: Policy, seed: int, ho
     options = training.arguments(how, backbone, policy.batch_size, 4, seed) | {
         "num_train_epochs": policy.epochs, "learning_rate": policy.learning_rate, "logging_steps": 5, "disable_dropout": True} | own
     if policy.kind == "kto":  # a completion that is alone in its batch would be its own estimate of the KL
-        table = table.head(max(2, len(table) // options["per_device_train_batch_size"] * options["per_device_train_batch_size"]))
+        at_once = options["per_device_train_batch_size"]
+        if at_once == 1 or len(table) < at_once:
+            raise InputError(f"policy.kind kto: {len(table)} ratings, of a batch of {policy.batch_size} {at_once} at once, leave a completion alone, "
+                             "expected 2 or more: change policy.batch_size, policy.pairs or training.micro_batch")
+        table = table.head(len(table) // at_once * at_once)
     dataset = Dataset.from_list([_row(backbone, row) for row in table.to_dict("records")])
     training.fit(trainer, config, backbone, options, checkpoints, model=backbone.peft, train_dataset=dataset, **given)
 
@@ -119,7 +130,7 @@ def _recipe(backbone: Backbone, table: pd.DataFrame, policy: Policy, online: Onl
         groups = policy.batch_size // policy.generations
         if len(table) < groups:
             raise InputError(f"policy: a step of {policy.kind} takes {groups} prompts (batch_size / generations), but there are {len(table)}")
-        own = {"num_generations": policy.generations, "max_completion_length": online.sampling.max_new_tokens, "temperature": online.sampling.temperature,
+        own = {"num_train_epochs": 1, "shuffle_dataset": False, "num_generations": policy.generations, "max_completion_length": online.sampling.max_new_tokens, "temperature": online.sampling.temperature,
                "top_k": online.sampling.top_k, "top_p": online.sampling.top_p}
         given = {"reward_funcs": reward_function(backbone, online.reward)}
         if policy.kind == "rloo":

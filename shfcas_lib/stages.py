@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from shfcas_lib import bias, data, feedback, gold, loop, models, pool, processes, refine, runs, sft, training, training_data
+from shfcas_lib import bias, data, feedback, gold, loop, models, pool, processes, refine, runs, sft, training_data
 from shfcas_lib.params import InputError, Params
 
 if TYPE_CHECKING:
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 def execute(names: list[str], params: Params) -> None:
     """Run stages by name, one after the other. Raises InputError for a stage whose predecessor is missing."""
-    device = models.pick_device(params.model.device)
-    training.check(params.training, device)
-    processes.start(device)
+    processes.start(models.pick_device(params.model.device))
     try:
         run = runs.open_run(params)
         with processes.main_first():  # whatever has to be fetched is fetched once

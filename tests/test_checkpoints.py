@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from toy import adapter_weights, load_tiny, make_pool, make_preferences
 
-from shfcas_lib import loop, params, policy_training, refine, rewards, training
+from shfcas_lib import data, loop, params, policy_training, refine, rewards, training
 from shfcas_lib.models import POLICY
 from shfcas_lib.params import InputError, Lora, Training
 from shfcas_lib.pool import score
 
-REWARD = params.Reward(kind="lora", learning_rate=3e-3, epochs=2, batch_size=16, lora=Lora(dropout=0.1))
-ONLINE = {"rloo": {"beta": 0.02, "generations": 4}}
+REWARD = params.Reward(kind="lora", learning_rate=3e-3, epochs=2, batch_size=32, lora=Lora(dropout=0.1))
+SIZES = {"kto": {"pairs": 8}, "rloo": {"beta": 0.02, "generations": 4, "prompts": 4}, "grpo": {"generations": 4, "prompts": 4}}  # two steps a pass
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def trained(what, tiny_model, scene, folder, **how):
     if what == "lora":
         reward = refine.fit(REWARD, pool, preferences, 3, "proxy", folder, backbone, how)
         return adapter_weights(backbone, "proxy") | {"head": reward.head.weight.detach()}
-    values = {"policy": {"kind": what, "pairs": 16, "learning_rate": 3.0e-3, "epochs": 2, "batch_size": 16, **ONLINE.get(what, {})},
+    values = {"policy": {"kind": what, "pairs": 16, "learning_rate": 3.0e-3, "epochs": 2, "batch_size": 8, **SIZES.get(what, {})},
               "sampling": {"max_new_tokens": 6}, "evaluation": {"replicates": 0}, "training": how.model_dump()}
     setting = loop.Setting(params.check(values, "test"), 0, None, None, None, None, None, backbone)
     loop.train_policy(setting, probe, pool, folder, "test")
@@ -56,18 +56,18 @@ def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(what,
     def save_and_die(self, *given):
         save(self, *given)
         saved.append(self.state.global_step)
-        if len(saved) == 2:
+        if len(saved) == 3:  # in the middle of the second pass
             raise Killed
     monkeypatch.setattr(training.Resumable, "_save_checkpoint", save_and_die)
     folder = tmp_path / "killed"
     with pytest.raises(Killed):
         trained(what, tiny_model, scene, folder, checkpoint_every=1)
-    kept = folder / "checkpoints" / "checkpoint-2"
+    kept = folder / "checkpoints" / "checkpoint-3"
     assert {path.suffix for path in kept.iterdir()} == {".json", ".safetensors"}, "nothing that only pickle can read"
-    assert [path.name for path in kept.parent.glob("*checkpoint-*")] == ["checkpoint-2"], "older ones are gone"
+    assert [path.name for path in kept.parent.glob("*checkpoint-*")] == ["checkpoint-3"], "older ones are gone"
     monkeypatch.setattr(training.Resumable, "_save_checkpoint", save)
     resumed = trained(what, tiny_model, scene, folder, checkpoint_every=1)
-    assert "goes on from step 2" in capsys.readouterr().err
+    assert "goes on from step 3" in capsys.readouterr().err
     assert not (folder / "checkpoints").exists()
     assert_close(resumed, undisturbed, atol=0)
 
@@ -157,6 +157,10 @@ def test_optimisers_are_checked_against_the_machine(device, monkeypatch):
             training.check(Training(optimiser="paged_adamw_8bit"), device)
     else:
         training.check(Training(optimiser="paged_adamw_8bit"), device)
+    if device == "cpu":  # and before any model is loaded
+        values = {"model": {"device": "cpu"}, "training": {"optimiser": "paged_adamw_8bit"}}
+        with pytest.raises(InputError, match="the device is cpu"):
+            data.check(params.check(values, "test"))
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(InputError, match="needs the package bitsandbytes"):
         training.check(Training(optimiser="adamw_8bit"), device)
