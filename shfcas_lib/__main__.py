@@ -1,6 +1,7 @@
 """The command line: `shfcas` or `python -m shfcas_lib`.
 
     shfcas run params/quickstart.yaml      the four notebooks, headless, one after another
+    shfcas stage pools params/mine.yaml    one heavy stage alone, also under `accelerate launch` on several GPUs
     shfcas annotate params/annotate.yaml   label in JupyterLab: notebook 03 with its screen
     shfcas check params/mine.yaml          everything about a run that needs no model
     shfcas keys                            every parameter with its default and meaning
@@ -31,6 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
                        ("numbers", "print the numbers of a finished run")):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("params", type=Path, help="a YAML file, see params/")
+    text = "compute heavy stages alone; the notebooks find them done"
+    command = commands.add_parser("stage", help=text, description=f"{text}. With several GPUs: accelerate launch -m shfcas_lib stage ...")
+    command.add_argument("names", nargs="+", metavar="NAME", choices=("pools", "proxy", "rounds", "policies"), help="pools, proxy, rounds or policies, in this order")
+    command.add_argument("params", type=Path, help="a YAML file, see params/")
     command = commands.add_parser("sweep", help="cross lists of parameters, run what is not done, write the report", description="Run a sweep; type it again to resume.")
     command.add_argument("sweep", type=Path, help="a YAML file, see params/sweeps/")
     command.add_argument("--dry-run", action="store_true", help="say what would run and why")
@@ -52,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("assets", help="fetch the embedded model and prompts")
     options = parser.parse_args(arguments)
     try:
-        return {"run": _run, "annotate": _annotate, "check": _check, "numbers": _numbers, "export": _export, "import": _import, "sweep": _sweep,
+        return {"run": _run, "stage": _stage, "annotate": _annotate, "check": _check, "numbers": _numbers, "export": _export, "import": _import, "sweep": _sweep,
                 "job": _job, "keys": _keys, "assets": _assets}[options.command](options)
     except InputError as error:
         print(f"shfcas: {error}", file=sys.stderr)
@@ -72,6 +77,13 @@ def _run(options) -> int:
             return 1
     print(f"\nfour notebooks in {(time.time() - start) / 60:.1f} minutes", file=sys.stderr)
     return _numbers(options)
+
+
+def _stage(options) -> int:
+    from shfcas_lib import params, stages
+
+    stages.execute(options.names, params.load(options.params))
+    return 0
 
 
 def _execute(name: str, run) -> bool:

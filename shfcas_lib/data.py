@@ -146,6 +146,10 @@ def check(params: Params) -> pd.DataFrame:
         from shfcas_lib.endpoint import environment
 
         environment()  # raises where the judge has no address or model
+    if params.training.optimiser != "adamw_torch":
+        from shfcas_lib import models, training
+
+        training.check(params.training, models.pick_device(params.model.device))
     askable = int(prompts["split"].isin(params.selection.prompts.split("_and_")).sum())
     pairs = params.sampling.n * (params.sampling.n - 1) // 2 * askable
     if (params.selection.budget or 0) > pairs:

@@ -8,6 +8,7 @@ One call is one strategy with the whole budget. A killed run that is started aga
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from shfcas_lib import policy_training, refine, runs
+from shfcas_lib import policy_training, processes, refine, runs
 from shfcas_lib.conflict import by_prompt, conflict_table
 from shfcas_lib.feedback import Annotator, ask
 from shfcas_lib.labels import LabelStore
@@ -93,7 +94,7 @@ def run(strategy: str, setting: Setting, annotator: Annotator, folder: runs.Stag
             history.append(_summary(number, conflict, labels[-1]))
             training = refine.merge(setting.observed, pd.concat(labels).dropna(subset=["label"]), params.reward.feedback_weight)
             reward = refine.fit(params.reward, known, training, runs.derive(setting.seed, f"reward/{strategy}/{number}"),
-                                name=f"refined_{strategy}", folder=_path(here), backbone=setting.backbone)
+                                name=f"refined_{strategy}", folder=_path(here), backbone=setting.backbone, how=params.training)
             if number < params.selection.rounds:
                 current = _next_pool(setting, reward, known, current, number, here)
                 known = pd.concat([known, current]).drop_duplicates(["prompt_id", "index"], ignore_index=True)
@@ -105,14 +106,20 @@ def train_policy(setting: Setting, reward: refine.RewardModel, pool: pd.DataFram
 
     pool: completions of training and feedback prompts; evaluation prompts never take part.
     """
-    if (folder / "done.json").exists():
+    if processes.agreed((folder / "done.json").exists()):
         setting.backbone.load_adapter(POLICY, folder / "adapter")
         return
-    policy = setting.params.policy
-    pairs = policy_training.pairs(pool, reward.score(pool), policy, runs.rng(setting.seed, f"policy/{name}"))
-    policy_training.train(setting.backbone, pairs, policy, runs.derive(setting.seed, f"policy/{name}"))
-    setting.backbone.save_adapter(POLICY, folder / "adapter")
-    runs.write_json(folder / "done.json", {"pairs": len(pairs), "kind": policy.kind})
+    params = setting.params
+    policy, checkpoints = params.policy, folder / "checkpoints"
+    scores = None if policy.kind in policy_training.ONLINE else reward.score(pool)
+    table = policy_training.examples(pool, scores, policy, runs.rng(setting.seed, f"policy/{name}"))
+    policy_training.train(setting.backbone, table, policy, runs.derive(setting.seed, f"policy/{name}"), params.training, checkpoints,
+                          policy_training.Online(reward, params.sampling))
+    if processes.is_main():
+        setting.backbone.save_adapter(POLICY, folder / "adapter")
+        runs.write_json(folder / "done.json", {"pairs" if policy.kind in ("dpo", "rso") else "examples": len(table), "kind": policy.kind})
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    processes.wait()
 
 
 def _next_pool(setting: Setting, reward, known: pd.DataFrame, current: pd.DataFrame, number: int, here) -> pd.DataFrame:
@@ -161,7 +168,7 @@ def _shares(budget: int | None, rounds: int) -> list[int | None]:
 
 
 def _store(folder) -> LabelStore:
-    path = _path(folder)
+    path = _path(folder) if processes.is_main() else None
     return LabelStore(path / "labels.sqlite" if path else Path(":memory:"))
 
 

@@ -10,7 +10,6 @@ The sequence classifier borrows the backbone's layers: no weight is copied, poli
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from shfcas_lib import data, runs
-from shfcas_lib.params import InputError, Reward
+from shfcas_lib import data, runs, training
+from shfcas_lib.params import InputError, Reward, Training
 from shfcas_lib.rewards import spread
 
 if TYPE_CHECKING:
@@ -37,10 +36,10 @@ class LoraReward:
     head: torch.nn.Linear
     spread: float = 1.0
 
-    def score(self, pool: pd.DataFrame, batch_size: int = 16) -> np.ndarray:
+    def score(self, pool: pd.DataFrame, batch_size: int = 16, quiet: bool = False) -> np.ndarray:
         """Rewards of completions, (rows,): the head on the last content token's final hidden state, in float32.
 
-        pool: columns prompt and completion. The score of a completion depends neither on its batch nor on padding.
+        pool: columns prompt and completion. The score of a completion depends neither on its batch nor on padding. quiet: show no bar.
         """
         import torch
         from tqdm import tqdm
@@ -50,7 +49,7 @@ class LoraReward:
         scores = np.zeros(len(sequences))
         model = classifier(self.backbone, self.head)
         with self.backbone.using(self.name), torch.inference_mode():
-            for start in tqdm(range(0, len(order), batch_size), desc=f"scoring with {self.name}", unit="batch", mininterval=1):
+            for start in tqdm(range(0, len(order), batch_size), desc=f"scoring with {self.name}", unit="batch", mininterval=1, disable=quiet or None):
                 rows = order[start : start + batch_size]
                 width = max(len(sequences[k]) for k in rows)
                 tokens = torch.full((len(rows), width), self.backbone.tokenizer.pad_token_id)
@@ -92,10 +91,12 @@ def load(backbone: Backbone, name: str, folder: Path) -> LoraReward:
     return LoraReward(backbone, name, head, facts["spread"])
 
 
-def train(backbone: Backbone, name: str, pool: pd.DataFrame, preferences: pd.DataFrame, settings: Reward, seed: int) -> LoraReward:
+def train(backbone: Backbone, name: str, pool: pd.DataFrame, preferences: pd.DataFrame, settings: Reward, seed: int,
+          how: Training = training.PLAIN, checkpoints: Path | None = None) -> LoraReward:
     """Train adapter `name` and a fresh head on preferences (prompt_id, i, j, label, optional weight) between the pool's completions.
 
-    TRL's loss knows neither weights nor ties: a pair of weight w is repeated round(w) times, ties are left out.
+    TRL's loss knows neither weights nor ties: a pair of weight w is repeated round(w) times, ties are left out. how, checkpoints: see
+    module training.
     """
     import torch
     from datasets import Dataset
@@ -114,14 +115,10 @@ def train(backbone: Backbone, name: str, pool: pd.DataFrame, preferences: pd.Dat
     table = Dataset.from_dict({
         column + "_ids": [_ids(backbone, prompt, text) for prompt, text in zip(pairs["prompt"], pairs[column])]
         for column in ("chosen", "rejected")})
-    with tempfile.TemporaryDirectory() as scratch:
-        config = RewardConfig(
-            output_dir=scratch, per_device_train_batch_size=settings.batch_size, num_train_epochs=settings.epochs,
-            learning_rate=settings.learning_rate, lr_scheduler_type="cosine", max_length=None, logging_steps=10, save_strategy="no",
-            report_to="none", seed=seed, bf16=backbone.device.type == "cuda", use_cpu=backbone.device.type == "cpu",
-            gradient_checkpointing=False, disable_dropout=False)
-        RewardTrainer(model=classifier(backbone, head), args=config, train_dataset=table, processing_class=backbone.tokenizer).train()
-    backbone.use(None)
+    options = training.arguments(how, backbone, settings.batch_size, None, seed) | {
+        "num_train_epochs": settings.epochs, "learning_rate": settings.learning_rate, "lr_scheduler_type": "cosine", "max_length": None,
+        "logging_steps": 10, "disable_dropout": False}
+    training.fit(RewardTrainer, RewardConfig, backbone, options, checkpoints, model=classifier(backbone, head), train_dataset=table)
     reward = LoraReward(backbone, name, head)
     used = pool.merge(_named(preferences), on=["prompt_id", "index"])
     reward.spread = spread(reward.score(used), used["prompt_id"].to_numpy())

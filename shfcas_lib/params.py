@@ -240,15 +240,49 @@ class Feedback(Block):
     judge: Judge = Judge()
 
 
-class Policy(Block):
-    kind: Literal["tilt", "dpo", "rso"] = Field("tilt", description="tilt: closed form on the pool; dpo, rso: train the adapter")
-    beta: Positive = Field(0.5, description="strength of the KL anchor, on rewards of unit within-prompt spread")
-    dpo_beta: Positive = Field(0.1, description="dpo, rso: TRL's beta")
-    learning_rate: Positive = Field(5.0e-4, description="dpo, rso: learning rate")
-    epochs: Count = Field(1, description="dpo, rso: passes over the pairs")
-    batch_size: Count = Field(8, description="dpo, rso: pairs per step")
-    pairs: Count = Field(104, description="dpo, rso: preference pairs made with the reward")
+class Sft(Block):
+    """Supervised fine-tuning of the model before anything else, as in the paper: its result is the base policy and the reference."""
+
+    answers: Literal["none", "chosen"] = Field(
+        "none", description="none: the model is the base policy; chosen: fine-tune it first on the chosen answers of preferences of your own")
+    learning_rate: Positive = Field(2.0e-5, description="learning rate")
+    epochs: Count = Field(1, description="passes over the answers")
+    batch_size: Count = Field(8, description="answers per step")
     lora: Lora = Lora()
+
+
+class Policy(Block):
+    kind: Literal["tilt", "dpo", "rso", "kto", "rloo", "grpo"] = Field(
+        "tilt", description="tilt: closed form on the pool; the others train the adapter: dpo, rso on pairs, kto on ratings, "
+                            "rloo, grpo on completions that it writes as it learns")
+    beta: Positive = Field(0.5, description="tilt, rso, rloo: strength of the KL anchor, on rewards of unit within-prompt spread")
+    dpo_beta: Positive = Field(0.1, description="dpo, rso, kto, grpo: TRL's beta")
+    learning_rate: Positive = Field(5.0e-4, description="trained kinds: learning rate")
+    epochs: Count = Field(1, description="trained kinds: passes over the pairs, ratings or prompts")
+    batch_size: Count = Field(8, description="trained kinds: pairs, ratings or fresh completions per step")
+    pairs: Count = Field(104, description="dpo, rso: preference pairs made with the reward; kto: as many ratings, two for each pair")
+    generations: Annotated[int, Field(ge=2)] = Field(4, description="rloo, grpo: fresh completions of a prompt that are compared with each other")
+    prompts: Count | None = Field(None, description="rloo, grpo: how many prompts of the pool to train on, by the seed; null: all")
+    lora: Lora = Lora()
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> Policy:
+        if self.kind in ("rloo", "grpo") and self.batch_size % self.generations:
+            raise ValueError(f"{self.kind}: batch_size {self.batch_size} is no multiple of generations {self.generations}")
+        if self.kind == "kto" and self.batch_size < 2:
+            raise ValueError("kto: a batch_size of 1 has no second completion to estimate the KL with, expected 2 or more")
+        return self
+
+
+class Training(Block):
+    """How adapters are trained, whichever they are."""
+
+    gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass: less memory, more time, same result")
+    optimiser: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        "adamw_torch", description="adamw_8bit, paged_adamw_8bit: bitsandbytes' AdamW, whose state takes a quarter of the memory; paged needs a GPU")
+    micro_batch: Count | None = Field(
+        None, description="pairs or sequences that go through the model at once, gradients being summed up to batch_size; null: rewards all, policies up to 4")
+    checkpoint_every: Count | None = Field(None, description="steps between checkpoints that a killed training goes on from; null: none")
 
 
 class Evaluation(Block):
@@ -277,6 +311,8 @@ class Params(Block):
     feedback: Feedback = Feedback()
     policy: Policy = Policy()
     evaluation: Evaluation = Evaluation()
+    sft: Sft = Sft()
+    training: Training = Training()
 
     @model_validator(mode="after")
     def _kinds_that_go_together(self) -> Params:
@@ -295,6 +331,19 @@ class Params(Block):
             raise ValueError("feedback.kind replay needs feedback.file, a table of answers")
         if who == "gold" and self.gold.kind == "none":
             raise ValueError("feedback.kind gold needs a gold reward, but gold.kind is none")
+        if self.sft.answers == "chosen" and not self.preferences.given:
+            raise ValueError("sft.answers chosen needs preferences of your own (preferences.file, source or recipe): built from samples, they teach nothing new")
+        return self
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_a_batch(self) -> Params:
+        micro = self.training.micro_batch
+        sizes = {"reward": self.reward.kind == "lora", "policy": self.policy.kind != "tilt", "sft": self.sft.answers != "none"}
+        for name in [name for name, trained in sizes.items() if trained and micro]:
+            if getattr(self, name).batch_size % micro:
+                raise ValueError(f"training.micro_batch {micro} does not divide {name}.batch_size {getattr(self, name).batch_size}")
+        if self.policy.kind == "kto" and micro == 1:
+            raise ValueError("training.micro_batch 1 leaves kto no second completion to estimate the KL with, expected null, 2 or more")
         return self
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from shfcas_lib import processes
 from shfcas_lib.params import InputError, Sampling
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def sample(backbone: Backbone, prompts: pd.DataFrame, sampling: Sampling, seed: 
     prompts: columns prompt_id, prompt. Returns the pool, sorted by (prompt_id, index). Each completion draws from its own
     generator, named by (seed, prompt_id, index): the order of prompts does not change what is sampled, and another batch
     size changes it only where rounding decides between two tokens (in float32 about one completion in a hundred).
-    Log-probabilities and features are recorded by the decode steps themselves; no second forward pass is made.
+    Log-probabilities and features are recorded by the decode steps themselves; no second forward pass is made. Several processes share out
+    whole batches, and each returns the whole pool.
     Raises InputError for a prompt that does not fit the context, and when every completion of the pool is empty.
     """
     from tqdm import tqdm
@@ -45,13 +47,13 @@ def sample(backbone: Backbone, prompts: pd.DataFrame, sampling: Sampling, seed: 
     ids = {prompt_id: backbone.prompt_ids(text) for prompt_id, text in texts.items()}
     order = sorted(ids, key=lambda p: (len(ids[p]), p))  # prompts of like length share a batch: little padding
     per_batch = max(1, sampling.batch_size // sampling.n)
+    mine = processes.share([order[start : start + per_batch] for start in range(0, len(order), per_batch)])
     rows: list[dict] = []
-    with tqdm(total=len(order) * sampling.n, desc=label, unit="completion", mininterval=1) as bar:
-        for start in range(0, len(order), per_batch):
-            batch = order[start : start + per_batch]
+    with tqdm(total=sum(map(len, mine)) * sampling.n, desc=label, unit="completion", mininterval=1, disable=_silent()) as bar:
+        for batch in mine:
             rows += _decode(backbone, batch, [ids[p] for p in batch], sampling, seed)
             bar.update(len(batch) * sampling.n)
-    pool = pd.DataFrame(rows).assign(prompt=lambda t: t["prompt_id"].map(texts))[COLUMNS]
+    pool = processes.gathered(pd.DataFrame(rows, columns=COLUMNS)).assign(prompt=lambda t: t["prompt_id"].map(texts))
     pool = pool.sort_values(["prompt_id", "index"], ignore_index=True)
     if not pool["completion"].str.strip().astype(bool).any():
         raise InputError("every sampled completion is empty: check model.source, its chat template and sampling.max_new_tokens")
@@ -72,17 +74,33 @@ def score(backbone: Backbone, completions: pd.DataFrame, batch_size: int = 16, l
     """Log-probabilities and features of given completions, by one teacher-forced pass with the adapter in use.
 
     completions: columns prompt_id, index, prompt, completion, and optionally tokens (the sampled ids; without them the
-    text is tokenised and closed with the end token). Returns a pool table in the same order of rows.
+    text is tokenised and closed with the end token). Returns a pool table in the same order of rows. Several processes share out
+    whole batches, and each returns the whole table.
     """
     from tqdm import tqdm
 
+    mine = processes.share(range(0, len(completions), batch_size))
     rows: list[dict] = []
-    with tqdm(total=len(completions), desc=label, unit="completion", mininterval=1) as bar:
-        for start in range(0, len(completions), batch_size):
+    with tqdm(total=len(completions), desc=label, unit="completion", mininterval=1, disable=_silent()) as bar:
+        for start in mine:
             batch = completions.iloc[start : start + batch_size]
-            rows += _teacher_force(backbone, batch)
-            bar.update(len(batch))
-    return pd.DataFrame(rows).assign(prompt=completions["prompt"].to_numpy())[COLUMNS]
+            rows += [{"place": start + k, **row} for k, row in enumerate(_teacher_force(backbone, batch))]
+            bar.update(len(batch) * processes.count())
+    table = processes.gathered(pd.DataFrame(rows, columns=["place", *COLUMNS])).sort_values("place", ignore_index=True)
+    return table.assign(prompt=completions["prompt"].to_numpy())[COLUMNS]
+
+
+def reference_features(backbone: Backbone, completions: pd.DataFrame) -> pd.DataFrame:
+    """The completions with the features that a probe reads, by one pass with the adapters off, this process on its own and no bar shown.
+    completions: as for `score`, of one batch."""
+    with backbone.using(None):
+        rows = pd.DataFrame(_teacher_force(backbone, completions))
+    return rows.assign(prompt=completions["prompt"].to_numpy())[COLUMNS]
+
+
+def _silent() -> bool | None:
+    """Bars of the main process alone; None leaves it to tqdm."""
+    return None if processes.is_main() else True
 
 
 def features(pool: pd.DataFrame) -> np.ndarray:

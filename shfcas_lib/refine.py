@@ -5,14 +5,15 @@ Where feedback speaks about a pair that the biased data also holds, feedback win
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pandas as pd
 
-from shfcas_lib import rewards
-from shfcas_lib.params import InputError, Reward
+from shfcas_lib import processes, rewards, training
+from shfcas_lib.params import InputError, Reward, Training
 
 if TYPE_CHECKING:
     from shfcas_lib.models import Backbone
@@ -36,29 +37,33 @@ def merge(biased: pd.DataFrame, labels: pd.DataFrame, weight: float) -> pd.DataF
 
 
 def fit(settings: Reward, pool: pd.DataFrame | None, preferences: pd.DataFrame | None, seed: int, name: str = "reward",
-        folder: Path | None = None, backbone: Backbone | None = None) -> RewardModel:
+        folder: Path | None = None, backbone: Backbone | None = None, how: Training = training.PLAIN) -> RewardModel:
     """Train the kind of reward that the parameters ask for, or read it back from `folder` if it stands there whole.
 
     `lora` needs the backbone, on which it becomes the adapter `name`; `probe` needs only the pool. With pool None the reward
-    is only read; raises InputError where there is none.
+    is only read; raises InputError where there is none. how: see module training; checkpoints lie in `folder` until the reward is there.
     """
     if pool is None and not any((folder / name).exists() for name in ("reward.safetensors", "reward.json")):
         raise InputError(f"{folder} holds no finished reward: run the earlier notebooks with the same parameters first")
     if settings.kind == "probe":
         path = folder / "reward.safetensors" if folder else None
-        if path and path.exists():
+        if path and processes.agreed(path.exists()):
             return rewards.Probe.load(path)
         probe = rewards.fit_probe(pool, preferences, settings.l2)
-        if path:
+        if path and processes.is_main():
             probe.save(path)
+        processes.wait()
         return probe
     from shfcas_lib import lora_reward
 
-    if folder and (folder / "reward.json").exists():
+    if folder and processes.agreed((folder / "reward.json").exists()):
         return lora_reward.load(backbone, name, folder)
-    reward = lora_reward.train(backbone, name, pool, preferences, settings, seed)
-    if folder:
+    checkpoints = folder / "checkpoints" if folder else None
+    reward = lora_reward.train(backbone, name, pool, preferences, settings, seed, how, checkpoints)
+    if folder and processes.is_main():
         reward.save(folder)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    processes.wait()
     return reward
 
 

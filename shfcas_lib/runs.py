@@ -24,9 +24,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from shfcas_lib.params import InputError, Params, fingerprint
+from shfcas_lib import processes
+from shfcas_lib.params import InputError, Params, Sft, Training, fingerprint
 
-_COMMON = ("seed", "task", "model", "prompts", "split", "sampling", "preferences", "bias", "gold", "reward")
+_COMMON = ("seed", "task", "model", "prompts", "split", "sampling", "preferences", "bias", "gold", "reward", "sft", "training")
 STAGES = {
     "01_proxy": _COMMON,
     "02_conflict": _COMMON,
@@ -35,6 +36,10 @@ STAGES = {
 }
 # How the judge is reached and when it stops: free to change between two attempts at the same run, unlike what it is asked.
 _JUDGE_LIMITS = ("concurrency", "timeout", "retries", "backoff", "max_tokens", "max_cost", "price_in", "price_out")
+# What decides how much memory and time a training takes, and not what comes out: free to change as well.
+_TRAINING_LIMITS = ("gradient_checkpointing", "checkpoint_every")
+# Keys that runs of earlier versions did not have: at their defaults they change nothing, and are left out.
+_NEWER = {"sft": tuple(Sft.model_fields), "training": tuple(Training.model_fields), "policy": ("generations", "prompts")}
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "numpy", "scipy", "pandas")
 
 
@@ -140,7 +145,12 @@ class Run:
         everything = self.params.model_dump(mode="json")
         for key in _JUDGE_LIMITS:
             del everything["feedback"]["judge"][key]
-        needed = {key: everything[key] for key in STAGES[name]}
+        for key in _TRAINING_LIMITS:
+            del everything["training"][key]
+        default = Params().model_dump(mode="json")
+        for block, keys in _NEWER.items():
+            everything[block] = {key: value for key, value in everything[block].items() if key not in keys or value != default[block][key]}
+        needed = {key: everything[key] for key in STAGES[name] if everything[key] != {}}
         for block in ("prompts", "preferences"):  # data that was edited makes another run, though its name is the same
             sha256 = contents(needed[block]["file"] or needed[block]["source"])
             if sha256:
@@ -155,7 +165,9 @@ class Run:
         return pd.read_parquet(path)
 
     def record(self, **facts) -> None:
-        """Merge facts into run.json, beside the parameters, versions, commit and device."""
+        """Merge facts into run.json, beside the parameters, versions, commit and device; of several processes the main one does."""
+        if not processes.is_main():
+            return
         path = self.folder / "run.json"
         known = json.loads(path.read_text()) if path.exists() else {}
         known |= {"parameters": self.params.model_dump(), "seed": self.params.seed, "versions": versions(), "commit": commit(),
@@ -177,11 +189,15 @@ class Stage:
         return Stage(self.folder / name, self.run)
 
     def table(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """Read `name`.parquet, or make it and write it whole. A killed run picks up at the first table that is missing."""
+        """Read `name`.parquet, or make it and write it whole. A killed run picks up at the first table that is missing. Where several
+        processes work together all of them make it, and the main one writes."""
         path = self.folder / f"{name}.parquet"
-        if not path.exists():
-            with atomic(path) as target:
-                make().to_parquet(target, index=False)
+        if not processes.agreed(path.exists()):
+            table = make()
+            if processes.is_main():
+                with atomic(path) as target:
+                    table.to_parquet(target, index=False)
+            processes.wait()
         return pd.read_parquet(path)
 
     def metrics(self, values: dict) -> None:
@@ -268,8 +284,8 @@ def _installed(name: str) -> bool:
 
 
 def _difference(before: dict, now: dict, prefix: str = "") -> str:
-    for key in now:
-        old, new = before.get(key), now[key]
+    for key in {**now, **before}:
+        old, new = before.get(key), now.get(key)
         if old != new:
             if isinstance(old, dict) and isinstance(new, dict):
                 return _difference(old, new, f"{prefix}{key}.")

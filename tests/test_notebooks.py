@@ -127,13 +127,18 @@ def test_other_parameters_in_the_same_folder_are_refused_before_any_kernel(finis
 
 
 def test_lora_reward_and_dpo_policy_through_the_notebooks(tiny_model, tmp_path):
-    """The trained kinds take the same four notebooks: a LoRA reward, then policies trained against it."""
+    """The trained kinds take the same four notebooks: a LoRA reward, then policies trained against it. What the command `stage` has made
+    before them they find done."""
     path = tmp_path / "lora.yaml"
     path.write_text(yaml.safe_dump(settings(
         tiny_model, run="lora", prompts={"n": 40}, reward={"kind": "lora", "learning_rate": 1.0e-3, "epochs": 1},
         selection={"budget": 6, "rounds": 2, "strategies": ["shf_cas"]}, policy={"kind": "dpo", "pairs": 8},
         evaluation={"replicates": 0, "bootstrap": 200})))
+    command("-m", "shfcas_lib", "stage", "pools", "proxy", "rounds", "policies", str(path), runs_folder=tmp_path)
+    made = {file: file.stat().st_mtime_ns for file in (tmp_path / "lora").rglob("*") if file.suffix in (".parquet", ".safetensors")}
+    assert len(made) > 20
     command("-m", "shfcas_lib", "run", str(path), runs_folder=tmp_path)
+    assert {file: file.stat().st_mtime_ns for file in made} == made
     summary = pd.read_parquet(tmp_path / "lora" / "04_evaluation" / "trained_summary.parquet")
     assert {"base", "proxy", "shf_cas"} == set(summary["policy"])
     second = pd.read_parquet(tmp_path / "lora" / "03_feedback" / "shf_cas" / "round_1" / "next_pool.parquet")

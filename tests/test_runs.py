@@ -213,6 +213,28 @@ def test_a_parameter_that_a_stage_depends_on_may_not(change, stage):
     assert next(iter(change)) in refusal(open_run(**change).stage, stage)
 
 
+@pytest.mark.parametrize("change", [{"gradient_checkpointing": True}, {"checkpoint_every": 5}])
+def test_what_saves_memory_or_a_killed_training_may_change_between_two_attempts(change):
+    open_run().stage("01_proxy")
+    open_run(training=change).stage("01_proxy")
+
+
+@pytest.mark.parametrize(("change", "stage"), [
+    ({"training": {"optimiser": "adamw_8bit"}}, "01_proxy"), ({"training": {"micro_batch": 2}}, "03_feedback"),
+    ({"policy": {"generations": 2}}, "03_feedback"), ({"policy": {"prompts": 9}}, "04_evaluation")])
+def test_a_newer_key_counts_once_it_is_set_whichever_comes_first(change, stage, runs_folder):
+    open_run().stage(stage)
+    assert next(iter(change)) in refusal(open_run(**change).stage, stage)
+    open_run(run="other", **change).stage(stage)
+    assert next(iter(change)) in refusal(open_run(run="other").stage, stage)
+
+
+def test_keys_that_older_runs_did_not_have_are_left_out_at_their_defaults():
+    """The stage of a run made before they existed still belongs to it."""
+    needed = open_run()._needed("03_feedback")
+    assert not {"sft", "training"} & set(needed) and not {"generations", "prompts"} & set(needed["policy"])
+
+
 def test_every_parameter_belongs_to_a_stage():
     """All but the name of the run: what is in no stage could be changed without anybody noticing."""
     assert set(runs.STAGES["04_evaluation"]) == set(params.Params.model_fields) - {"run"}

@@ -3,31 +3,21 @@
 import numpy as np
 import pandas as pd
 import pytest
+from toy import KEY, adapter_weights, assert_same_weights, load_tiny, make_pool, make_preferences
 
 from shfcas_lib import lora_reward, params, policy_training, refine
-from shfcas_lib.models import POLICY, load_backbone
-from shfcas_lib.params import InputError, Lora, Model
+from shfcas_lib.models import POLICY
+from shfcas_lib.params import InputError, Lora
 from shfcas_lib.pool import score
 
-KEY = ["prompt_id", "i", "j"]
 REWARD = params.Reward(kind="lora", learning_rate=3e-3, epochs=4, batch_size=8, lora=Lora(dropout=0.0))
 GOOD = ["a good answer", "the honest cat sat on the mat in the rain", "an honest user and a good dog"]
 BAD = ["42 17 99", "0 1 2 3 4 5 6 7 8 9 10 11", "7777 8888 9999 10"]
 
 
-def load_tiny(folder):
-    return load_backbone(Model(source=str(folder), quantisation="none", device="cpu"))
-
-
 @pytest.fixture(scope="module")
 def pool():
-    """16 prompts x 4 completions: at even indices words, at odd ones figures, of several lengths."""
-    rows = []
-    for k in range(16):
-        for i in range(4):
-            text = (GOOD if i % 2 == 0 else BAD)[(k + i) % 3]
-            rows.append((f"p{k:02d}", i, f"question {k}", f"{text} {k}"))
-    return pd.DataFrame(rows, columns=["prompt_id", "index", "prompt", "completion"])
+    return make_pool()
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +28,7 @@ def quality(pool):
 
 @pytest.fixture(scope="module")
 def preferences(pool):
-    """Words are preferred over figures; pairs of the same kind are ties."""
-    rows = [(prompt, i, j, 0.5 if i % 2 == j % 2 else float(i % 2 == 0)) for prompt in pool["prompt_id"].unique()
-            for i in range(4) for j in range(i + 1, 4)]
-    return pd.DataFrame(rows, columns=[*KEY, "label"])
+    return make_preferences(pool)
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +39,6 @@ def trained(tiny_model, pool, preferences):
 
 def base_weights(backbone):
     return {name: weight for name, weight in backbone.causal.named_parameters() if "lora" not in name}
-
-
-def adapter_weights(backbone, name):
-    return {key: weight.detach().clone() for key, weight in backbone.causal.named_parameters() if f".{name}." in key}
-
-
-def assert_same_weights(one, other):
-    import torch
-
-    assert list(one) == list(other) and one
-    assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def accuracy(pool, scores, quality):
@@ -368,22 +344,11 @@ def test_a_trained_policy_survives_saving(aligned, tiny_model, pool, tmp_path):
 
 
 def test_the_two_kinds_are_trained_with_their_own_loss(fresh_backbone, pool, quality, monkeypatch):
-    import trl
-
     losses = []
-
-    class Stop(Exception):
-        pass
-
-    def record(*_, args, **__):
-        losses.append(args.loss_type)
-        raise Stop
-
-    monkeypatch.setattr(trl, "DPOTrainer", record)
+    monkeypatch.setattr(policy_training.training, "fit", lambda *given, **_: losses.append(given[3]["loss_type"]))
     for kind in ("dpo", "rso"):
         pairs = policy_training.pairs(pool, quality, policy(kind), np.random.default_rng(0))
-        with pytest.raises(Stop):
-            policy_training.train(fresh_backbone, pairs, policy(kind), seed=0)
+        policy_training.train(fresh_backbone, pairs, policy(kind), seed=0)
     assert losses == [["sigmoid"], ["hinge"]]
 
 

@@ -1,0 +1,88 @@
+"""Step 0, as in the paper: supervised fine-tuning of the model on chosen answers; what comes out is the base policy and the reference.
+
+    backbone = models.load_backbone(sft.base(run_folder, prompts))     # notebook 01, which trains it
+    backbone = models.load_backbone(sft.base(run_folder))              # the others
+
+Everywhere in this library the reference is the backbone with its adapters off, so the fine-tuned weights must be the backbone's own.
+The adapter is trained on the backbone as the run quantises it (QLoRA, Dettmers et al. 2023) and merged into an unquantised copy, which is
+written once into the run folder and then loaded, quantised, like any other model. Merging into 4-bit weights instead would round the
+small update away.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+
+from shfcas_lib import data, models, processes, runs, training
+from shfcas_lib.models import POLICY, Backbone
+from shfcas_lib.params import InputError, Model, Params
+
+
+def base(run: runs.Run, prompts: pd.DataFrame | None = None) -> Model:
+    """The model that plays policy and reference in this run: the one of the parameters, or its fine-tuned copy.
+
+    prompts: the run's prompts, where the copy may be made now; without them raises InputError if it is not there yet.
+    """
+    params, folder = run.params, run.folder / "01_proxy" / "base"
+    if params.sft.answers == "none":
+        return params.model
+    if not processes.agreed((folder / "config.json").exists()):
+        if prompts is None:
+            raise InputError(f"{folder} is missing: run notebook 01 with the same parameters first")
+        _train(params, prompts, folder)
+        if processes.is_main():
+            _merge(params.model, folder)
+        processes.wait()
+    return params.model.model_copy(update={"source": str(folder), "revision": None})
+
+
+def answers(params: Params, prompts: pd.DataFrame) -> pd.DataFrame:
+    """What is imitated: the chosen answers to training prompts, each once, ties left out. Columns prompt, completion."""
+    pairs = data.own_pairs(params)
+    mine = pairs[pairs["prompt_id"].isin(prompts.loc[prompts["split"] == "train", "prompt_id"]) & (pairs["label"] != 0.5)]
+    if mine.empty:
+        raise InputError("sft.answers chosen: no preference of a training prompt has a chosen answer")
+    return mine[["prompt", "chosen"]].drop_duplicates().rename(columns={"chosen": "completion"}).reset_index(drop=True)
+
+
+def _train(params: Params, prompts: pd.DataFrame, folder: Path) -> None:
+    """Train the adapter and write it into `folder`/adapter, unless it stands there."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    if processes.agreed((folder / "adapter").is_dir()):
+        return
+    sft, seed = params.sft, runs.derive(params.seed, "sft")
+    backbone = models.load_backbone(params.model)
+    backbone.add_adapter(POLICY, sft.lora, seed=seed)
+    rows = [_row(backbone, *row) for row in answers(params, prompts).itertuples(index=False)]
+    options = training.arguments(params.training, backbone, sft.batch_size, 4, seed) | {
+        "num_train_epochs": sft.epochs, "learning_rate": sft.learning_rate, "lr_scheduler_type": "cosine", "max_length": None, "logging_steps": 10,
+        "completion_only_loss": True}
+    training.fit(SFTTrainer, SFTConfig, backbone, options, folder / "checkpoints", model=backbone.peft, train_dataset=Dataset.from_list(rows))
+    if processes.is_main():
+        backbone.save_adapter(POLICY, folder / "adapter")
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    processes.wait()
+
+
+def _merge(model: Model, folder: Path) -> None:
+    """Write the merged, unquantised model into `folder`; config.json comes last and marks it whole."""
+    backbone = models.load_backbone(model.model_copy(update={"quantisation": "none"}))
+    backbone.load_adapter(POLICY, folder / "adapter")
+    merged = backbone.peft.merge_and_unload()
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".merged-") as scratch:
+        merged.save_pretrained(scratch, safe_serialization=True)
+        backbone.tokenizer.save_pretrained(scratch)
+        for file in sorted(Path(scratch).iterdir(), key=lambda path: path.name == "config.json"):
+            file.replace(folder / file.name)
+
+
+def _row(backbone: Backbone, prompt: str, completion: str) -> dict:
+    if backbone.tokenizer.chat_template is None:
+        return {"prompt": backbone.prompt_text(prompt), "completion": completion}
+    return {"prompt": backbone.messages(prompt), "completion": [{"role": "assistant", "content": completion}]}

@@ -1,0 +1,122 @@
+"""Heavy stages as a command, in one process and in two that accelerate launches (gloo): the same tables and adapters come out."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from shfcas_lib import __main__ as command
+from shfcas_lib import params, processes, runs, stages
+from shfcas_lib.params import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = ["pools", "proxy", "rounds", "policies"]
+
+
+def settings(tiny_model, **changes):
+    lora = {"dropout": 0.0}  # what a process drops depends on how many there are
+    return {"run": "staged", "model": {"source": str(tiny_model), "quantisation": "none", "device": "cpu"}, "prompts": {"n": 30},
+            "sampling": {"n": 4, "max_new_tokens": 8, "batch_size": 16}, "gold": {"kind": "tiny_gold:vowels"}, "preferences": {"per_prompt": 2},
+            "reward": {"kind": "lora", "learning_rate": 1.0e-3, "epochs": 1, "batch_size": 2, "lora": dict(lora)},
+            "selection": {"strategies": ["shf_cas"], "budget": 4, "rounds": 1}, "evaluation": {"replicates": 0, "bootstrap": 200},
+            "policy": {"kind": "dpo", "pairs": 8, "batch_size": 4, "lora": dict(lora)}} | changes
+
+
+def write(folder, values):
+    (folder / "mine.yaml").write_text(yaml.safe_dump(values))
+    return str(folder / "mine.yaml")
+
+
+@pytest.fixture(scope="module")
+def both(tiny_model, tmp_path_factory):
+    """The same run made by one process and by two: (folder, folder)."""
+    one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
+    path = write(one, settings(tiny_model))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHFCAS_RUNS", str(one))
+        assert command.main(["stage", *NAMES, path]) == 0
+    environment = os.environ | {"SHFCAS_RUNS": str(two), "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+              "--dynamo_backend", "no", "--main_process_port", "0"]
+    done = subprocess.run([*launch, "-m", "shfcas_lib", "stage", *NAMES, path], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return one / "staged", two / "staged"
+
+
+def files(folder, suffix):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob(f"*{suffix}"))
+
+
+def test_two_processes_write_the_same_files_as_one(both):
+    one, two = both
+    for suffix in (".parquet", ".safetensors", "done.json", "labels.sqlite"):
+        assert files(one, suffix) == files(two, suffix) != []
+    assert [json.loads((folder / "run.json").read_text())["processes"] for folder in both] == [1, 2]
+    assert not list(two.rglob(".*")) and not list(two.rglob("checkpoint*"))
+
+
+def test_pools_labels_and_preferences_do_not_depend_on_the_number_of_processes(both):
+    one, two = both
+    exact = [name for name in files(one, ".parquet") if not name.endswith("conflict.parquet")]
+    for name in exact:
+        tables = [pd.read_parquet(folder / name).drop(columns="time", errors="ignore") for folder in both]
+        pd.testing.assert_frame_equal(*tables, obj=name)
+
+
+def test_adapters_do_not_depend_on_the_number_of_processes(both):
+    one, two = both
+    for name in files(one, ".safetensors"):
+        mine, other = load_file(one / name), load_file(two / name)
+        for key in mine:
+            np.testing.assert_allclose(other[key], mine[key], rtol=0, atol=1e-4, err_msg=f"{name} {key}")
+    assert len(pd.read_parquet(one / "01_proxy" / "preferences_biased.parquet")) % 2 == 0, "an odd pair would be filled up with the first"
+
+
+def test_what_is_done_is_not_done_again(both, tiny_model, monkeypatch, tmp_path):
+    _, two = both
+    before = {path: path.stat().st_mtime_ns for path in two.rglob("*") if path.suffix in (".parquet", ".safetensors")}
+    monkeypatch.setenv("SHFCAS_RUNS", str(two.parent))
+    assert command.main(["stage", *NAMES, write(tmp_path, settings(tiny_model))]) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_stage_before_its_turn_says_what_is_missing(tiny_model):
+    values = params.check(settings(tiny_model, run="unborn"), "test")
+    with pytest.raises(InputError, match="prompts.parquet is missing: run notebook 01"):
+        stages.execute(["proxy"], values)
+
+
+def test_a_closed_form_has_no_policy_to_train(tiny_model):
+    values = params.check(settings(tiny_model, policy={"kind": "tilt"}), "test")
+    with pytest.raises(InputError, match="nothing to train"):
+        stages.policies(runs.open_run(values), None)
+
+
+def test_several_processes_wait_for_nobody(tiny_model, monkeypatch):
+    values = params.check(settings(tiny_model, feedback={"kind": "person"}), "test")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="feedback.kind person asks one by one"):
+        stages.rounds(runs.open_run(values), None)
+
+
+def test_the_command_knows_every_stage(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["stage", "nonsense", "x.yaml"])
+    printed = capsys.readouterr().err
+    assert all(name in printed for name in stages.STAGES)
+
+
+def test_items_are_shared_out_whole_and_once(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    shares = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        shares.append(processes.share(list(range(8))))
+    assert shares == [[0, 3, 6], [1, 4, 7], [2, 5]]
