@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from shfcas_lib import params
 from shfcas_lib.dialogues import plain
 from shfcas_lib.endpoint import Endpoint, Reply
+from shfcas_lib.labels import write_ahead
 from shfcas_lib.params import InputError
 
 KEY = ["prompt_id", "i", "j"]
@@ -252,7 +253,7 @@ class Replies:
             path.parent.mkdir(parents=True, exist_ok=True)
             # On the screen of notebook 03 a round is finished on another thread than the cell that made the judge; our lock serialises them.
             self.connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-            self.connection.execute("PRAGMA journal_mode=WAL")
+            write_ahead(self.connection)
             self.connection.execute("PRAGMA synchronous=FULL")
             self.connection.execute(
                 "CREATE TABLE IF NOT EXISTS replies (id INTEGER PRIMARY KEY AUTOINCREMENT, request TEXT NOT NULL, prompt_id TEXT NOT NULL, "

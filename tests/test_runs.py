@@ -40,7 +40,7 @@ def refusal(call, *arguments):
 
 def test_atomic_writes_the_file(tmp_path):
     with runs.atomic(tmp_path / "a" / "b.txt") as target:
-        assert target.parent == tmp_path / "a" and target.suffix == ".txt" and not (tmp_path / "a" / "b.txt").exists()
+        assert target.parent.parent == tmp_path / "a" and target.name == "b.txt" and not (tmp_path / "a" / "b.txt").exists()
         target.write_text("whole")
     assert files(tmp_path) == ["a/b.txt"] and (tmp_path / "a" / "b.txt").read_text() == "whole"
 
@@ -247,8 +247,8 @@ def test_a_folder_that_cannot_be_made(runs_folder, blocked):
 def test_a_folder_that_cannot_be_written(monkeypatch):
     def denied(*_, **__):
         raise PermissionError(13, "Permission denied")
-    monkeypatch.setattr(runs.tempfile, "mkstemp", denied)
-    assert "cannot write to run folder" in refusal(open_run().stage, "01_proxy")
+    monkeypatch.setattr(runs.tempfile, "mkdtemp", denied)
+    assert "01_proxy/parameters.json: Permission denied" in refusal(open_run().stage, "01_proxy")
 
 
 # --- what an earlier stage must have made
