@@ -216,9 +216,9 @@ def write_ahead(connection: sqlite3.Connection, patience: float = 60.0) -> None:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
             return
-        except sqlite3.OperationalError:
-            if time.monotonic() > end:
-                raise
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or time.monotonic() > end:
+                raise  # a read-only folder, for example
             time.sleep(0.05)
 
 

