@@ -260,11 +260,13 @@ def _locked_scratch(folder: Path, name: str) -> tuple[Path, int]:
 
 def clear(folder: Path) -> None:
     """Remove what killed processes left half-written anywhere below `folder`. What a living process writes is locked, and stays."""
-    for left in sorted(folder.rglob(f".*{_TEMPORARY}")):
-        with contextlib.suppress(OSError):  # its writer lives, it is gone meanwhile, or the folder is read-only
-            lock = _lock(left, wait=False)
-            shutil.rmtree(left, ignore_errors=True)
-            os.close(lock)
+    for place, folders, _ in os.walk(folder):  # not rglob: that fails where a folder goes while it looks
+        for name in [name for name in folders if name.startswith(".") and name.endswith(_TEMPORARY)]:
+            folders.remove(name)
+            with contextlib.suppress(OSError):  # its writer lives, it is gone meanwhile, or the folder is read-only
+                lock = _lock(Path(place, name), wait=False)
+                shutil.rmtree(Path(place, name), ignore_errors=True)
+                os.close(lock)
 
 
 @contextlib.contextmanager
