@@ -271,11 +271,14 @@ class Replies:
             prompt = completion = 0
         elif prompt is None or completion is None:
             prompt, completion = question.most - answer_tokens, answer_tokens
+        row = (question.request, *question.comparison, question.turned, model, reply.body, verdict, prompt, completion, time.time())
         with self._lock:
-            self.connection.execute(
-                "INSERT INTO replies (request, prompt_id, i, j, turned, model, body, verdict, prompt_tokens, completion_tokens, time) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (question.request, *question.comparison, question.turned, model, reply.body, verdict, prompt, completion, time.time()))
+            try:
+                self.connection.execute(
+                    "INSERT INTO replies (request, prompt_id, i, j, turned, model, body, verdict, prompt_tokens, completion_tokens, time) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+            except sqlite3.Error as error:  # a full disk: nothing more is asked that could not be kept
+                raise InputError(f"replies of the judge, {self.path}: {error}") from error
             count, before_prompt, before_completion = self._totals
             self._totals = (count + 1, before_prompt + prompt, before_completion + completion)
 

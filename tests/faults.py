@@ -29,12 +29,12 @@ _PRELOAD = ["faults", "torch", "transformers", "safetensors.torch", "pyarrow.par
             "matplotlib.backends.backend_svg", "matplotlib.backends.backend_agg", "PIL.PngImagePlugin", "pyarrow.pandas_compat", "tiny_gold", "team_run"]
 
 
-def server(preload=()):
+def server(preload=_PRELOAD):
     """The fork server as a multiprocessing context."""
     os.environ |= {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "agg",
                    "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "SHFCAS_HOME": str(ROOT)}
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*_PRELOAD, *preload])
+    context.set_forkserver_preload(preload)
     return context
 
 
@@ -132,6 +132,7 @@ def person(folder, say):
 def team(folder, say, planted, answers):
     """A team's answers come in from `answers`, a filled-in sheet, which is written at the first call; then the round goes on."""
     import team_run
+
     from shfcas_lib import exchange
     from shfcas_lib.params import InputError
 
@@ -165,6 +166,15 @@ def opens(folder, say, values):
     run = runs.open_run(params.check(values, "test"))
     time.sleep(max(0, 0.3 - time.time() % 0.3))
     run.stage("01_proxy")
+
+
+def records(folder, say, values, name, times):
+    """Record facts in run.json, again and again."""
+    from shfcas_lib import params, runs
+
+    run = runs.open_run(params.check(values, "test"))
+    for number in range(times):
+        run.record(seconds={f"{name} {number}": 1.0})
 
 
 def writes(folder, say, name, times):

@@ -364,6 +364,12 @@ def test_of_two_runs_with_other_parameters_in_one_new_folder_one_is_refused(cont
     TOLD.append(("a new run folder", "two runs with other parameters", times, ""))
 
 
+def test_two_processes_record_their_facts_in_one_run_json(context, values, tmp_path):
+    for code, said in faults.together(context, faults.records, tmp_path, [(values, name, 8) for name in "ab"]):
+        assert code == 0, said
+    assert faults.whole(tmp_path)["r/run.json"] == [f"{name} {number}" for name in "ab" for number in range(8)]
+
+
 def test_nobody_clears_away_what_another_is_writing(context, tmp_path):
     """Four processes write into one folder and clear it, all the time."""
     for code, said in faults.together(context, faults.writes, tmp_path, [(name, 60) for name in "abcd"]):

@@ -251,6 +251,20 @@ def test_a_folder_that_cannot_be_written(monkeypatch):
     assert "01_proxy/parameters.json: Permission denied" in refusal(open_run().stage, "01_proxy")
 
 
+def test_a_stage_that_another_process_took_over_first_is_used(runs_folder, monkeypatch):
+    made = open_run(run="one").stage("01_proxy")
+    made.table("pool", lambda: TABLE)
+    made.metrics({})
+    copytree = runs.shutil.copytree
+
+    def late(source, target, **options):
+        copytree(source, runs_folder / "two" / "01_proxy")
+        return copytree(source, target, **options)
+    monkeypatch.setattr(runs.shutil, "copytree", late)
+    assert open_run(run="two").take_over("01_proxy")
+    assert files(runs_folder / "two") == ["01_proxy/metrics.json", "01_proxy/parameters.json", "01_proxy/pool.parquet"]
+
+
 # --- what an earlier stage must have made
 
 
