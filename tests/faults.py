@@ -231,8 +231,8 @@ def run(context, work, folder, *arguments, kill_at=0, stop=None, after=None, fau
     return process.exitcode, said
 
 
-def together(context, work, folder, arguments):
-    """Do `work` in several children at once, each with its arguments; returns (exit code, what it said) of each."""
+def together(context, work, folder, arguments, limit=300):
+    """Do `work` in several children at once, each with its arguments; returns (exit code, what it said) of each. limit: seconds of silence."""
     pipes = [context.Pipe(duplex=False) for _ in arguments]
     processes = [context.Process(target=child, args=(work, folder, own, 0, theirs, None)) for own, (_, theirs) in zip(arguments, pipes)]
     for process in processes:
@@ -242,9 +242,9 @@ def together(context, work, folder, arguments):
         theirs.close()
         said = []
         with contextlib.suppress(EOFError):
-            while mine.poll(300):
+            while mine.poll(limit):
                 said.append(mine.recv())
-        process.join(300)
+        process.join(limit)
         outcomes.append((process.exitcode, said))
     return outcomes
 

@@ -20,6 +20,7 @@ import zipfile
 import faults
 import numpy as np
 import pytest
+import soak
 import test_notebooks
 
 from shfcas_lib import runs
@@ -376,6 +377,14 @@ def test_nobody_clears_away_what_another_is_writing(context, tmp_path):
         assert code == 0, said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "b.json", "c.json", "d.json"]
     TOLD.append(("a folder that four processes write into and clear", "all at once", 240, ""))
+
+
+def test_eight_writers_at_one_label_store_lose_and_double_nothing(context, tmp_path):
+    """The small form of `make soak`."""
+    found = soak.labels(tmp_path, 640, context)
+    assert found["answers"] == 640 and not found["leftovers"]
+    memory = [memory for memory, _ in found["memory_and_files_of_a_writer"].values()]
+    assert len({files for _, files in found["memory_and_files_of_a_writer"].values()}) == 1 and memory[-1] < memory[0] + 20
 
 
 def test_what_a_killed_process_was_writing_goes_with_the_next_opening_and_what_a_living_one_writes_stays(runs_folder):
