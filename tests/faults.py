@@ -44,6 +44,7 @@ def server(preload=_PRELOAD):
 def child(work, folder, arguments, kill_at, said, fault):
     """Do `work(folder, say, *arguments)`; die at the kill_at-th change below `folder` (0: never). At the end say how many changes there were."""
     os.environ["SHFCAS_RUNS"] = str(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us in the background
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     count = watch(folder, kill_at)
