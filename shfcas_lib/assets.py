@@ -95,6 +95,7 @@ def asset_path(name: str) -> Path:
     if name not in ASSETS:
         raise InputError(f"unknown asset {name!r}: choose one of {', '.join(ASSETS)}")
     folder = cache_dir() / name
+    runs.clear(cache_dir())  # a killed installation leaves up to a gigabyte
     if not folder.exists():
         _install(name, folder)
     _verify(folder, ASSETS[name])
@@ -130,7 +131,6 @@ def _install(name: str, folder: Path) -> None:
     asset = ASSETS[name]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        runs.clear(folder.parent)  # a killed installation leaves up to a gigabyte
         free = shutil.disk_usage(folder.parent).free
     except OSError as error:
         raise InputError(f"cannot write to cache folder {folder.parent} ({error}): set SHFCAS_CACHE to a writable folder") from error
