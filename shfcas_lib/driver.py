@@ -37,6 +37,7 @@ def drive(plan: Plan, cores: int | None = None, gpus: int | None = None, profile
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"another driver is already running this sweep in {plan.folder}: wait for it, or stop it first") from None
+        runs.clear(plan.folder)
         slurm = profile is not None and _is_slurm(profile)
         if slurm or _ran_on_slurm(plan):
             _cancel_orphans(plan)
@@ -117,7 +118,7 @@ def _snakemake(plan: Plan, missing: dict[str, str], cores: int, gpus: int, profi
 
 def _watch(plan: Plan, waiting: list[str], process: subprocess.Popen, cores: int) -> list[str]:
     """Print a line for each job that finishes, until Snakemake ends."""
-    start, total, failed = time.time(), len(waiting), []
+    start, total, failed = time.monotonic(), len(waiting), []
     seconds: dict[str, list[float]] = {}
     ended = False
     while waiting and not ended:
@@ -136,7 +137,7 @@ def _watch(plan: Plan, waiting: list[str], process: subprocess.Popen, cores: int
                 fault = json.loads((folder / "failed.json").read_text())
                 state = f"FAILED  {fault['error']}  ({folder / fault['notebook']})"
             left = _remaining([plan.jobs[p]["kind"] for p in waiting], seconds, cores)
-            print(f"[{total - len(waiting):>{len(str(total))}}/{total}] {place:<56} {state}  elapsed {_clock(time.time() - start)}, left {left}", flush=True)
+            print(f"[{total - len(waiting):>{len(str(total))}}/{total}] {place:<56} {state}  elapsed {_clock(time.monotonic() - start)}, left {left}", flush=True)
         if not ended:
             time.sleep(0.3)
     process.wait()

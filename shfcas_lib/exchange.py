@@ -62,7 +62,7 @@ def asked(run: runs.Run) -> pd.DataFrame:
     prompt, one (completion i) and other (completion j), their hash as code, store (the file of labels), open (its round has not read
     the answers yet) and answered (the store holds one)."""
     stage = run.folder / "03_feedback"
-    paths = sorted(stage.glob("*/round_*/comparisons.parquet"), key=lambda p: (p.parts[-3], int(p.parts[-2].split("_")[1])))
+    paths = sorted(stage.glob("[!.]*/round_*/comparisons.parquet"), key=lambda p: (p.parts[-3], int(p.parts[-2].split("_")[1])))
     if not run.belongs("03_feedback") or not paths:
         raise InputError(f"{stage} holds no comparisons yet: run notebook 03 with the same parameters first, it stops for answers")
     pool = run.require("02_conflict", "pool_feedback")

@@ -141,5 +141,5 @@ def ask(comparisons: pd.DataFrame, completions: pd.DataFrame, annotator: Annotat
     shown = completions.set_index(["prompt_id", "index"], drop=False)
     known = store.answered(getattr(annotator, "people", 1))
     for comparison, answer, name in answers_of(annotator, comparisons, shown, known):
-        store.add(comparison, answer, name)
+        store.add(comparison, answer, name, after=None)  # two runs in one folder ask the same: one of the two answers is kept
     return comparisons.merge(store.labels()[[*KEY, "answer", "label", "annotator", "time"]], on=KEY, how="left")

@@ -64,7 +64,7 @@ def execute(folder: Path) -> bool:
     die_with_parent()
     job = json.loads((folder / "job.json").read_text())
     os.environ["OMP_NUM_THREADS"] = str(job["threads"])  # two jobs with two threads each on two cores slow each other down many times
-    start = time.time()
+    started, start = time.time(), time.monotonic()
     if job["kind"] == "run":
         os.environ["SHFCAS_RUNS"], job["params"]["run"] = str(folder), "run"
         values = job["params"]
@@ -80,7 +80,7 @@ def execute(folder: Path) -> bool:
             if error:
                 runs.write_json(folder / "failed.json", {"notebook": str(executed.relative_to(folder)), "error": " ".join(error.split())[:500]})
                 return False
-    runs.write_json(folder / "done.json", {"started": start, "seconds": round(time.time() - start, 2), "digest": job["digest"],
+    runs.write_json(folder / "done.json", {"started": started, "seconds": round(time.monotonic() - start, 2), "digest": job["digest"],
                                            "commit": runs.commit(), "versions": runs.versions()})
     return True
 

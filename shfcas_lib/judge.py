@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from shfcas_lib import params
 from shfcas_lib.dialogues import plain
 from shfcas_lib.endpoint import Endpoint, Reply
+from shfcas_lib.labels import write_ahead
 from shfcas_lib.params import InputError
 
 KEY = ["prompt_id", "i", "j"]
@@ -252,7 +253,7 @@ class Replies:
             path.parent.mkdir(parents=True, exist_ok=True)
             # On the screen of notebook 03 a round is finished on another thread than the cell that made the judge; our lock serialises them.
             self.connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-            self.connection.execute("PRAGMA journal_mode=WAL")
+            write_ahead(self.connection)
             self.connection.execute("PRAGMA synchronous=FULL")
             self.connection.execute(
                 "CREATE TABLE IF NOT EXISTS replies (id INTEGER PRIMARY KEY AUTOINCREMENT, request TEXT NOT NULL, prompt_id TEXT NOT NULL, "
@@ -270,11 +271,14 @@ class Replies:
             prompt = completion = 0
         elif prompt is None or completion is None:
             prompt, completion = question.most - answer_tokens, answer_tokens
+        row = (question.request, *question.comparison, question.turned, model, reply.body, verdict, prompt, completion, time.time())
         with self._lock:
-            self.connection.execute(
-                "INSERT INTO replies (request, prompt_id, i, j, turned, model, body, verdict, prompt_tokens, completion_tokens, time) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (question.request, *question.comparison, question.turned, model, reply.body, verdict, prompt, completion, time.time()))
+            try:
+                self.connection.execute(
+                    "INSERT INTO replies (request, prompt_id, i, j, turned, model, body, verdict, prompt_tokens, completion_tokens, time) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+            except sqlite3.Error as error:  # a full disk: nothing more is asked that could not be kept
+                raise InputError(f"replies of the judge, {self.path}: {error}") from error
             count, before_prompt, before_completion = self._totals
             self._totals = (count + 1, before_prompt + prompt, before_completion + completion)
 

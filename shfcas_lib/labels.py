@@ -11,11 +11,12 @@ durable when `add` returns. Several processes and several people may write to on
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sqlite3
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
 
@@ -42,6 +43,8 @@ CREATE TABLE IF NOT EXISTS answers (
     shown_left INTEGER, latency REAL, note TEXT NOT NULL DEFAULT '', repeat INTEGER NOT NULL DEFAULT 0,
     retracts INTEGER REFERENCES answers (id)
 )"""  # j is NULL where a single completion was rated
+_INDICES = ("CREATE INDEX IF NOT EXISTS questions ON answers (prompt_id, i, j, annotator, repeat)",
+            "CREATE INDEX IF NOT EXISTS undone ON answers (retracts) WHERE retracts IS NOT NULL")  # else every answer reads all earlier ones
 _FIRST_COLUMNS = "id, prompt_id, i, j, answer, annotator, time, strategy, reason"  # all that the first version of the table had
 # The latest answer of each person to each question, without what was taken back.
 _STANDING = """
@@ -56,16 +59,18 @@ class LabelStore:
     """Append-only answers in one SQLite file. Several processes and threads may write at once; none loses a row."""
 
     def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = threading.RLock()
+        self.path, self._lock = path, threading.RLock()
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             # A screen's messages may arrive on another thread than the cell that made it; our lock serialises them.
             self.connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-            _write_ahead(self.connection)
+            write_ahead(self.connection)
             self.connection.execute("PRAGMA synchronous=FULL")  # an answer survives a power cut, not only a crash
             self.connection.execute(_SCHEMA)
             _upgrade(self.connection)
-        except sqlite3.Error as error:
+            for index in _INDICES:
+                self.connection.execute(index)
+        except (sqlite3.Error, OSError) as error:
             raise InputError(f"label store {path}: {error}") from error
 
     def add(self, comparison: Mapping, answer: str, annotator: str, *, shown_left: int | None = None, latency: float | None = None,
@@ -80,33 +85,20 @@ class LabelStore:
         valid = RATINGS if j is None else tuple(ANSWERS)
         if answer not in valid:
             raise InputError(f"answer {answer!r}: expected {', '.join(valid)}")
-        with self._lock:
-            self.connection.execute("BEGIN IMMEDIATE")
-            try:
-                row = None
-                if after is _ANYTHING or self.standing_id(comparison, annotator, repeat) == after:
-                    row = self._insert(comparison, answer, annotator, shown_left, latency, note, repeat, None)
-                self.connection.execute("COMMIT")
-            except BaseException:
-                self.connection.execute("ROLLBACK")
-                raise
-        return row
+        with self._transaction():
+            if after is _ANYTHING or self.standing_id(comparison, annotator, repeat) == after:
+                return self._insert(comparison, answer, annotator, shown_left, latency, note, repeat, None)
+        return None
 
     def add_all(self, answers: list[tuple[Mapping, str, str, int]]) -> None:
         """Append several (comparison, answer, annotator, shown_left), all or, where one of them fails, none."""
-        with self._lock:
-            self.connection.execute("BEGIN IMMEDIATE")
-            try:
-                for comparison, answer, annotator, shown_left in answers:
-                    self._insert(comparison, answer, annotator, shown_left, None, "", False, None)
-                self.connection.execute("COMMIT")
-            except BaseException:
-                self.connection.execute("ROLLBACK")
-                raise
+        with self._transaction():
+            for comparison, answer, annotator, shown_left in answers:
+                self._insert(comparison, answer, annotator, shown_left, None, "", False, None)
 
     def retract(self, row: int) -> None:
         """Take the answer in row `row` back, by a row of its own. What the same person had answered before stands again."""
-        with self._lock:
+        with self._transaction():
             found = self.connection.execute(
                 "SELECT prompt_id, i, j, annotator, strategy, reason, shown_left, repeat FROM answers WHERE id = ? AND retracts IS NULL", (row,)).fetchone()
             if found is None:
@@ -114,6 +106,20 @@ class LabelStore:
             prompt_id, i, j, annotator, strategy, reason, shown_left, repeat = found
             comparison = {"prompt_id": prompt_id, "i": i, "j": j, "strategy": strategy, "reason": reason}
             self._insert(comparison, UNDO, annotator, shown_left, None, "", bool(repeat), row)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All that the block writes is on disk when it ends, or, where it fails or is interrupted, none of it."""
+        with self._lock:
+            try:
+                self.connection.execute("BEGIN IMMEDIATE")
+                yield
+                self.connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                raise InputError(f"label store {self.path}: {error}; this answer was not kept, all earlier ones were") from error
+            finally:
+                if self.connection.in_transaction:  # SQLite has rolled back by itself where the disk was full
+                    self.connection.execute("ROLLBACK")
 
     def _insert(self, comparison, answer, annotator, shown_left, latency, note, repeat, retracts) -> int:
         j = comparison.get("j")
@@ -203,16 +209,16 @@ def _together(part: pd.DataFrame) -> dict:
                                       "annotator": ", ".join(sorted(given["annotator"] if len(given) else part["annotator"]))}
 
 
-def _write_ahead(connection: sqlite3.Connection, patience: float = 60.0) -> None:
+def write_ahead(connection: sqlite3.Connection, patience: float = 60.0) -> None:
     """Switch to WAL mode. SQLite does not wait for a lock here, so we do: another process may be creating the file."""
     end = time.monotonic() + patience
     while True:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
             return
-        except sqlite3.OperationalError:
-            if time.monotonic() > end:
-                raise
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or time.monotonic() > end:
+                raise  # a read-only folder, for example
             time.sleep(0.05)
 
 

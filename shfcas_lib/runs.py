@@ -9,6 +9,8 @@ A stage folder belongs to the parameters that it depends on; opening it with oth
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -40,6 +42,8 @@ _JUDGE_LIMITS = ("concurrency", "timeout", "retries", "backoff", "max_tokens", "
 _TRAINING_LIMITS = ("gradient_checkpointing", "checkpoint_every")
 # Keys that runs of earlier versions did not have: at their defaults they change nothing, and are left out.
 _NEWER = {"sft": tuple(Sft.model_fields), "training": tuple(Training.model_fields), "policy": ("generations", "prompts")}
+_TEMPORARY = ".part"  # ends the name of what is being written
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)  # faults of the place, not of the caller
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "numpy", "scipy", "pandas")
 
 
@@ -98,15 +102,19 @@ class Run:
         self.params, self.folder = params, folder
 
     def stage(self, name: str) -> Stage:
-        """Open stage `name`, making its folder. Raises InputError if it was made with other parameters, or cannot be written."""
+        """Open stage `name`, making its folder, and clear what killed processes left in the run folder. Raises InputError if the stage was made
+        with other parameters, or cannot be written."""
         folder = self.folder / name
         if not self.belongs(name):
             needed = self._needed(name)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                write_json(folder / "parameters.json", {"fingerprint": fingerprint(needed), "parameters": needed})
+                with held(folder):  # of two runs that come with other parameters at the same moment, one is refused
+                    if not self.belongs(name):
+                        write_json(folder / "parameters.json", {"fingerprint": fingerprint(needed), "parameters": needed})
             except OSError as error:
                 raise InputError(f"cannot write to run folder {folder}: {error}") from error
+        clear(self.folder)
         return Stage(folder, self)
 
     def belongs(self, name: str) -> bool:
@@ -129,16 +137,18 @@ class Run:
 
         Whole or not at all: it is copied under another name and then renamed.
         """
+        clear(self.folder)
         if (self.folder / name).exists():
             return False
         mine = fingerprint(self._needed(name))
         for other in sorted(self.folder.parent.glob(f"*/{name}/parameters.json")):
             source = other.parent
             if json.loads(other.read_text())["fingerprint"] == mine and (source / "metrics.json").exists():
-                self.folder.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=self.folder) as temporary:
-                    os.replace(shutil.copytree(source, Path(temporary) / name), self.folder / name)
-                return True
+                with scratch(self.folder, name) as temporary:
+                    copy = shutil.copytree(source, temporary / name, ignore=shutil.ignore_patterns(f".*{_TEMPORARY}"))
+                    with contextlib.suppress(OSError):  # another process was faster: then that stage stands there
+                        os.rename(copy, self.folder / name)
+                return self.finished(name)
         return False
 
     def _needed(self, name: str) -> dict:
@@ -169,13 +179,15 @@ class Run:
         if not processes.is_main():
             return
         path = self.folder / "run.json"
-        known = json.loads(path.read_text()) if path.exists() else {}
-        known |= {"parameters": self.params.model_dump(), "seed": self.params.seed, "versions": versions(), "commit": commit(),
-                  "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores", **device()}
-        seconds = known.get("seconds", {})
-        for name, value in facts.pop("seconds", {}).items():
-            seconds[name] = max(value, seconds.get(name, 0))  # a step that is only read back took its time before
-        write_json(path, known | facts | {"seconds": seconds})
+        now = {"parameters": self.params.model_dump(), "seed": self.params.seed, "versions": versions(), "commit": commit(),
+               "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores", **device()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with held(path.parent):  # two processes in one run must not drop each other's facts
+            known = json.loads(path.read_text()) if path.exists() else {}
+            seconds = known.get("seconds", {})
+            for name, value in facts.pop("seconds", {}).items():
+                seconds[name] = max(value, seconds.get(name, 0))  # a step that is only read back took its time before
+            write_json(path, known | now | facts | {"seconds": seconds})
 
 
 class Stage:
@@ -224,19 +236,74 @@ class Memory:
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it over `path` when the block succeeds, remove it when it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    """Yield a path of the same name in a scratch folder beside `path`; rename it over `path` when the block succeeds, remove it when it
+    fails. Raises InputError where the disk is full or the folder cannot be written."""
+    try:
+        with scratch(path.parent, path.name) as folder:
+            yield folder / path.name
+            with open(folder / path.name, "rb") as written:
+                os.fsync(written.fileno())
+            os.replace(folder / path.name, path)
+    except OSError as error:
+        if error.errno in _DISK:
+            raise InputError(f"cannot write {path}: {os.strerror(error.errno)}") from error
+        raise
+
+
+@contextlib.contextmanager
+def scratch(folder: Path, name: str) -> Iterator[Path]:
+    """A hidden folder in `folder`, for what is written there before it gets the name `name`; removed at the end. It is locked as long as this
+    process lives: `clear` removes it after a kill."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary, lock = _locked_scratch(folder, name)
     try:
         yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_scratch(folder: Path, name: str) -> tuple[Path, int]:
+    while True:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=_TEMPORARY, dir=folder))
+        with contextlib.suppress(FileNotFoundError):  # `clear` came between the folder's making and its lock: another one
+            lock = _lock(temporary)
+            if temporary.exists():
+                return temporary, lock
+            os.close(lock)
+
+
+def clear(folder: Path) -> None:
+    """Remove what killed processes left half-written anywhere below `folder`. What a living process writes is locked, and stays."""
+    for place, folders, _ in os.walk(folder):  # not rglob: that fails where a folder goes while it looks
+        for name in [name for name in folders if name.startswith(".") and name.endswith(_TEMPORARY)]:
+            folders.remove(name)
+            with contextlib.suppress(OSError):  # its writer lives, it is gone meanwhile, or the folder is read-only
+                lock = _lock(Path(place, name), wait=False)
+                shutil.rmtree(Path(place, name), ignore_errors=True)
+                os.close(lock)
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Wait until no other process or thread holds `folder`, and hold it. The kernel lets go when this process ends, however it ends."""
+    lock = _lock(folder)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock(folder: Path, wait: bool = True) -> int:
+    """The handle of a locked folder. With `wait`, a file system that knows no locks is written to without; else every failure is raised."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        if not wait:
+            os.close(handle)
+            raise
+    return handle
 
 
 def write_json(path: Path, values: dict) -> None:

@@ -13,11 +13,15 @@ CORPUS = ["the cat sat on the mat and the dog ran in the rain", "assistant and u
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """Folder of a two-layer Llama with random weights and a byte-level tokenizer with a chat template."""
+    return make_tiny_model(tmp_path_factory.mktemp("tiny_model"))
+
+
+def make_tiny_model(folder):
+    """Write the tiny model into an empty folder; returns the folder."""
     import torch
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("tiny_model")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     special = [AddedToken(token, special=True) for token in ("<|im_start|>", "<|im_end|>")]

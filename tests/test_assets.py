@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 import zipfile
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from shfcas_lib import assets
+from shfcas_lib import assets, runs
 from shfcas_lib.params import InputError
 
 CONTENT = {"package/data/words.txt": b"one two three\n", "package/data/deep/numbers.txt": b"1 2 3\n"}
@@ -73,7 +74,7 @@ def installed(folder, files=None):
     for name, body in (files or {"words.txt": b"one two three\n"}).items():
         (folder / name).write_bytes(body)
     digests = {p.name: assets.sha256(p) for p in sorted(folder.iterdir())}
-    (folder / "asset.json").write_text(json.dumps({"name": "toy", "files": digests}))
+    (folder / "asset.json").write_text(json.dumps({"name": folder.name, "wheel_sha256": getattr(assets.ASSETS.get(folder.name), "sha256", ""), "files": digests}))
     return folder
 
 
@@ -189,6 +190,29 @@ def test_an_empty_folder_of_that_name_is_refused(index, cache):
     assert "asset.json" in refusal()
 
 
+def test_a_folder_made_from_a_wheel_that_is_no_longer_pinned_is_refused(index, cache, monkeypatch):
+    folder = assets.asset_path("toy")
+    old = assets.ASSETS["toy"].sha256
+    publish(index, monkeypatch, CONTENT | {"toy/added.txt": b"of another version"})
+    message = refusal()
+    assert f"cached asset {folder} was made from a wheel with checksum {old[:12]}, expected {assets.ASSETS['toy'].sha256[:12]}" in message
+    shutil.rmtree(folder)
+    assert assets.asset_path("toy") == folder
+
+
+def test_two_installations_at_once_end_in_one_whole_folder(index, cache, monkeypatch):
+    """The other one is done between our last look and our rename."""
+    replace = os.replace
+
+    def late(source, target):
+        if Path(target) == cache / "toy":
+            installed(cache / "toy", {"words.txt": b"theirs\n"})
+        replace(source, target)
+    monkeypatch.setattr(assets.os, "replace", late)
+    assert (assets.asset_path("toy") / "words.txt").read_bytes() == b"theirs\n"
+    assert left_behind(cache) == ["toy", "toy/asset.json", "toy/words.txt"]
+
+
 def test_a_copy_of_a_real_asset_with_one_changed_byte(cache):
     real = assets.ASSETS["do-not-answer"]
     folder = installed(cache / "do-not-answer", {name: b'{"prompt": "a"}\n' for name in real.members.values()})
@@ -249,8 +273,8 @@ def test_a_cache_folder_that_cannot_be_made(index, cache, monkeypatch, place):
 def test_a_cache_folder_that_cannot_be_written(index, cache, monkeypatch):
     def denied(**_):
         raise PermissionError(errno.EACCES, "Permission denied")
-    monkeypatch.setattr(assets.tempfile, "mkdtemp", denied)
-    assert f"cannot write to cache folder {cache}" in refusal() and left_behind(cache) == []
+    monkeypatch.setattr(runs.tempfile, "mkdtemp", denied)
+    assert f"cannot write asset toy to cache folder {cache}" in refusal() and left_behind(cache) == []
 
 
 def test_an_interruption_leaves_nothing_behind(index, cache, monkeypatch):

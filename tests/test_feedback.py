@@ -191,6 +191,31 @@ def test_opening_a_store_waits_for_a_process_that_is_writing_to_it(path):
         other.close()
 
 
+def test_two_runs_that_ask_the_same_at_once_keep_one_answer(path):
+    """The other run is asked, and answers, while ours thinks."""
+    class Slow(Scripted):
+        def answer(self, comparison, shown):
+            with LabelStore(path) as other:
+                other.add(comparison, "tie", self.name)
+            return super().answer(comparison, shown)
+
+    table = comparisons(4)
+    with LabelStore(path) as store:
+        ask(table, completions(table), Slow(), store)
+        assert store.rows()["answer"].tolist() == ["tie"] * 4
+
+
+def test_an_answer_costs_the_same_with_few_or_many_answers_before_it(path):
+    """SQLite finds a person's earlier answer, and what was taken back, in an index: no statement reads the whole table."""
+    with LabelStore(path) as store:
+        plans = []
+        store.connection.set_trace_callback(lambda statement: plans.append(statement) if statement.startswith("SELECT") else None)
+        store.add({"prompt_id": "p", "i": 0, "j": 1, "strategy": "s", "reason": "r"}, "first", "anna", after=None)
+        store.connection.set_trace_callback(None)
+        steps = [row[3] for statement in plans for row in store.connection.execute(f"EXPLAIN QUERY PLAN {statement}")]
+    assert len(steps) == 3 and not any(step.startswith("SCAN") for step in steps), steps
+
+
 ASKER = """
 import os, sys, time
 from pathlib import Path

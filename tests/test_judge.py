@@ -23,7 +23,7 @@ from judge_server import Server, longer, say, shown_in
 from shfcas_lib import data, loop, params, refine, runs
 from shfcas_lib.asking import Mixed, Team, agreement
 from shfcas_lib.feedback import LabelStore, Replay, ask, load_annotator
-from shfcas_lib.judge import _verdict, load_judge
+from shfcas_lib.judge import Replies, _verdict, load_judge
 from shfcas_lib.params import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -335,6 +335,31 @@ with LabelStore(folder / "labels.sqlite") as store:
     judge = load_judge(params.Judge(concurrency=2), folder)
     ask(pd.read_parquet(folder / "comparisons.parquet"), pd.read_parquet(folder / "completions.parquet"), judge, store)
 """
+
+
+def test_replies_wait_for_a_run_that_is_making_the_same_file(tmp_path):
+    other = sqlite3.connect(tmp_path / "judge.sqlite", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    release = threading.Timer(0.5, lambda: other.execute("COMMIT"))
+    release.start()
+    Replies(tmp_path / "judge.sqlite")
+    release.join()
+    other.close()
+
+
+def test_a_disk_that_is_full_stops_the_judge_in_one_sentence_and_every_reply_before_is_kept(serve, tmp_path):
+    """SQLite may not grow the file any more: what it does where the disk is full."""
+    serve()
+    table, texts = questions(20)
+    judge = load_judge(settings(concurrency=1), tmp_path)
+    judge.replies.connection.execute("PRAGMA max_page_count = 5")
+    with LabelStore(tmp_path / "labels.sqlite") as store:
+        with pytest.raises(InputError, match=r"judge.sqlite: database or disk is full; \d+ of 20 comparisons are answered and kept"):
+            ask(table, texts, judge, store)
+        before = len(store.labels())
+        assert before > 0
+        judge.replies.connection.execute("PRAGMA max_page_count = 100000")
+        assert ask(table, texts, judge, store)["label"].notna().all() and len(store.rows()) == 20
 
 
 def test_kill_9_pays_again_at_most_for_what_was_under_way(serve, tmp_path):

@@ -40,7 +40,7 @@ def refusal(call, *arguments):
 
 def test_atomic_writes_the_file(tmp_path):
     with runs.atomic(tmp_path / "a" / "b.txt") as target:
-        assert target.parent == tmp_path / "a" and target.suffix == ".txt" and not (tmp_path / "a" / "b.txt").exists()
+        assert target.parent.parent == tmp_path / "a" and target.name == "b.txt" and not (tmp_path / "a" / "b.txt").exists()
         target.write_text("whole")
     assert files(tmp_path) == ["a/b.txt"] and (tmp_path / "a" / "b.txt").read_text() == "whole"
 
@@ -269,8 +269,22 @@ def test_a_folder_that_cannot_be_made(runs_folder, blocked):
 def test_a_folder_that_cannot_be_written(monkeypatch):
     def denied(*_, **__):
         raise PermissionError(13, "Permission denied")
-    monkeypatch.setattr(runs.tempfile, "mkstemp", denied)
-    assert "cannot write to run folder" in refusal(open_run().stage, "01_proxy")
+    monkeypatch.setattr(runs.tempfile, "mkdtemp", denied)
+    assert "01_proxy/parameters.json: Permission denied" in refusal(open_run().stage, "01_proxy")
+
+
+def test_a_stage_that_another_process_took_over_first_is_used(runs_folder, monkeypatch):
+    made = open_run(run="one").stage("01_proxy")
+    made.table("pool", lambda: TABLE)
+    made.metrics({})
+    copytree = runs.shutil.copytree
+
+    def late(source, target, **options):
+        copytree(source, runs_folder / "two" / "01_proxy")
+        return copytree(source, target, **options)
+    monkeypatch.setattr(runs.shutil, "copytree", late)
+    assert open_run(run="two").take_over("01_proxy")
+    assert files(runs_folder / "two") == ["01_proxy/metrics.json", "01_proxy/parameters.json", "01_proxy/pool.parquet"]
 
 
 # --- what an earlier stage must have made

@@ -192,6 +192,18 @@ def test_a_job_refuses_to_run_with_other_code_than_it_was_planned_with(base, tmp
     assert jobs._changed(job) == "strategies.py changed after the sweep was started: start it again"
 
 
+def test_a_clock_that_is_set_back_makes_no_negative_seconds(tmp_path, monkeypatch):
+    """The driver's time left comes from the seconds of finished jobs."""
+    real, looks = time.time, iter(range(100))
+    monkeypatch.setattr(time, "time", lambda: real() - 1e8 * next(looks))
+    monkeypatch.setattr(jobs, "NOTEBOOKS", {"point": ()})
+    monkeypatch.setattr(jobs, "die_with_parent", lambda: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "job.json").write_text(json.dumps({"kind": "point", "threads": 1, "digest": "d"}))
+    assert jobs.execute(tmp_path)
+    assert 0 <= json.loads((tmp_path / "done.json").read_text())["seconds"] < 60
+
+
 # --- the report's tables, where a sweep is not what the notebook hopes for
 
 
