@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ANNOTATE ?= params/annotate.yaml
 
-.PHONY: help demo annotate test sweep results claims env lab format check lock labelstudio-check clean
+.PHONY: help demo annotate test sweep results claims env lab format check lock labelstudio-check plan-check gpu-check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -38,16 +38,22 @@ lab: $(STAMP)  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=. notebooks/01_proxy_bias_injection.ipynb
 
 format: $(STAMP)  ## sort imports and fix what ruff can fix
-	$(BIN)/ruff check --fix shfcas_lib tests
+	$(BIN)/ruff check --fix shfcas_lib tests benchmarks
 
 check: $(STAMP)  ## lint, without changing anything
-	$(BIN)/ruff check shfcas_lib tests
+	$(BIN)/ruff check shfcas_lib tests benchmarks
 
 lock: $(STAMP)  ## write the lock from what is installed
 	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(nvidia|triton|cuda)' | sed 's/+cpu$$//' > requirements.lock
 
 labelstudio-check: $(STAMP)  ## the round trip through a real Label Studio, installed into a temporary folder (1 GB)
 	SHFCAS_LABEL_STUDIO=1 $(BIN)/python -m pytest tests/test_label_studio.py
+
+plan-check: $(STAMP)  ## measured against planned memory, on the CPU
+	$(BIN)/python -W ignore benchmarks/memory_check.py
+
+gpu-check: $(STAMP)  ## the recipes at their sizes on a CUDA GPU: memory, speed, agreement with the CPU; skips without one
+	$(BIN)/python -W ignore benchmarks/gpu_check.py
 
 clean:  ## remove runs and caches of tools; the environment and the fetched assets stay
 	rm -rf runs .pytest_cache .hypothesis .ruff_cache build *.egg-info

@@ -38,15 +38,15 @@ class Meter:
     """Peak memory above what was in use when the meter was made, in bytes.
 
     On a GPU: torch's own count of allocated bytes. On a CPU: the kernel's high-water mark of resident memory, reset before each stage. There, the
-    allocator is told to give every block above half a megabyte back at once, so that resident memory follows the tensors that live.
+    allocator is told to give every block above a quarter of a megabyte back at once, so that resident memory follows the tensors that live.
     """
 
     def __init__(self, device: str):
         self.cuda = device == "cuda"
         if not self.cuda:
             libc = ctypes.CDLL(None)
-            libc.mallopt(MMAP_THRESHOLD, 1 << 19)
-            libc.mallopt(TRIM_THRESHOLD, 1 << 19)
+            libc.mallopt(MMAP_THRESHOLD, 1 << 18)
+            libc.mallopt(TRIM_THRESHOLD, 1 << 18)
         self.baseline = self._tidy()
 
     def reset(self) -> None:
