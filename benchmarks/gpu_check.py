@@ -80,7 +80,8 @@ def measure(name: str, recipe: params.Params, prompt_tokens: int, device: str) -
     roles, peak = meter.current(), max(m.reserved for m in measured)
     goal = next((GOALS[key] for key in GOALS if key in name), None)
     rows += [[name, "backbone alone", alone, None, None, None, None], [name, "policy + reference + proxy + refined", roles, None, None, None, None]]
-    said = [f"{name}: four roles on one backbone take {roles / alone:.3f} times the backbone alone (goal {ROLES_GOAL}); four models would take {4 * alone / roles:.2f} times as much"]
+    told = f", {verdict(roles <= ROLES_GOAL * alone)} (goal {ROLES_GOAL})" if goal else ""
+    said = [f"{name}: four roles on one backbone take {roles / alone:.3f} times the backbone alone{told}; four models would take {4 * alone / roles:.2f} times as much"]
     said += [f"{name}: highest peak {peak / 1e9:.2f} GB held by the allocator, {verdict(peak <= goal)} (goal {goal / 1e9:.0f} GB)"] if goal else []
     return rows, said
 

@@ -3,8 +3,8 @@
     plan = make(params, gpu_memory=24)
     print(plan.text())
 
-Nothing is downloaded but the model's config.json. The estimate itself is in `memory`; this module says what a run asks for (`knobs`), and which single
-change of it brings the peak under the card's memory.
+Nothing is downloaded but the model's config.json. The estimate itself is in `memory`; this module says what a run asks for (`knobs`), and which
+single change of it brings the peak under the card's memory.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _micro(batch_size: int) -> int:
 
 
 def _choices(asked: Knobs, params: Params) -> Iterator[tuple[str, object, list[tuple[object, Knobs]]]]:
-    """Knobs from those that leave results alone to those that change the method: key, value now, and from mild to drastic (value, what is asked then)."""
+    """Knobs, from those that leave results alone to those that change the method: key, value now, and (value, what is asked then) from mild to drastic."""
     if "training" in Params.model_fields:
         micro = max(asked.reward_rows // 2, asked.policy_rows // _answers(params))
         yield "training.micro_batch", _training(params)[2], [
