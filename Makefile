@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ANNOTATE ?= params/annotate.yaml
 
-.PHONY: help demo annotate test sweep results claims bench env lab format check lock faults soak labelstudio-check clean
+.PHONY: help demo annotate test sweep results claims bench env lab format check lock faults soak labelstudio-check plan-check gpu-check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -59,6 +59,12 @@ soak: $(STAMP)  ## a sweep of 1,000 points (over an hour) and a label store of 1
 
 labelstudio-check: $(STAMP)  ## the round trip through a real Label Studio, installed into a temporary folder (1 GB)
 	SHFCAS_LABEL_STUDIO=1 $(BIN)/python -m pytest tests/test_label_studio.py
+
+plan-check: $(STAMP)  ## measured against planned memory, on the CPU
+	$(BIN)/python -W ignore benchmarks/memory_check.py
+
+gpu-check: $(STAMP)  ## the recipes at their sizes on a CUDA GPU: memory, speed, agreement with the CPU; skips without one
+	$(BIN)/python -W ignore benchmarks/gpu_check.py
 
 clean:  ## remove runs and caches of tools; the environment and the fetched assets stay
 	rm -rf runs .pytest_cache .hypothesis .ruff_cache build *.egg-info

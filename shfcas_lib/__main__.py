@@ -4,6 +4,7 @@
     shfcas stage pools params/mine.yaml    one heavy stage alone, also under `accelerate launch` on several GPUs
     shfcas annotate params/annotate.yaml   label in JupyterLab: notebook 03 with its screen
     shfcas check params/mine.yaml          everything about a run that needs no model
+    shfcas plan params/mine.yaml           memory of every stage against a GPU's, before anything is downloaded
     shfcas keys                            every parameter with its default and meaning
     shfcas assets                          fetch the embedded model and prompts
     shfcas numbers params/quickstart.yaml  the numbers of a finished run once more
@@ -36,6 +37,12 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("stage", help=text, description=f"{text}. With several GPUs: accelerate launch -m shfcas_lib stage ...")
     command.add_argument("names", nargs="+", metavar="NAME", choices=("pools", "proxy", "rounds", "policies"), help="pools, proxy, rounds or policies, in this order")
     command.add_argument("params", type=Path, help="a YAML file, see params/")
+    command = commands.add_parser("plan", help="estimate memory before anything is downloaded", description="Does a run fit on a GPU? Status 1 where it does not.")
+    command.add_argument("params", type=Path, help="a YAML file, see params/")
+    command.add_argument("--gpu-memory", help="GB, or a card: T4, L4, A10, A100-40 and so on (default: this machine's GPU)")
+    command.add_argument("--config", type=Path, help="the model's config.json, where no hub is within reach")
+    command.add_argument("--prompt-tokens", type=int, help="tokens of the longest prompt (default: guessed from the prompts; 512 for those on a hub)")
+    command.add_argument("--completion-tokens", type=int, help="tokens of the longest completion (default: sampling.max_new_tokens)")
     command = commands.add_parser("sweep", help="cross lists of parameters, run what is not done, write the report", description="Run a sweep; type it again to resume.")
     command.add_argument("sweep", type=Path, help="a YAML file, see params/sweeps/")
     command.add_argument("--dry-run", action="store_true", help="say what would run and why")
@@ -57,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("assets", help="fetch the embedded model and prompts")
     options = parser.parse_args(arguments)
     try:
-        return {"run": _run, "stage": _stage, "annotate": _annotate, "check": _check, "numbers": _numbers, "export": _export, "import": _import, "sweep": _sweep,
+        return {"run": _run, "stage": _stage, "plan": _plan, "annotate": _annotate, "check": _check, "numbers": _numbers, "export": _export, "import": _import, "sweep": _sweep,
                 "job": _job, "keys": _keys, "assets": _assets}[options.command](options)
     except InputError as error:
         print(f"shfcas: {error}", file=sys.stderr)
@@ -131,6 +138,14 @@ def _check(options) -> int:
     if len(dropped := data.dropped(settings)):
         print(data.told(dropped))
     return 0
+
+
+def _plan(options) -> int:
+    from shfcas_lib import params, plan
+
+    made = plan.make(params.load(options.params), options.gpu_memory, options.config, options.prompt_tokens, options.completion_tokens)
+    print(made.text())
+    return 0 if made.fits else 1
 
 
 def _numbers(options) -> int:
