@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 from shfcas_lib.params import InputError
+from shfcas_lib.texts import one_line, printable
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         return {"run": _run, "annotate": _annotate, "check": _check, "numbers": _numbers, "export": _export, "import": _import, "sweep": _sweep,
                 "job": _job, "keys": _keys, "assets": _assets}[options.command](options)
     except InputError as error:
-        print(f"shfcas: {error}", file=sys.stderr)
+        print(f"shfcas: {one_line(str(error))}", file=sys.stderr)
         return 2
 
 
@@ -82,7 +83,7 @@ def _execute(name: str, run) -> bool:
     executed = run.folder / "notebooks" / f"{name}.ipynb"
     error = jobs.run_notebook(name, run.params.model_dump(), executed, sys.stderr)
     if error:
-        print(f"\nshfcas: {error}\n        the traceback is in {executed}", file=sys.stderr)
+        print(f"\nshfcas: {one_line(error)}\n        the traceback is in {executed}", file=sys.stderr)
     return not error
 
 
@@ -117,7 +118,7 @@ def _check(options) -> int:
     prompts = data.check(settings)
     print(f"{options.params}: fine; {len(prompts)} prompts: " + ", ".join(f"{n} {name}" for name, n in prompts["split"].value_counts().items()))
     if len(dropped := data.dropped(settings)):
-        print(data.told(dropped))
+        print(printable(data.told(dropped)))
     return 0
 
 
@@ -134,7 +135,7 @@ def _numbers(options) -> int:
     print(f"figures             {folder}/0*/figures")
     print(f"metrics             {path}\n")
     for name, text in json.loads(path.read_text())["numbers"].items():
-        print(f"{name:<64} {text}")
+        print(printable(f"{name:<64} {text}"))
     return 0
 
 

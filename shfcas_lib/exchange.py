@@ -27,17 +27,13 @@ from shfcas_lib import runs
 from shfcas_lib.dialogues import plain
 from shfcas_lib.labels import ANSWERS, LabelStore
 from shfcas_lib.params import InputError
+from shfcas_lib.texts import neutral, restored
 
 KEY = ["prompt_id", "i", "j"]
 COLUMNS = ["question", "prompt", "left", "right", "answer", "annotator"]
 _TEXTS = ["prompt_id", "index", "prompt", "completion"]
 SIDES = {"left": "first", "right": "second"}  # of the two as shown; the other answers have the same name on either side
 SHOWN = [*SIDES, *(answer for answer in ANSWERS if answer not in SIDES.values())]
-# What a spreadsheet may take for a formula, at the start of a cell, or of what becomes a cell where the file is opened with another
-# separator than its own: then quotes no longer hold it together.
-_FORMULA = "[ \"]*['=+@＝＋－＠-]"
-_START = re.compile(f"^(?=[ \"]*[\t\r\n])|(^|[;\t\r\n])(?={_FORMULA})")
-_STARTED = re.compile(f"^'(?=[ \"]*[\t\r\n])|(^|[;\t\r\n])'(?={_FORMULA})")
 _LONGEST_CELL = 32_000  # spreadsheets cut a cell off a little after that
 _LONGEST_FIELD = 100_000_000
 
@@ -204,16 +200,6 @@ def _whole(value) -> int:
 
 
 # spreadsheets
-
-
-def neutral(text: str) -> str:
-    """A cell that no spreadsheet takes for a formula: an apostrophe goes before what could be one, and before an apostrophe."""
-    return _START.sub(r"\1'", text)
-
-
-def restored(cell: str) -> str:
-    """The text that `neutral` made a cell of."""
-    return _STARTED.sub(r"\1", cell)
 
 
 def csv_text(table: pd.DataFrame) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from shfcas_lib import jobs, runs, stats
+from shfcas_lib import jobs, runs, stats, texts
 from shfcas_lib.driver import done
 from shfcas_lib.params import InputError
 from shfcas_lib.sweep import Plan
@@ -73,7 +73,7 @@ def release(plan: Plan, folder: Path) -> Path:
         if name != "timing":
             packed = len(table) > 15_000  # a few megabytes of text otherwise
             with runs.atomic(target / f"{name}.csv{'.gz' * packed}") as temporary:
-                table.to_csv(temporary, index=False, float_format="%.5g", lineterminator="\n", compression={"method": "gzip", "mtime": 0} if packed else None)
+                texts.table_csv(table, temporary, float_format="%.5g", lineterminator="\n", compression={"method": "gzip", "mtime": 0} if packed else None)
     for path in sorted((plan.folder / "figures").glob("*")):
         if path.suffix in (".png", ".csv"):
             with runs.atomic(target / "figures" / path.name) as temporary:
@@ -217,7 +217,7 @@ def at(table: pd.DataFrame, setting: str, budget: float) -> pd.DataFrame:
 def _setting(label: dict[str, str]) -> str:
     """The cases that are neither seed, budget nor strategies, as one name."""
     rest = [f"{axis} {name}" if _is_number(name) else name for axis, name in label.items() if axis not in ("seed", "budget", "strategies")]
-    return ", ".join(rest).replace("$", "\N{FULLWIDTH DOLLAR SIGN}") or "all"  # in a figure a dollar sign would start a formula
+    return ", ".join(rest) or "all"
 
 
 def _is_number(text: str) -> bool:

@@ -35,6 +35,7 @@ STAGES = {
 }
 # How the judge is reached and when it stops: free to change between two attempts at the same run, unlike what it is asked.
 _JUDGE_LIMITS = ("concurrency", "timeout", "retries", "backoff", "max_tokens", "max_cost", "price_in", "price_out")
+pd.set_option("display.html.use_mathjax", False)  # a completion's dollar signs are no formula where a notebook shows a table
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "numpy", "scipy", "pandas")
 
 
