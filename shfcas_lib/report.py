@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from shfcas_lib import jobs, runs, stats, texts
+from shfcas_lib import jobs, provenance, runs, stats, texts
 from shfcas_lib.driver import done
 from shfcas_lib.params import InputError
 from shfcas_lib.sweep import Plan
@@ -78,6 +78,9 @@ def release(plan: Plan, folder: Path) -> Path:
         if path.suffix in (".png", ".csv"):
             with runs.atomic(target / "figures" / path.name) as temporary:
                 temporary.write_bytes(path.read_bytes())
+    written = [path for path in sorted(target.rglob("*")) if path.is_file() and path.name != provenance.RECORDS]
+    found = provenance.of_sweep(plan.folder)
+    provenance.note(found, {str(p.relative_to(target)): str(p.relative_to(target)) if p.parent != target else f"tables/{p.name.split('.')[0]}.parquet" for p in written}, target)
     return target
 
 

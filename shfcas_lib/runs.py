@@ -9,6 +9,7 @@ A stage folder belongs to the parameters that it depends on; opening it with oth
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -155,12 +156,19 @@ class Run:
             raise InputError(f"{path} is missing: run notebook {stage[:2]} with the same parameters first")
         return pd.read_parquet(path)
 
+    @functools.cached_property
+    def inputs(self) -> dict[str, str]:
+        """Checksums of what the run reads beside the code."""
+        from shfcas_lib import provenance  # which reads run folders in its turn
+
+        return provenance.inputs(self.params)
+
     def record(self, **facts) -> None:
         """Merge facts into run.json, beside the parameters, versions, commit and device."""
         path = self.folder / "run.json"
         known = json.loads(path.read_text()) if path.exists() else {}
         known |= {"parameters": self.params.model_dump(), "seed": self.params.seed, "versions": versions(), "commit": commit(),
-                  "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores", **device()}
+                  "machine": machine(), "inputs": self.inputs, **device()}
         seconds = known.get("seconds", {})
         for name, value in facts.pop("seconds", {}).items():
             seconds[name] = max(value, seconds.get(name, 0))  # a step that is only read back took its time before
@@ -247,6 +255,12 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("+changes" if dirty.strip() else "")
+
+
+def machine() -> str:
+    """The machine, in a few words."""
+    gpu = ", NVIDIA GPU" if Path("/proc/driver/nvidia/version").exists() else ""
+    return f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores{gpu}"
 
 
 def device() -> dict[str, str]:
