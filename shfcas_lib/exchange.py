@@ -36,6 +36,7 @@ SIDES = {"left": "first", "right": "second"}  # of the two as shown; the other a
 SHOWN = [*SIDES, *(answer for answer in ANSWERS if answer not in SIDES.values())]
 _LONGEST_CELL = 32_000  # spreadsheets cut a cell off a little after that
 _LONGEST_FIELD = 100_000_000
+_LARGEST = 256_000_000  # bytes of a file of answers; it is held whole, because an import is all or nothing
 
 
 @dataclass(frozen=True)
@@ -276,6 +277,8 @@ def bring_in(run: runs.Run, path: Path, annotator: str = "spreadsheet") -> dict:
     """
     kind = _kind(path)
     try:
+        if path.stat().st_size > _LARGEST:
+            raise InputError(f"{path} has {path.stat().st_size / 1e6:.0f} MB, expected at most {_LARGEST / 1e6:.0f}")
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error

@@ -259,5 +259,5 @@ def _export(notebook: Path, target: Path, title: str) -> Path:
                             mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="", mermaid_layout_elk_js_url="", widget_renderer_url="")
     body, _ = exporter.from_notebook_node(nbformat.read(notebook, 4), {"metadata": {"name": html.escape(title)}})
     with runs.atomic(target) as temporary:
-        temporary.write_text(body)
+        temporary.write_text(texts.visible_in_html(body), encoding="utf-8")
     return target

