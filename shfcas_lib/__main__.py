@@ -116,7 +116,12 @@ def _annotate(options) -> int:
         print(notebook)
         return 0
     root = runs.home() if notebook.is_relative_to(runs.home()) else run.folder
-    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={root}", str(notebook)])
+    os.execv(sys.executable, _lab(notebook, root))
+
+
+def _lab(notebook: Path, root: Path) -> list[str]:
+    """The command line of JupyterLab: on loopback whatever the user's configuration says, with the token that it makes up itself."""
+    return [sys.executable, "-m", "jupyterlab", "--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={root}", str(notebook)]
 
 
 def _check(options) -> int:

@@ -171,7 +171,10 @@ def _annotations(task: dict, where: str) -> Iterable[tuple[tuple[str, int], Answ
             raise InputError(f"{where}: an annotation is {type(annotation).__name__}, expected an object")
         if annotation.get("was_cancelled"):
             continue
-        given = [choice for choice in map(_choice, annotation.get("result") or []) if choice is not None]
+        result = annotation.get("result") or []
+        if not isinstance(result, list):
+            raise InputError(f"{where} ({name}): the result of an annotation is {type(result).__name__}, expected a list")
+        given = [choice for choice in map(_choice, result) if choice is not None]
         if len(given) != 1:
             raise InputError(f"{where} ({name}): annotation {annotation.get('id')} holds {len(given)} answers, expected one")
         when = (str(annotation.get("updated_at") or annotation.get("created_at") or ""), _whole(annotation.get("id")))
@@ -193,6 +196,8 @@ def _person(who, where: str) -> str:
         who = who.get("email") or who.get("id")
     if isinstance(who, bool) or not isinstance(who, (int, str)) or who == "":
         raise InputError(f"{where}: an annotation does not say who made it (completed_by)")
+    if any("\ud800" <= character <= "\udfff" for character in str(who)):
+        raise InputError(f"{where}: the name of who made an annotation holds half a character (an unpaired surrogate)")
     return f"label-studio:{who}"
 
 

@@ -86,6 +86,7 @@ def test_any_mapping_of_parameters_is_checked_or_refused_in_one_line(values):
 @settings(max_examples=60, deadline=5000, database=None)
 @given(st.lists(st.fixed_dictionaries({"data": st.dictionaries(st.just("question"), JSON), "annotations": JSON | st.lists(st.fixed_dictionaries(
     {"id": JSON, "completed_by": JSON, "result": JSON | st.lists(st.fixed_dictionaries({"type": st.just("choices"), "from_name": st.just("answer"), "value": JSON}), max_size=2)}), max_size=2)}), max_size=2))
+@example([{"data": {"question": "q"}, "annotations": [{"id": 1, "completed_by": 1, "result": 1}]}])
 def test_any_export_of_label_studio_is_read_or_refused_in_one_line(exported):
     fuzz.attempt("label_studio", json.dumps(exported).encode())
 
@@ -97,7 +98,7 @@ def test_any_export_of_label_studio_is_read_or_refused_in_one_line(exported):
 @pytest.mark.parametrize("text, words", [
     ("a: &a [x, x]\n" + "\n".join(f"{k}: &{k} [*{p}, *{p}]" for p, k in zip("abcdefgh", "bcdefghi")), "aliases"),
     ("seed: !!python/name:os.system", "not valid YAML"), ("seed: !!python/object/new:os.system [id]", "not valid YAML"), ("seed: !!python/module:os", "not valid YAML"),
-    ("\n".join(f"k{n}: 0" for n in range(40_000)), "unknown parameter 'k0'"), ("seed: " + "9" * 5000, "seed"), ("- " * 30_000, "not valid YAML"),
+    ("\n".join(f"k{n}: 0" for n in range(40_000)), "unknown parameter 'k0'"), ("seed: " + "9" * 5000, "not valid YAML"), ("- " * 30_000, "not valid YAML"),
     ("x" * 600_000, "is longer than"), ("run: ../../etc", "run"), ("run: ..", "run"), ("run: a/b", "run"), ("run: 'a\n'", "run"), ("run: \"a\\0\"", "run"),
 ], ids=lambda value: value[:20].strip())
 def test_a_hostile_parameter_file_is_refused_in_time(tmp_path, text, words):
@@ -211,6 +212,12 @@ def test_a_question_with_a_path_for_an_id_is_none_of_ours(question):
     except InputError as error:
         return fuzz.fine(error)
     assert answers[0].key[0] in question  # looked up among the run's questions, never opened
+
+
+def test_an_annotator_whose_name_no_store_can_hold_is_refused():
+    exported = json.loads(fuzz.seeds()["label_studio"][0])
+    exported[0]["annotations"][0]["completed_by"] = "me\ud800"
+    assert "half a character" in refusal(exchange.from_label_studio, json.dumps(exported), "export.json")
 
 
 def test_a_huge_file_of_answers_is_refused_before_it_is_read(tmp_path):

@@ -39,7 +39,7 @@ def environment(runs_folder):
 
 def command(*words, runs_folder, check=True):
     done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment(runs_folder), capture_output=True, text=True)
-    assert not any(value in done.stdout + done.stderr for value in CANARIES.values())
+    assert not any(value in done.stdout + done.stderr for value in [*CANARIES.values(), os.environ.get("SHFCAS_JUDGE_KEY") or "-no key-"])
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done
 
