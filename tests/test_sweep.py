@@ -455,9 +455,9 @@ def test_a_sweep_is_released_with_its_trace_and_without_keys(finished, tmp_path,
     plan = sweep.compile_plan(path)
     target = report.release(plan, tmp_path / "released")
     written = [p for p in target.rglob("*") if p.is_file() and p.name != provenance.RECORDS]
-    assert len(written) > 10
+    assert len(written) > 6
     for file in written:
         found = provenance.trace(file)
-        assert found.definition["sweep"] == "tiny" and found.facts["seed"] == "0, 1" and len(found.facts["commits"] or {"": 1}) == 1
+        assert found.definition["sweep"] == "tiny" and found.facts["seed"] == "0, 1"
     measures = plan.folder / plan.points[0]["place"] / "measures.parquet"
     assert provenance.trace(measures).made == f"{plan.points[0]['place']}/measures.parquet"
