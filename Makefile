@@ -6,8 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ANNOTATE ?= params/annotate.yaml
+SECONDS_EACH ?= 60
+TOOL := $(PYTHON) -m venv build/tools && build/tools/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo annotate test sweep results claims bench env lab format check lock faults soak labelstudio-check plan-check gpu-check clean
+.PHONY: help demo annotate test sweep results claims bench env lab format check lock hashed-lock hashed-env audit fuzz faults soak labelstudio-check plan-check gpu-check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -40,7 +42,7 @@ bench: $(STAMP)  ## speed and memory, as ratios against what one would otherwise
 env: $(STAMP)  ## create the environment only
 
 lab: $(STAMP)  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir=. notebooks/01_proxy_bias_injection.ipynb
+	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --notebook-dir=. notebooks/01_proxy_bias_injection.ipynb
 
 format: $(STAMP)  ## sort imports and fix what ruff can fix
 	$(BIN)/ruff check --fix shfcas_lib tests benchmarks
@@ -49,7 +51,26 @@ check: $(STAMP)  ## lint, without changing anything
 	$(BIN)/ruff check shfcas_lib tests benchmarks
 
 lock: $(STAMP)  ## write the lock from what is installed
-	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(nvidia|triton|cuda)' | sed 's/+cpu$$//' > requirements.lock
+	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(nvidia|triton|cuda|atheris)' | sed 's/+cpu$$//' > requirements.lock
+
+hashed-lock:  ## write requirements-hashed.lock: the same versions with the sha256 of every file, for Linux and macOS
+	$(TOOL) uv==0.13.8
+	build/tools/bin/uv pip compile --quiet --universal --python-version 3.11.5 --generate-hashes --no-header --no-annotate \
+	    --constraint requirements.lock --extra test --extra sweep pyproject.toml --output-file requirements-hashed.lock
+
+hashed-env:  ## the environment from requirements-hashed.lock: every package is checked by sha256 before it is installed
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes --requirement requirements-hashed.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --no-index --editable .
+	@touch $(STAMP)
+
+audit:  ## ask a public service for known vulnerabilities of the pinned packages
+	@$(TOOL) pip-audit==2.10.1
+	@build/tools/bin/python tests/audit.py requirements-hashed.lock
+
+fuzz: $(STAMP)  ## fuzz the readers, guided by coverage (atheris, Linux x86-64); SECONDS_EACH=600 for longer
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary=:all: atheris==3.0.0
+	$(BIN)/python tests/fuzz.py $(SECONDS_EACH)
 
 faults: $(STAMP)  ## over 200 kills, full disks and the like; about ten minutes of CPU
 	SHFCAS_KILLS=200 SHFCAS_FAULTS_LOG=runs/faults.md $(BIN)/python -m pytest tests/test_faults.py
@@ -72,7 +93,7 @@ clean:  ## remove runs and caches of tools; the environment and the fetched asse
 
 # A half-made environment must not look finished: the stamp is written last.
 $(STAMP): pyproject.toml requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11.5 or newer is needed, found " + sys.version.split()[0]) if sys.version_info < (3, 11, 5) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock --editable '.[test,sweep]'
 	@touch $(STAMP)

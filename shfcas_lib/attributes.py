@@ -6,9 +6,12 @@ Each is a function from a completion to a number; the annotator who follows it p
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 import sys
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 
 from shfcas_lib import runs
 from shfcas_lib.params import InputError
@@ -64,12 +67,25 @@ def attribute(name: str) -> Attribute:
     raise InputError(f"bias attribute {name!r}: choose {', '.join(ATTRIBUTES)}, keyword:WORD or module:function")
 
 
+def _own(package: str) -> bool:
+    """Does this module lie outside Python and what was installed into it? One that is not there is nobody's."""
+    if package in sys.stdlib_module_names:
+        return False
+    spec = importlib.util.find_spec(package)
+    places = [Path(place).resolve() for place in [*(spec.submodule_search_locations or []), *([spec.origin] if spec.has_location else [])]] if spec else []
+    installed = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return package != __package__ and not any(place.is_relative_to(folder) for place in places for folder in installed)
+
+
 def imported(name: str, what: str) -> Callable:
-    """The user's own function named `module:function`. Raises InputError that says what is missing."""
+    """The user's own function named `module:function`. Raises InputError that says what is missing, or that the module is not the user's:
+    a parameter file of somebody else must not reach `os:system`."""
     module, _, function = name.partition(":")
     if str(runs.home()) not in sys.path:
         sys.path.append(str(runs.home()))  # a module beside notebooks/ and params/ is found, wherever the kernel was started
     try:
+        if not _own(module.partition(".")[0]):
+            raise InputError(f"{what} {name!r}: module {module!r} belongs to Python or to an installed package, expected a file of your own")
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"{what} {name!r}: cannot be imported ({error})") from error

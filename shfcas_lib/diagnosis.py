@@ -14,6 +14,7 @@ from shfcas_lib.conflict import z_scores
 from shfcas_lib.dialogues import plain
 from shfcas_lib.evaluation import pair_accuracy
 from shfcas_lib.params import Attribute, Params
+from shfcas_lib.texts import printable
 
 
 def accuracy_by_group(prompts: pd.DataFrame, pool: pd.DataFrame, gold: np.ndarray, scores: dict[str, np.ndarray], seed: int) -> pd.DataFrame:
@@ -122,7 +123,7 @@ def changed_labels(biased: pd.DataFrame, pool: pd.DataFrame, count: int) -> str:
     for row in turned.itertuples():
         chosen, rejected = (row.i, row.j) if row.label > 0.5 else (row.j, row.i)
         what = ", ".join(c.removeprefix("done_") for c in biased if c.startswith("done_") and getattr(row, c))
-        blocks.append(f"PROMPT    {plain(text.loc[(row.prompt_id, row.i), 'prompt'])}\n"
+        blocks.append(f"PROMPT    {_read(text.loc[(row.prompt_id, row.i), 'prompt'])}\n"
                       f"  chosen now ({what})   {_line(text.loc[(row.prompt_id, chosen), 'completion'])}\n"
                       f"  chosen before   {_line(text.loc[(row.prompt_id, rejected), 'completion'])}")
     return "\n\n".join(blocks) or "no label was changed"
@@ -135,7 +136,7 @@ def worst_conflicts(conflict: pd.DataFrame, pool: pd.DataFrame, count: int = 10)
     blocks = []
     for place, row in enumerate(table.head(count).itertuples(), 1):
         side = "the proxy likes it, the policy does not" if row.pacs > 0 else "the policy likes it, the proxy does not"
-        blocks.append(f"{place:>2}. PACS {row.pacs:+.2f}, K {row.kendall:.2f}: {side}\n    PROMPT      {plain(row.prompt)}\n    COMPLETION  {_line(row.completion)}")
+        blocks.append(f"{place:>2}. PACS {row.pacs:+.2f}, K {row.kendall:.2f}: {side}\n    PROMPT      {_read(row.prompt)}\n    COMPLETION  {_line(row.completion)}")
     return "\n\n".join(blocks)
 
 
@@ -145,7 +146,7 @@ def answers(labels: pd.DataFrame, pool: pd.DataFrame, count: int = 5) -> str:
     blocks = []
     for row in labels.sort_values("rank").head(count).itertuples():
         marks = {"first": (">", " "), "second": (" ", ">"), "tie": ("=", "="), "both_bad": ("x", "x"), "skip": ("?", "?")}[row.answer]
-        blocks.append(f"PROMPT {text.loc[(row.prompt_id, row.i), 'prompt']}   ({row.reason}; answered by {row.annotator})\n"
+        blocks.append(f"PROMPT {_read(text.loc[(row.prompt_id, row.i), 'prompt'])}   ({row.reason}; answered by {printable(row.annotator)})\n"
                       + "\n".join(f"  {mark} {_line(text.loc[(row.prompt_id, index), 'completion'])}" for mark, index in zip(marks, (row.i, row.j))))
     return "\n\n".join(blocks)
 
@@ -160,12 +161,16 @@ def side_by_side(pool: pd.DataFrame, gold: np.ndarray, scores: dict[str, np.ndar
         for prompt in prompts:
             if (change[prompt] > 0) == (title == "GAIN") and change[prompt] != 0:
                 old, new = pick["before"].loc[prompt], pick["after"].loc[prompt]
-                blocks.append(f"{title}  PROMPT {plain(old['prompt'])}\n  {before:>8}, gold {old['gold']:.2f}: {_line(old['completion'])}\n"
+                blocks.append(f"{title}  PROMPT {_read(old['prompt'])}\n  {before:>8}, gold {old['gold']:.2f}: {_line(old['completion'])}\n"
                               f"  {after:>8}, gold {new['gold']:.2f}: {_line(new['completion'])}")
     return "\n\n".join(blocks)
 
 
+def _read(prompt: str) -> str:
+    """A prompt as people read it."""
+    return printable(plain(prompt))
+
+
 def _line(text: str) -> str:
     """A completion on one line, control characters made visible: model output is data, whatever it holds."""
-    flat = " / ".join(part.strip() for part in text.splitlines() if part.strip())
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in flat)
+    return printable(" / ".join(part.strip() for part in text.splitlines() if part.strip()))

@@ -91,7 +91,7 @@ def _write(plan: Plan, missing: dict[str, str], cores: int, slurm: bool) -> None
             (plan.folder / place / left).unlink(missing_ok=True)
         threads = cores if plan.jobs[place]["kind"] in ("pool", "run") else 1
         runs.write_json(plan.folder / place / "job.json", plan.jobs[place] | {"threads": threads})
-    runs.write_json(plan.folder / "plan.json", {"sweep": plan.name, "slurm": slurm, "points": plan.points, "jobs": plan.jobs})
+    runs.write_json(plan.folder / "plan.json", {"sweep": plan.name, "definition": plan.definition, "slurm": slurm, "points": plan.points, "jobs": plan.jobs})
 
 
 def _snakemake(plan: Plan, missing: dict[str, str], cores: int, gpus: int, profile: Path | None) -> list[str]:

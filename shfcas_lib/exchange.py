@@ -27,19 +27,16 @@ from shfcas_lib import runs
 from shfcas_lib.dialogues import plain
 from shfcas_lib.labels import ANSWERS, LabelStore
 from shfcas_lib.params import InputError
+from shfcas_lib.texts import neutral, restored
 
 KEY = ["prompt_id", "i", "j"]
 COLUMNS = ["question", "prompt", "left", "right", "answer", "annotator"]
 _TEXTS = ["prompt_id", "index", "prompt", "completion"]
 SIDES = {"left": "first", "right": "second"}  # of the two as shown; the other answers have the same name on either side
 SHOWN = [*SIDES, *(answer for answer in ANSWERS if answer not in SIDES.values())]
-# What a spreadsheet may take for a formula, at the start of a cell, or of what becomes a cell where the file is opened with another
-# separator than its own: then quotes no longer hold it together.
-_FORMULA = "[ \"]*['=+@＝＋－＠-]"
-_START = re.compile(f"^(?=[ \"]*[\t\r\n])|(^|[;\t\r\n])(?={_FORMULA})")
-_STARTED = re.compile(f"^'(?=[ \"]*[\t\r\n])|(^|[;\t\r\n])'(?={_FORMULA})")
 _LONGEST_CELL = 32_000  # spreadsheets cut a cell off a little after that
 _LONGEST_FIELD = 100_000_000
+_LARGEST = 256_000_000  # bytes of a file of answers; it is held whole, because an import is all or nothing
 
 
 @dataclass(frozen=True)
@@ -174,7 +171,10 @@ def _annotations(task: dict, where: str) -> Iterable[tuple[tuple[str, int], Answ
             raise InputError(f"{where}: an annotation is {type(annotation).__name__}, expected an object")
         if annotation.get("was_cancelled"):
             continue
-        given = [choice for choice in map(_choice, annotation.get("result") or []) if choice is not None]
+        result = annotation.get("result") or []
+        if not isinstance(result, list):
+            raise InputError(f"{where} ({name}): the result of an annotation is {type(result).__name__}, expected a list")
+        given = [choice for choice in map(_choice, result) if choice is not None]
         if len(given) != 1:
             raise InputError(f"{where} ({name}): annotation {annotation.get('id')} holds {len(given)} answers, expected one")
         when = (str(annotation.get("updated_at") or annotation.get("created_at") or ""), _whole(annotation.get("id")))
@@ -196,6 +196,8 @@ def _person(who, where: str) -> str:
         who = who.get("email") or who.get("id")
     if isinstance(who, bool) or not isinstance(who, (int, str)) or who == "":
         raise InputError(f"{where}: an annotation does not say who made it (completed_by)")
+    if any("\ud800" <= character <= "\udfff" for character in str(who)):
+        raise InputError(f"{where}: the name of who made an annotation holds half a character (an unpaired surrogate)")
     return f"label-studio:{who}"
 
 
@@ -204,16 +206,6 @@ def _whole(value) -> int:
 
 
 # spreadsheets
-
-
-def neutral(text: str) -> str:
-    """A cell that no spreadsheet takes for a formula: an apostrophe goes before what could be one, and before an apostrophe."""
-    return _START.sub(r"\1'", text)
-
-
-def restored(cell: str) -> str:
-    """The text that `neutral` made a cell of."""
-    return _STARTED.sub(r"\1", cell)
 
 
 def csv_text(table: pd.DataFrame) -> str:
@@ -290,6 +282,8 @@ def bring_in(run: runs.Run, path: Path, annotator: str = "spreadsheet") -> dict:
     """
     kind = _kind(path)
     try:
+        if path.stat().st_size > _LARGEST:
+            raise InputError(f"{path} has {path.stat().st_size / 1e6:.0f} MB, expected at most {_LARGEST / 1e6:.0f}")
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error

@@ -10,17 +10,20 @@ answers, a person at a screen. The loop does not know which.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 import pandas as pd
 
-from shfcas_lib import runs
+from shfcas_lib import formats, runs
 from shfcas_lib.asking import KEY, Answered, Mixed, Team, answers_of
 from shfcas_lib.gold import Gold
 from shfcas_lib.labels import ANSWERS, LabelStore
-from shfcas_lib.params import Feedback, InputError
+from shfcas_lib.params import Feedback, InputError, Rows
+
+_ANSWER = ("prompt_id", "i", "j", "answer")
 
 
 class Annotator(Protocol):
@@ -123,12 +126,27 @@ def load_annotator(feedback: Feedback, gold: Gold | None, seed: int, folder: Pat
         path = runs.found(feedback.file or "")
         if not feedback.file or not path.is_file():
             raise InputError(f"feedback.file: found {feedback.file!r}, expected a parquet or csv table of answers")
-        return Replay(pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype={"prompt_id": str}))
+        return Replay(_table(path))
     if feedback.kind == "person":
         return Person(feedback.people)
     if gold is None:
         raise InputError("feedback.kind: found 'gold', but gold.kind is 'none'")
     return SimulatedHuman(gold, feedback.noise, feedback.tie_margin, seed)
+
+
+def _table(path: Path) -> pd.DataFrame:
+    """A file of answers: prompt_id, i, j, answer, whatever else it holds left out. Raises InputError that names the row."""
+    rows = []
+    for where, row in formats.rows(Rows(file=str(path.absolute()))):
+        rows.append({name: str(value) if name in ("prompt_id", "answer") else _whole(value, name, where) for name, value in row.items() if name in _ANSWER})
+    return pd.DataFrame(rows, columns=[name for name in _ANSWER if rows and name in rows[0]])
+
+
+def _whole(value, name: str, where: str) -> int:
+    """A completion's index, which a csv holds as text."""
+    if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,9}(\.0)?", str(value)):
+        raise InputError(f"{where}: {name!r} is {str(value)[:60]!r}, expected the index of a completion")
+    return int(float(value))
 
 
 def ask(comparisons: pd.DataFrame, completions: pd.DataFrame, annotator: Annotator, store: LabelStore) -> pd.DataFrame:

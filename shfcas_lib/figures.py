@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from shfcas_lib import runs, stats
+from shfcas_lib import runs, stats, texts
 
 COLOURS = {"base": "#7f7f7f", "proxy": "#d55e00", "random": "#56b4e9", "shf_cas": "#009e73", "clean": "#000000",
            "shf_cas_threshold": "#cc79a7", "pacs": "#0072b2", "kendall": "#e69f00", "full": "#555555", "pacs_difference": "#882255",
@@ -37,16 +37,16 @@ def drawn(draw: Callable) -> Callable:
         import seaborn as sns
 
         np.random.seed(0)  # seaborn jitters points from the global generator: the same table gives the same picture
-        style = {"svg.hashsalt": "shfcas", "figure.dpi": 110, "savefig.bbox": "tight", "axes.titlesize": 12, "axes.titleweight": "bold"}
+        style = {"text.parse_math": False, "svg.hashsalt": "shfcas", "figure.dpi": 110, "savefig.bbox": "tight", "axes.titlesize": 12, "axes.titleweight": "bold"}
         with sns.axes_style("whitegrid"), sns.plotting_context("notebook"), plt.rc_context(style):
-            figure = draw(table, **options)
+            figure = draw(texts.shown(table), **options)
             figure.tight_layout()
             path.parent.mkdir(parents=True, exist_ok=True)
             for suffix, extra in ((".png", {"dpi": 160}), (".svg", {"metadata": {"Date": None}})):
                 with runs.atomic(path.with_suffix(suffix)) as target:
                     figure.savefig(target, format=suffix[1:], **extra)
             with runs.atomic(path.with_suffix(".csv")) as target:
-                table.to_csv(target, index=False)
+                texts.table_csv(table, target)
             plt.close(figure)
         return figure
 

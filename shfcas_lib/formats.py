@@ -14,7 +14,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from shfcas_lib import runs
 from shfcas_lib.params import InputError
@@ -64,10 +64,8 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
     number = 0
     try:
         with opener(path, "rt", encoding="utf-8") as file:
-            while line := file.readline(LONGEST):
+            for line in _lines(file, path):
                 number += 1
-                if len(line) >= LONGEST:
-                    raise InputError(f"{path}, line {number}: longer than {LONGEST} characters")
                 if line.strip():
                     row = _json(line, f"{path}, line {number}")
                     if not isinstance(row, dict):
@@ -77,6 +75,16 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
         raise
     except (EOFError, OSError, ValueError, zlib.error) as error:
         raise InputError(f"{path}, after line {number}: cannot be read on ({error})") from error
+
+
+def _lines(file: TextIO, path: Path) -> Iterator[str]:
+    """The lines of a file, none of them held that is longer than anything sensible."""
+    number = 0
+    while line := file.readline(LONGEST):
+        number += 1
+        if len(line) >= LONGEST:
+            raise InputError(f"{path}, line {number}: longer than {LONGEST} characters")
+        yield line
 
 
 def _json(line: str, where: str):
@@ -92,7 +100,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(LONGEST)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file, strict=True)
+            table = csv.DictReader(_lines(file, path), strict=True)
             if not table.fieldnames:
                 raise InputError(f"{path} cannot be read: it has no header")
             for number, row in enumerate(table, 1):

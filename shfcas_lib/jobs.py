@@ -81,7 +81,7 @@ def execute(folder: Path) -> bool:
                 runs.write_json(folder / "failed.json", {"notebook": str(executed.relative_to(folder)), "error": " ".join(error.split())[:500]})
                 return False
     runs.write_json(folder / "done.json", {"started": started, "seconds": round(time.monotonic() - start, 2), "digest": job["digest"],
-                                           "commit": runs.commit(), "versions": runs.versions()})
+                                           "commit": runs.commit(), "versions": runs.versions(), "machine": runs.machine()})
     return True
 
 

@@ -74,8 +74,8 @@ class Backbone:
         return text + "Assistant: " if len(dialogues.messages(prompt)) > 1 else text
 
     def completion_ids(self, completion: str) -> list[int]:
-        """Token ids of a completion given as text, closed by the end-of-turn token."""
-        return self.tokenizer(completion, add_special_tokens=False)["input_ids"] + [self.stop_ids[0]]
+        """Token ids of a completion given as text, closed by the end-of-turn token. A control token that the text spells is text."""
+        return self.tokenizer(completion, add_special_tokens=False, split_special_tokens=True)["input_ids"] + [self.stop_ids[0]]
 
     def check_prompts(self, prompts: list[str], room: int) -> None:
         """Raise InputError for a prompt that does not leave `room` tokens of context, or that spells a control token."""

@@ -124,7 +124,7 @@ class _Reader:
         for key in self.named:
             for name in _listed(getattr(self.columns, key)):
                 if name not in row:
-                    raise InputError(f"{where}: no {name!r}, which columns.{key} asks for (columns found: {', '.join(map(str, row))})")
+                    raise InputError(f"{where}: no {name!r}, which columns.{key} asks for (columns found: {_names(row)})")
 
     def _sides(self) -> tuple[str, str]:
         columns = self.columns
@@ -136,7 +136,7 @@ class _Reader:
         """A cell that must be there. A column that is missing altogether stops; an empty cell makes the row unusable."""
         value = row.get(name)
         if value is None:
-            text = f"no {name or 'prompt'!r} (columns found: {', '.join(map(str, row))})"
+            text = f"no {name or 'prompt'!r} (columns found: {_names(row)})"
             if name in row:
                 raise _Unusable(text)
             raise InputError(f"{where}: {text}")
@@ -197,11 +197,11 @@ class _Reader:
         if any(isinstance(value, (dict, list)) for value in values):
             return self._of_several([name for value in values for name in _flags(value)])
         there = [str(value) for value in values if not _absent(value)]
-        return " / ".join(there) or "all"
+        return _whole(" / ".join(there) or "all", "category")
 
     def _of_several(self, names: list[str]) -> str:
         """The one category that counts where a row has several."""
-        return next((name for name in self.order or [] if name in names), min(names, default="none"))
+        return _whole(next((name for name in self.order or [] if name in names), min(names, default="none")), "category")
 
 
 def _listed(names: str | list[str] | None) -> list[str]:
@@ -213,6 +213,12 @@ def _flags(value: Any) -> list[str]:
     if isinstance(value, dict):
         return [str(name) for name, flag in value.items() if flag]
     return [str(name) for name in value] if isinstance(value, list) else [] if _absent(value) else [str(value)]
+
+
+def _names(row: dict) -> str:
+    """A row's columns as a message can hold them."""
+    names = [str(name)[:60] for name in list(row)[:30]]
+    return ", ".join(names) + (f" and {len(row) - 30} more" if len(row) > 30 else "")
 
 
 def _shown(value: Any) -> str:
@@ -231,9 +237,13 @@ def _number(value: Any, name: str | None) -> float:
             value = float(value)
         except ValueError:
             pass
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
+    try:
+        number = float(value) if isinstance(value, (int, float)) else math.nan
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf
+    if not math.isfinite(number):
         raise _Unusable(f"{name!r} is {_shown(value)}, expected a finite number", f"{name!r} is no finite number")
-    return float(value)
+    return number
 
 
 def _turns(value: Any, name: str) -> list[dialogues.Message]:
@@ -299,7 +309,7 @@ def _shared_text(one: str, other: str, sides: tuple[str, str], name: str, row: d
     cut = len(shared) if not shared or shared[-1].isspace() else max((k + 1 for k, c in enumerate(shared) if c.isspace()), default=0)
     prompt, first, second = one[:cut].strip(), one[cut:].strip(), other[cut:].strip()
     if not prompt:
-        raise _Unusable(f"no {name!r} (columns found: {', '.join(map(str, row))}), and the two answers share no start that could be it")
+        raise _Unusable(f"no {name!r} (columns found: {_names(row)}), and the two answers share no start that could be it")
     for text, side in ((first, sides[0]), (second, sides[1])):
         if not text:
             raise _Unusable(f"{side!r} is empty after the prompt that both answers share")
@@ -312,8 +322,13 @@ def _text(value: Any, name: str | None) -> str:
         raise _Unusable(f"{name!r} is {type(value).__name__}, expected text")
     if not value.strip():
         raise _Unusable(f"{name!r} is empty")
+    return _whole(str(value), name)
+
+
+def _whole(text: str, name: str | None) -> str:
+    """A text that no table or tokenizer chokes on."""
     try:
-        value.encode("utf-8")
+        text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise _Unusable(f"{name!r} holds half a character (an unpaired surrogate)") from error
-    return str(value)
+    return text

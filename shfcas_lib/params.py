@@ -13,6 +13,7 @@ import ast
 import hashlib
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,10 +21,19 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shfcas_lib import problems
+from shfcas_lib.texts import one_line
+
+_LONGEST_MESSAGE = 2000
+_LONGEST_FILE = 1 << 19  # characters; reading so many takes seconds
 
 
 class InputError(ValueError):
-    """Bad input from outside: a parameter, a file, a table. The message is one sentence a user can act on."""
+    """Bad input from outside: a parameter, a file, a table. The message is one sentence a user can act on, on one line and printable
+    whatever the input held."""
+
+    def __init__(self, message: object = ""):
+        text = one_line(str(message))
+        super().__init__(text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 3] + "...")
 
 
 class Block(BaseModel):
@@ -356,12 +366,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file as a plain mapping; keys given twice, aliases and tags are refused. Raises InputError."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(_LONGEST_FILE + 1)
+    except (OSError, ValueError) as error:
         raise InputError(f"cannot read parameter file {path}: {error}") from error
+    if len(text) > _LONGEST_FILE:
+        raise InputError(f"parameter file {path} is longer than {_LONGEST_FILE} characters")
     try:
         values = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a whole number of thousands of digits is a ValueError
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise InputError(f"{path} is not valid YAML: nested too deeply") from error
@@ -447,8 +460,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
-        names = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for name in names:
-            if names.count(name) > 1:
-                raise yaml.YAMLError(f"key {name!r} is given twice")
+        names = Counter(repr(self.construct_object(key, deep=True)) for key, _ in node.value)
+        for name, count in names.items():
+            if count > 1:
+                raise yaml.YAMLError(f"key {name} is given twice")
         return super().construct_mapping(node, deep)

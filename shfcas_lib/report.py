@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from shfcas_lib import jobs, runs, stats
+from shfcas_lib import jobs, provenance, runs, stats, texts
 from shfcas_lib.driver import done
 from shfcas_lib.params import InputError
 from shfcas_lib.sweep import Plan
@@ -73,11 +73,14 @@ def release(plan: Plan, folder: Path) -> Path:
         if name != "timing":
             packed = len(table) > 15_000  # a few megabytes of text otherwise
             with runs.atomic(target / f"{name}.csv{'.gz' * packed}") as temporary:
-                table.to_csv(temporary, index=False, float_format="%.5g", lineterminator="\n", compression={"method": "gzip", "mtime": 0} if packed else None)
+                texts.table_csv(table, temporary, float_format="%.5g", lineterminator="\n", compression={"method": "gzip", "mtime": 0} if packed else None)
     for path in sorted((plan.folder / "figures").glob("*")):
         if path.suffix in (".png", ".csv"):
             with runs.atomic(target / "figures" / path.name) as temporary:
                 temporary.write_bytes(path.read_bytes())
+    written = [path for path in sorted(target.rglob("*")) if path.is_file() and path.name != provenance.RECORDS]
+    found = provenance.of_sweep(plan.folder)
+    provenance.note(found, {str(p.relative_to(target)): str(p.relative_to(target)) if p.parent != target else f"tables/{p.name.split('.')[0]}.parquet" for p in written}, target)
     return target
 
 
@@ -217,7 +220,7 @@ def at(table: pd.DataFrame, setting: str, budget: float) -> pd.DataFrame:
 def _setting(label: dict[str, str]) -> str:
     """The cases that are neither seed, budget nor strategies, as one name."""
     rest = [f"{axis} {name}" if _is_number(name) else name for axis, name in label.items() if axis not in ("seed", "budget", "strategies")]
-    return ", ".join(rest).replace("$", "\N{FULLWIDTH DOLLAR SIGN}") or "all"  # in a figure a dollar sign would start a formula
+    return ", ".join(rest) or "all"
 
 
 def _is_number(text: str) -> bool:
@@ -256,5 +259,5 @@ def _export(notebook: Path, target: Path, title: str) -> Path:
                             mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="", mermaid_layout_elk_js_url="", widget_renderer_url="")
     body, _ = exporter.from_notebook_node(nbformat.read(notebook, 4), {"metadata": {"name": html.escape(title)}})
     with runs.atomic(target) as temporary:
-        temporary.write_text(body)
+        temporary.write_text(texts.visible_in_html(body), encoding="utf-8")
     return target

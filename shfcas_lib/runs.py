@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -45,6 +46,7 @@ _NEWER = {"sft": tuple(Sft.model_fields), "training": tuple(Training.model_field
 _TEMPORARY = ".part"  # ends the name of what is being written
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)  # faults of the place, not of the caller
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "numpy", "scipy", "pandas")
+pd.set_option("display.html.use_mathjax", False)  # a completion's dollar signs are no formula where a notebook shows a table
 
 
 def rng(seed: int, name: str) -> np.random.Generator:
@@ -174,13 +176,20 @@ class Run:
             raise InputError(f"{path} is missing: run notebook {stage[:2]} with the same parameters first")
         return pd.read_parquet(path)
 
+    @functools.cached_property
+    def inputs(self) -> dict[str, str]:
+        """Checksums of what the run reads beside the code."""
+        from shfcas_lib import provenance  # which reads run folders in its turn
+
+        return provenance.inputs(self.params)
+
     def record(self, **facts) -> None:
         """Merge facts into run.json, beside the parameters, versions, commit and device; of several processes the main one does."""
         if not processes.is_main():
             return
         path = self.folder / "run.json"
         now = {"parameters": self.params.model_dump(), "seed": self.params.seed, "versions": versions(), "commit": commit(),
-               "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores", **device()}
+               "machine": machine(), "inputs": self.inputs, **device()}
         path.parent.mkdir(parents=True, exist_ok=True)
         with held(path.parent):  # two processes in one run must not drop each other's facts
             known = json.loads(path.read_text()) if path.exists() else {}
@@ -329,6 +338,12 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("+changes" if dirty.strip() else "")
+
+
+def machine() -> str:
+    """The machine, in a few words."""
+    gpu = ", NVIDIA GPU" if Path("/proc/driver/nvidia/version").exists() else ""
+    return f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores{gpu}"
 
 
 def device() -> dict[str, str]:

@@ -18,6 +18,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from shfcas_lib import data, jobs, runs
 from shfcas_lib import params as parameters
 from shfcas_lib.params import InputError, Params
 
+MOST_POINTS = 100_000
 # The blocks of parameters that each kind of job depends on; whatever else a point sets does not make a new one.
 _POOL = ("seed", "task", "model", "prompts", "sampling", "gold")
 _CASES = (*_POOL, "split", "preferences", "bias", "reward", "policy", "evaluation")
@@ -35,12 +37,14 @@ _KEYS = {"pool": _POOL, "cases": _CASES, "point": tuple(Params.model_fields), "r
 @dataclass(frozen=True)
 class Plan:
     """A sweep made explicit. jobs: place (kind/name-digest, below the folder) to job; points: what the sweep asked for, each its label
-    (axis to case) and the place of its job. Two points that mean the same share one job."""
+    (axis to case) and the place of its job. Two points that mean the same share one job. definition: the sweep file, with the parameter files
+    that it names in their places."""
 
     name: str
     folder: Path
     jobs: dict[str, dict]
     points: list[dict]
+    definition: dict
 
 
 def compile_plan(path: str | Path) -> Plan:
@@ -56,7 +60,7 @@ def compile_plan(path: str | Path) -> Plan:
             raise InputError(f"{path}: a sweep cannot wait for people: feedback.kind must be gold, replay or judge")
         data.check(params)
         points.append({"label": label, "place": _add_point(made, label, params, most)})
-    return Plan(sweep["sweep"], runs.runs_dir().resolve() / "sweeps" / sweep["sweep"], made, points)
+    return Plan(sweep["sweep"], runs.runs_dir().resolve() / "sweeps" / sweep["sweep"], made, points, _whole(sweep, path.parent))
 
 
 # --- from a file to points
@@ -90,7 +94,10 @@ def _read(path: Path) -> dict:
 def _cross(path: Path, sweep: dict):
     """Every combination as (label, validated parameters). label: axis to the name of the case, and `grid` where the sweep has several."""
     grids = {name: {"grid": {name: {}}, **(sweep.get("cross") or {}), **axes} for name, axes in (sweep.get("grids") or {}).items()}
-    for grid in grids.values() or [sweep["cross"]]:
+    every = list(grids.values()) or [sweep["cross"]]
+    if (points := sum(math.prod(map(len, grid.values())) for grid in every)) > MOST_POINTS:
+        raise InputError(f"{path}: crosses to {points} points, expected at most {MOST_POINTS}")
+    for grid in every:
         axes = {axis: cases if isinstance(cases, dict) else {_text(value): {axis: value} for value in cases} for axis, cases in grid.items()}
         last = [axis.rpartition(".")[2] for axis in axes]
         short = [axis if last.count(name) > 1 else name for axis, name in zip(axes, last)]
@@ -104,12 +111,21 @@ def _cross(path: Path, sweep: dict):
 
 def _point_params(path: Path, sweep: dict, label: dict[str, str], overrides: dict) -> Params:
     base = overrides.pop("base", sweep.get("base"))
-    if not isinstance(base, str):
+    if not isinstance(base, (str, dict)):
         raise InputError(f"{path}: base: found {base!r}, expected a parameter file, relative to the sweep file")
-    values = copy.deepcopy(parameters.read_yaml(path.parent / base)) | {"run": sweep["sweep"]}
+    values = copy.deepcopy(base if isinstance(base, dict) else parameters.read_yaml(path.parent / base)) | {"run": sweep["sweep"]}
     for key, value in overrides.items():
         _override(values, key, value, path)
     return parameters.check(values, f"{path}, point {', '.join(f'{a} {n}' for a, n in label.items())}")
+
+
+def _whole(value, folder: Path):
+    """A sweep file with what the parameter files hold that it names under `base`."""
+    if not isinstance(value, dict):
+        return value
+    files = {k: [v] if isinstance(v, str) else v for k, v in value.items() if k == "base" and isinstance(v, (str, list))}
+    read = {name: parameters.read_yaml(folder / name) for names in files.values() for name in names}
+    return {k: (read[v] if isinstance(v, str) else {name: {"base": read[name]} for name in v}) if k in files else _whole(v, folder) for k, v in value.items()}
 
 
 def _override(values: dict, key: str, value, path: Path) -> None:

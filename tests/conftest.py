@@ -1,8 +1,15 @@
 """A tiny language model built in the process (no download, the real code path), and small synthetic tables."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
+
+# Keys that a user's shell may hold. Every test runs with them, and none may find its way into a file or a message.
+CANARIES = {name: f"canary-{name.lower()}-5b1cf0" for name in (
+    "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "WANDB_API_KEY", "LABEL_STUDIO_API_KEY")}
+os.environ.update(CANARIES)
 
 CHATML = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
           "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
@@ -67,6 +74,20 @@ def runs_folder(tmp_path, monkeypatch):
     """No test writes into the project's runs/."""
     monkeypatch.setenv("SHFCAS_RUNS", str(tmp_path / "runs"))
     return tmp_path / "runs"
+
+
+@pytest.fixture(autouse=True)
+def no_secret_is_left(tmp_path):
+    """Whatever a test wrote, no key out of the environment is in it."""
+    yield
+    assert leaks(tmp_path) == []
+
+
+def leaks(folder):
+    """The files below a folder that hold a canary."""
+    values = [value.encode() for value in CANARIES.values()]
+    return [str(path) for path in folder.rglob("*") if path.is_file() and not path.is_symlink() and path.stat().st_size < 1e8
+            and any(value in path.read_bytes() for value in values)]
 
 
 @pytest.fixture

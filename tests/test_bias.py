@@ -220,8 +220,8 @@ def test_a_function_of_the_users_own(tmp_path, monkeypatch):
     ("lenght", "choose length, compliance, flattery, markdown"),
     ("keyword:", "choose length"),
     ("no_such_module:f", "No module named 'no_such_module'"),
-    ("json:no_such_function", "no_such_function"),
-    ("json:__name__", "is not a function"),
+    ("tiny_gold:no_such_function", "no_such_function"),
+    ("tiny_gold:__name__", "is not a function"),
     (":f", "cannot be imported"),
 ])
 def test_an_attribute_that_leads_nowhere(name, why):

@@ -266,8 +266,8 @@ def test_gold_that_is_not_finite_names_prompt_and_completion(own, value, shown):
     ("relevence", ["gold.kind", "relevence", "relevance", "safety"]),
     ("", ["gold.kind", "found"]),
     ("no_such_module:f", ["gold.kind", "'no_such_module:f'", "No module named"]),
-    ("json:no_such_function", ["gold.kind", "no_such_function"]),
-    ("json:__name__", ["gold.kind", "is not a function"]),
+    ("tiny_gold:no_such_function", ["gold.kind", "no_such_function"]),
+    ("tiny_gold:__name__", ["gold.kind", "is not a function"]),
     ("model:/nowhere/at/all", ["gold.kind", "'/nowhere/at/all'"]),
 ])
 def test_a_kind_that_leads_nowhere(kind, words):

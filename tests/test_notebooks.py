@@ -11,6 +11,7 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
+from conftest import CANARIES, leaks
 from judge_server import Server
 
 from shfcas_lib import params
@@ -38,6 +39,7 @@ def environment(runs_folder):
 
 def command(*words, runs_folder, check=True):
     done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment(runs_folder), capture_output=True, text=True)
+    assert not any(value in done.stdout + done.stderr for value in [*CANARIES.values(), os.environ.get("SHFCAS_JUDGE_KEY") or "-no key-"])
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -72,6 +74,27 @@ def test_run_prints_the_numbers_and_so_does_numbers(finished):
     again = command("-m", "shfcas_lib", "numbers", str(path), runs_folder=folder).stdout
     assert again in printed
     assert sum("[" in line for line in again.splitlines()) == 5
+
+
+def test_a_figure_is_made_again_from_its_trace_in_an_empty_folder(finished, tmp_path):
+    """The parameters come out of the trace alone; notebooks 01 and 02 then give the same bytes."""
+    _, folder, _ = finished
+    figure = folder / "tiny" / "02_conflict" / "figures" / "pacs_plane.png"
+    told = command("-m", "shfcas_lib", "trace", str(figure), "--params", str(tmp_path / "again.yaml"), runs_folder=folder).stdout
+    assert "made by     run tiny, as 02_conflict/figures/pacs_plane.png" in told and "python -m shfcas_lib run again.yaml" in told
+    for notebook in NOTEBOOKS[:2]:
+        command("-m", "papermill", f"notebooks/{notebook}.ipynb", str(tmp_path / f"{notebook}.ipynb"), "-f", str(tmp_path / "again.yaml"), runs_folder=tmp_path / "again")
+    for stage, name in (("02_conflict", "pacs_plane"), ("01_proxy", "proxy_errors")):
+        for suffix in (".png", ".svg", ".csv"):
+            again = tmp_path / "again" / "tiny" / stage / "figures" / f"{name}{suffix}"
+            assert again.read_bytes() == (folder / "tiny" / stage / "figures" / again.name).read_bytes(), again.name
+    first, second = (json.loads((place / "tiny" / "run.json").read_text()) for place in (folder, tmp_path / "again"))
+    assert {key: first[key] for key in ("parameters", "versions", "inputs")} == {key: second[key] for key in ("parameters", "versions", "inputs")}
+
+
+def test_no_key_of_the_environment_is_in_a_finished_run(finished):
+    _, folder, _ = finished
+    assert leaks(folder) == [] and len(list(folder.rglob("*"))) > 50
 
 
 def test_splits_of_a_finished_run_are_disjoint(finished):

@@ -14,8 +14,9 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
+from conftest import CANARIES, leaks
 
-from shfcas_lib import driver, jobs, params, report, sweep
+from shfcas_lib import driver, jobs, params, provenance, report, sweep
 from shfcas_lib.params import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -454,3 +455,21 @@ def test_the_shipped_sweeps_compile():
     for path in sorted((ROOT / "params" / "sweeps").glob("*.yaml")):
         assert sweep.compile_plan(path).points, path
         assert path.read_text().startswith("# "), "a header says what the sweep does"
+
+
+# --- provenance, secrets
+
+
+def test_a_sweep_is_released_with_its_trace_and_without_keys(finished, tmp_path, monkeypatch):
+    path, folder, printed = finished
+    assert leaks(folder) == [] and not any(value in printed for value in CANARIES.values())
+    monkeypatch.setenv("SHFCAS_RUNS", str(folder))
+    plan = sweep.compile_plan(path)
+    target = report.release(plan, tmp_path / "released")
+    written = [p for p in target.rglob("*") if p.is_file() and p.name != provenance.RECORDS]
+    assert len(written) > 6
+    for file in written:
+        found = provenance.trace(file)
+        assert found.definition["sweep"] == "tiny" and found.facts["seed"] == "0, 1"
+    measures = plan.folder / plan.points[0]["place"] / "measures.parquet"
+    assert provenance.trace(measures).made == f"{plan.points[0]['place']}/measures.parquet"

@@ -1,0 +1,70 @@
+"""Texts of strangers, made safe for where they are shown: a terminal, a figure, a spreadsheet's cell.
+
+    print(printable(completion))          # no escape sequence, no text that runs backwards
+    table_csv(table, path)                # no cell that a spreadsheet would take for a formula
+
+Data stays what it is: nothing here changes a table of a run, only what people see of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# What a spreadsheet may take for a formula, at the start of a cell, or of what becomes a cell where the file is opened with another
+# separator than its own: then quotes no longer hold it together.
+_FORMULA = "[ \"]*['=+@＝＋－＠-]"
+_START = re.compile(f"^(?=[ \"]*[\t\r\n])|(^|[;\t\r\n])(?={_FORMULA})")
+_HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_STARTED = re.compile(f"^'(?=[ \"]*[\t\r\n])|(^|[;\t\r\n])'(?={_FORMULA})")
+
+
+def printable(text: str) -> str:
+    """The text with every character that is no glyph (control, escape, bidi, half a character) as a marker such as ⟨U+001B⟩, as on the
+    annotation screen. Line ends stay."""
+    return "".join(c if c.isprintable() or c == "\n" else _marker(c) for c in text)
+
+
+def visible_in_html(page: str) -> str:
+    """A page in which control characters and those that turn the direction of text are such markers, too; its own spaces stay."""
+    return _HIDDEN.sub(lambda found: _marker(found[0]), page)
+
+
+def _marker(character: str) -> str:
+    return f"\N{MATHEMATICAL LEFT ANGLE BRACKET}U+{ord(character):04X}\N{MATHEMATICAL RIGHT ANGLE BRACKET}"
+
+
+def one_line(text: str) -> str:
+    """The same on one line: what a terminal prints of an error."""
+    return printable(" ".join(text.split("\n")))
+
+
+def neutral(text: str) -> str:
+    """A cell that no spreadsheet takes for a formula: an apostrophe goes before what could be one, and before an apostrophe."""
+    return _START.sub(r"\1'", text)
+
+
+def restored(cell: str) -> str:
+    """The text that `neutral` made a cell of."""
+    return _STARTED.sub(r"\1", cell)
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """A table whose texts are printable: what a figure is drawn from."""
+    return _mapped(table, printable)
+
+
+def table_csv(table: pd.DataFrame, path: Path, **options) -> None:
+    """Write a table as csv without its index, every text in it, and every column's name, neutral. options: of pandas' to_csv."""
+    _mapped(table, neutral).rename(columns=neutral).to_csv(path, index=False, **options)
+
+
+def _mapped(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+    changed = {name: column.map(lambda value: change(value) if isinstance(value, str) else value)
+               for name, column in table.select_dtypes(exclude=["number", "bool"]).items()}
+    return table.assign(**changed)
