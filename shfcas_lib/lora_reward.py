@@ -20,7 +20,7 @@ import pandas as pd
 
 from shfcas_lib import data, runs
 from shfcas_lib.params import InputError, Reward
-from shfcas_lib.rewards import spread
+from shfcas_lib.rewards import locate, named, spread
 
 if TYPE_CHECKING:
     import torch
@@ -92,10 +92,12 @@ def load(backbone: Backbone, name: str, folder: Path) -> LoraReward:
     return LoraReward(backbone, name, head, facts["spread"])
 
 
-def train(backbone: Backbone, name: str, pool: pd.DataFrame, preferences: pd.DataFrame, settings: Reward, seed: int) -> LoraReward:
+def train(backbone: Backbone, name: str, pool: pd.DataFrame, preferences: pd.DataFrame, settings: Reward, seed: int,
+          offset: np.ndarray | None = None) -> LoraReward:
     """Train adapter `name` and a fresh head on preferences (prompt_id, i, j, label, optional weight) between the pool's completions.
 
-    TRL's loss knows neither weights nor ties: a pair of weight w is repeated round(w) times, ties are left out.
+    TRL's loss knows neither weights nor ties: a pair of weight w is repeated round(w) times, ties are left out. offset: (pool rows,), a
+    reward that is given and to which this one is a correction: it starts from zero and stays at its own scale (spread 1).
     """
     import torch
     from datasets import Dataset
@@ -103,7 +105,8 @@ def train(backbone: Backbone, name: str, pool: pd.DataFrame, preferences: pd.Dat
 
     preferences = preferences.reset_index(drop=True)
     repeat = preferences["weight"].round().astype(int) if "weight" in preferences else 1
-    pairs = data.to_trl(preferences.loc[preferences.index.repeat(repeat)], pool)
+    repeated = preferences.loc[preferences.index.repeat(repeat)]
+    pairs = data.to_trl(repeated, pool)
     if not len(pairs):
         raise InputError("no preferences to train a reward on")
     backbone.add_adapter(name, settings.lora, seed=seed)
@@ -111,9 +114,14 @@ def train(backbone: Backbone, name: str, pool: pd.DataFrame, preferences: pd.Dat
         torch.manual_seed(seed)
         head = _new_head(backbone)
     backbone.use(name)
-    table = Dataset.from_dict({
-        column + "_ids": [_ids(backbone, prompt, text) for prompt, text in zip(pairs["prompt"], pairs[column])]
-        for column in ("chosen", "rejected")})
+    columns = {column + "_ids": [_ids(backbone, prompt, text) for prompt, text in zip(pairs["prompt"], pairs[column])]
+               for column in ("chosen", "rejected")}
+    if offset is not None:
+        torch.nn.init.zeros_(head.weight)
+        decided = repeated[repeated["label"] != 0.5]  # the rows of `pairs`
+        lead = offset[locate(pool, decided, "i")] - offset[locate(pool, decided, "j")]
+        columns["margin"] = list(-lead * np.where(decided["label"] > 0.5, 1, -1))  # TRL's loss: sigmoid(chosen - rejected - margin)
+    table = Dataset.from_dict(columns)
     with tempfile.TemporaryDirectory() as scratch:
         config = RewardConfig(
             output_dir=scratch, per_device_train_batch_size=settings.batch_size, num_train_epochs=settings.epochs,
@@ -123,7 +131,9 @@ def train(backbone: Backbone, name: str, pool: pd.DataFrame, preferences: pd.Dat
         RewardTrainer(model=classifier(backbone, head), args=config, train_dataset=table, processing_class=backbone.tokenizer).train()
     backbone.use(None)
     reward = LoraReward(backbone, name, head)
-    used = pool.merge(_named(preferences), on=["prompt_id", "index"])
+    if offset is not None:
+        return reward
+    used = pool.merge(named(preferences), on=["prompt_id", "index"])
     reward.spread = spread(reward.score(used), used["prompt_id"].to_numpy())
     return reward
 
@@ -156,8 +166,3 @@ def _new_head(backbone: Backbone) -> torch.nn.Linear:
 
 def _ids(backbone: Backbone, prompt: str, completion: str) -> list[int]:
     return backbone.prompt_ids(prompt) + backbone.completion_ids(completion)
-
-
-def _named(preferences: pd.DataFrame) -> pd.DataFrame:
-    both = [preferences[["prompt_id", c]].rename(columns={c: "index"}) for c in ("i", "j")]
-    return pd.concat(both).drop_duplicates()

@@ -229,6 +229,11 @@ def write_json(path: Path, values: dict) -> None:
         target.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> dict:
+    """Read what `write_json` wrote."""
+    return json.loads(path.read_text())
+
+
 def versions() -> dict[str, str]:
     """Versions of the packages that decide a run's numbers, without importing them."""
     from shfcas_lib import __version__
