@@ -185,7 +185,7 @@ def load_backbone(model: Model) -> Backbone:
     templates.settle(tokenizer, model)
     backbone = Backbone(causal, tokenizer, model.system_prompt)
     if not backbone.stop_ids:
-        raise InputError(f"model.source {model.source!r}: neither tokenizer nor generation config names an end token, so that no completion could end")
+        raise InputError(f"model.source {model.source!r}: neither tokenizer nor generation config names an end token: no completion could end")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = backbone.stop_ids[0]
     return backbone

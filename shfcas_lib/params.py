@@ -166,7 +166,7 @@ class Classifier(Block):
     label: int | str | None = Field(None, description="which output, by number or name, where the model has several")
     cost: bool = Field(False, description="the model gives a cost, lower is better: its sign is turned")
     text: str | None = Field(
-        None, description="how it is shown a completion, with {prompt} and {completion}; null: its chat template, else both with an empty line between")
+        None, description="how it is shown a completion, with {prompt} and {completion}; null: its chat template, else an empty line between")
     batch_size: Count = Field(16, description="completions scored at once; never changes the scores but for rounding")
 
     @model_validator(mode="after")
@@ -179,7 +179,7 @@ class Classifier(Block):
 class Reward(Block):
     kind: Literal["probe", "lora"] = Field("probe", description="probe: linear head on pooled features; lora: LoRA + score head")
     proxy: Annotated[str, Field(pattern=r"^(trained|model:.+)$")] = Field(
-        "trained", description="trained: on the preferences, as kind says; model:ID: a published reward model, which labels then correct, as kind says")
+        "trained", description="trained: on the preferences, as kind says; model:ID: a published reward model, which labels correct, as kind says")
     model: Classifier = Classifier()
     l2: Positive = Field(300.0, description="probe: ridge penalty on standardised features")
     feedback_weight: Positive = Field(3.0, description="weight of one human label against one biased pair")

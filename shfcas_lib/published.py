@@ -84,9 +84,9 @@ def scored(pool: pd.DataFrame, params: Params) -> pd.DataFrame:
 def try_out(params: Params) -> None:
     """Load every published model that the run names and score one text with it: what is wrong with a model shows before hours of sampling."""
     text = pd.DataFrame({"prompt_id": ["a trial"], "index": [0], "prompt": ["Hello"], "completion": ["Hello."]})
-    for source, read, key in ((params.gold.published, params.gold.model, "gold.kind"), (params.reward.published, params.reward.model, "reward.proxy")):
-        if source:
-            score(text, source, read, params.model, key)
+    for key, block in (("gold.kind", params.gold), ("reward.proxy", params.reward)):
+        if block.published:
+            score(text, block.published, block.model, params.model, key)
 
 
 def score(table: pd.DataFrame, source: str, read: Classifier, backbone: Model, key: str) -> np.ndarray:
@@ -168,8 +168,8 @@ def _check_lengths(sequences: list[list[int]], table: pd.DataFrame, config, key:
     room = getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30
     for prompt_id, index, sequence in zip(table["prompt_id"], table["index"], sequences):
         if len(sequence) > room:
-            raise InputError(f"{key} {source!r} reads at most {room} tokens, but completion {index} of prompt {prompt_id} has {len(sequence)} with its "
-                             "prompt: choose another model, or leave long prompts out")
+            raise InputError(f"{key} {source!r} reads at most {room} tokens, but completion {index} of prompt {prompt_id} has {len(sequence)} with "
+                             "its prompt: choose another model, or leave long prompts out")
 
 
 def _padded(sequences: list[list[int]], pad: int | None, model):
