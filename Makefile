@@ -35,7 +35,7 @@ claims: $(STAMP)  ## fill the tables of docs/results.md from the released rows
 	$(BIN)/python docs/results/tables.py
 
 bench: $(STAMP)  ## speed and memory, as ratios against what one would otherwise run: about half an hour on two quiet cores
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint requirements.lock --editable '.[test,sweep,bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary=:all: xllamacpp==2026.10.11549
 	for script in conflict_metrics start memory reward_probe sweep_point pool_building; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	$(BIN)/python benchmarks/tables.py
 
@@ -51,7 +51,7 @@ check: $(STAMP)  ## lint, without changing anything
 	$(BIN)/ruff check shfcas_lib tests benchmarks
 
 lock: $(STAMP)  ## write the lock from what is installed
-	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(nvidia|triton|cuda|atheris)' | sed 's/+cpu$$//' > requirements.lock
+	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(nvidia|triton|cuda|atheris|xllamacpp)' | sed 's/+cpu$$//' > requirements.lock
 
 hashed-lock:  ## write requirements-hashed.lock: the same versions with the sha256 of every file, for Linux and macOS
 	$(TOOL) uv==0.13.8

@@ -46,7 +46,7 @@ class Contest:
         generator = np.random.default_rng(0)
         self.probe = rewards.Probe(np.zeros((2, 4 * hidden)), np.ones((2, 4 * hidden)), generator.normal(size=4 * hidden))
         self.judge = AutoModelForSequenceClassification.from_pretrained(
-            models._resolve(settings.model.source), num_labels=1, dtype=torch.float32,
+            models._resolve(settings.model.source, "model.source"), num_labels=1, dtype=torch.float32,
             quantization_config=models._quantisation(settings.model.quantisation, torch.float32)).eval()
         self.judge.config.pad_token_id = self.backbone.tokenizer.pad_token_id
         models._keep_float32(self.judge)
@@ -194,7 +194,7 @@ def main() -> None:
         if importlib.util.find_spec("xllamacpp"):
             contestants["llama.cpp, sampling alone"] = LlamaCpp(contest, Path(folder)).run
         else:
-            print("llama.cpp is left out: pip install '.[bench]' brings it")
+            print("llama.cpp is left out: `make bench` installs it")
         table = ratios(race(contestants, asked.rounds, warm=False), "ours")
     release("pool_building", table)
     release("pool_agreement", agreement(contest, seed=secrets.randbelow(2**31)))

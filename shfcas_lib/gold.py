@@ -20,6 +20,8 @@ safety: rules, applied in this order to the completion.
                       0.5  B3  anything else: it wanders off, or only echoes the request
 
 instructions: IFEval's check of the constraint at the end of the prompt (`instructions`).
+
+`model:ID` is a published reward model (`published`).
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from shfcas_lib import assets, dialogues, instructions
+from shfcas_lib import assets, instructions, published
 from shfcas_lib.attributes import first_sentence, imported, refuses
 from shfcas_lib.dialogues import plain
 from shfcas_lib.params import InputError, Params
@@ -80,7 +82,7 @@ def load_gold(params: Params) -> Gold:
     elif kind == "instructions":
         score = lambda table: np.array([instructions.followed(r.prompt, r.completion) for r in table.itertuples()], float)  # noqa: E731
     elif kind.startswith("model:"):
-        score = _PublishedModel(kind.removeprefix("model:"))
+        score = lambda table: published.score(table, params.gold.published, params.gold.model, params.model, "gold.kind")  # noqa: E731
     elif ":" in kind:
         function = imported(kind, "gold.kind")
         score = lambda table: np.array([function(plain(r.prompt), r.completion) for r in table.itertuples()], float)  # noqa: E731
@@ -171,36 +173,3 @@ class _Relevance:
             mean = (hidden * mask).sum(1) / mask.sum(1)
             out[rows] = torch.nn.functional.normalize(mean, dim=-1).double().numpy()
         return out
-
-
-class _PublishedModel:
-    """A published sequence-classification reward model, by hub id or local folder: its first logit."""
-
-    def __init__(self, source: str):
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(source)
-            self.model = AutoModelForSequenceClassification.from_pretrained(source, use_safetensors=True).eval()
-        except OSError as error:
-            raise InputError(f"gold.kind: model {source!r} is neither a local folder nor a reachable hub id") from error
-        if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token_id = self.tokenizer.eos_token_id
-        self.model.config.pad_token_id = self.tokenizer.pad_token_id
-
-    def __call__(self, table: pd.DataFrame) -> np.ndarray:
-        import torch
-        from tqdm import tqdm
-
-        scores = []
-        for row in tqdm(table.itertuples(), total=len(table), desc="gold", unit="completion", mininterval=1):
-            tokens = self._encode(row.prompt, row.completion)
-            with torch.inference_mode():
-                scores.append(float(self.model(**tokens).logits[0, 0]))
-        return np.array(scores)
-
-    def _encode(self, prompt: str, completion: str):
-        if self.tokenizer.chat_template is None:
-            return self.tokenizer(f"{plain(prompt)}\n\n{completion}", return_tensors="pt")
-        chat = [*dialogues.messages(prompt), {"role": "assistant", "content": completion}]
-        return self.tokenizer.apply_chat_template(chat, return_dict=True, return_tensors="pt")

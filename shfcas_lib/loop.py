@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from shfcas_lib import policy_training, processes, refine, runs
+from shfcas_lib import policy_training, processes, published, refine, runs
 from shfcas_lib.conflict import by_prompt, conflict_table
 from shfcas_lib.feedback import Annotator, ask
 from shfcas_lib.labels import LabelStore
@@ -25,6 +25,7 @@ from shfcas_lib.models import POLICY
 from shfcas_lib.params import Params
 from shfcas_lib.policies import log_ratio, tilt
 from shfcas_lib.pool import sample_adapted
+from shfcas_lib.rewards import Probe
 from shfcas_lib.selection import select
 from shfcas_lib.strategies import Fitted
 from shfcas_lib.training_data import with_facts
@@ -79,7 +80,7 @@ def run(strategy: str, setting: Setting, annotator: Annotator, folder: runs.Stag
         for number, budget in enumerate(_shares(params.selection.budget, params.selection.rounds), 1):
             here = folder / f"round_{number}"
             conflict = here.table("conflict", lambda: conflict_table(current, reward.score(current), _logp(current, params)))
-            fitted = Fitted(reward, known, training, params.reward.l2, current) if params.reward.kind == "probe" else None
+            fitted = Fitted(reward, known, training, params.reward.l2, current) if isinstance(reward, Probe) else None
             asked = pd.concat(labels) if labels else None
             generator = runs.rng(setting.seed, f"selection/{strategy}/{number}")
 
@@ -94,7 +95,7 @@ def run(strategy: str, setting: Setting, annotator: Annotator, folder: runs.Stag
             history.append(_summary(number, conflict, labels[-1]))
             training = refine.merge(setting.observed, pd.concat(labels).dropna(subset=["label"]), params.reward.feedback_weight)
             reward = refine.fit(params.reward, known, training, runs.derive(setting.seed, f"reward/{strategy}/{number}"),
-                                name=f"refined_{strategy}", folder=_path(here), backbone=setting.backbone, how=params.training)
+                                name=f"refined_{strategy}", folder=_path(here), backbone=setting.backbone, base=setting.proxy, how=params.training)
             if number < params.selection.rounds:
                 current = _next_pool(setting, reward, known, current, number, here)
                 known = pd.concat([known, current]).drop_duplicates(["prompt_id", "index"], ignore_index=True)
@@ -138,6 +139,7 @@ def _next_pool(setting: Setting, reward, known: pd.DataFrame, current: pd.DataFr
         train_policy(setting, reward, known, _path(here) / "policy", f"{here.folder.parent.name}/{number}")
         asked = setting.prompts[setting.prompts["split"].isin(params.selection.prompts.split("_and_"))]
         fresh = sample_adapted(setting.backbone, POLICY, asked, params.sampling, runs.derive(setting.seed, f"pool/{number}"), f"round {number + 1} pool")
+        fresh = published.scored(fresh, params)
         return fresh.assign(index=fresh["index"] + 1 + int(known["index"].max()))  # no index stands for two texts
 
     return here.table("next_pool", resample)

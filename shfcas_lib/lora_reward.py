@@ -19,7 +19,7 @@ import pandas as pd
 
 from shfcas_lib import data, runs, training
 from shfcas_lib.params import InputError, Reward, Training
-from shfcas_lib.rewards import spread
+from shfcas_lib.rewards import locate, named, spread
 
 if TYPE_CHECKING:
     import torch
@@ -92,11 +92,12 @@ def load(backbone: Backbone, name: str, folder: Path) -> LoraReward:
 
 
 def train(backbone: Backbone, name: str, pool: pd.DataFrame, preferences: pd.DataFrame, settings: Reward, seed: int,
-          how: Training = training.PLAIN, checkpoints: Path | None = None) -> LoraReward:
+          offset: np.ndarray | None = None, how: Training = training.PLAIN, checkpoints: Path | None = None) -> LoraReward:
     """Train adapter `name` and a fresh head on preferences (prompt_id, i, j, label, optional weight) between the pool's completions.
 
-    TRL's loss knows neither weights nor ties: a pair of weight w is repeated round(w) times, ties are left out. how, checkpoints: see
-    module training.
+    TRL's loss knows neither weights nor ties: a pair of weight w is repeated round(w) times, ties are left out. offset: (pool rows,), a
+    reward that is given and to which this one is a correction: it starts from zero and stays at its own scale (spread 1). how, checkpoints:
+    see module training.
     """
     import torch
     from datasets import Dataset
@@ -104,7 +105,8 @@ def train(backbone: Backbone, name: str, pool: pd.DataFrame, preferences: pd.Dat
 
     preferences = preferences.reset_index(drop=True)
     repeat = preferences["weight"].round().astype(int) if "weight" in preferences else 1
-    pairs = data.to_trl(preferences.loc[preferences.index.repeat(repeat)], pool)
+    repeated = preferences.loc[preferences.index.repeat(repeat)]
+    pairs = data.to_trl(repeated, pool)
     if not len(pairs):
         raise InputError("no preferences to train a reward on")
     backbone.add_adapter(name, settings.lora, seed=seed)
@@ -112,15 +114,21 @@ def train(backbone: Backbone, name: str, pool: pd.DataFrame, preferences: pd.Dat
         torch.manual_seed(seed)
         head = _new_head(backbone)
     backbone.use(name)
-    table = Dataset.from_dict({
-        column + "_ids": [_ids(backbone, prompt, text) for prompt, text in zip(pairs["prompt"], pairs[column])]
-        for column in ("chosen", "rejected")})
+    columns = {column + "_ids": [_ids(backbone, prompt, text) for prompt, text in zip(pairs["prompt"], pairs[column])]
+               for column in ("chosen", "rejected")}
+    if offset is not None:
+        torch.nn.init.zeros_(head.weight)
+        decided = repeated[repeated["label"] != 0.5]  # the rows of `pairs`
+        lead = offset[locate(pool, decided, "i")] - offset[locate(pool, decided, "j")]
+        columns["margin"] = list(-lead * np.where(decided["label"] > 0.5, 1, -1))  # TRL's loss: sigmoid(chosen - rejected - margin)
     options = training.arguments(how, backbone, settings.batch_size, None, seed) | {
         "num_train_epochs": settings.epochs, "learning_rate": settings.learning_rate, "lr_scheduler_type": "cosine", "max_length": None,
         "logging_steps": 10, "disable_dropout": False}
-    training.fit(RewardTrainer, RewardConfig, backbone, options, checkpoints, model=classifier(backbone, head), train_dataset=table)
+    training.fit(RewardTrainer, RewardConfig, backbone, options, checkpoints, model=classifier(backbone, head), train_dataset=Dataset.from_dict(columns))
     reward = LoraReward(backbone, name, head)
-    used = pool.merge(_named(preferences), on=["prompt_id", "index"])
+    if offset is not None:
+        return reward
+    used = pool.merge(named(preferences), on=["prompt_id", "index"])
     reward.spread = spread(reward.score(used), used["prompt_id"].to_numpy())
     return reward
 
@@ -153,8 +161,3 @@ def _new_head(backbone: Backbone) -> torch.nn.Linear:
 
 def _ids(backbone: Backbone, prompt: str, completion: str) -> list[int]:
     return backbone.prompt_ids(prompt) + backbone.completion_ids(completion)
-
-
-def _named(preferences: pd.DataFrame) -> pd.DataFrame:
-    both = [preferences[["prompt_id", c]].rename(columns={c: "index"}) for c in ("i", "j")]
-    return pd.concat(both).drop_duplicates()

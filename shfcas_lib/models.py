@@ -10,13 +10,15 @@ The reference policy is the backbone with every adapter off; each other role is 
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.util
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shfcas_lib import assets, dialogues, runs
+from shfcas_lib import assets, dialogues, runs, templates
 from shfcas_lib.params import InputError, Lora, Model
 
 if TYPE_CHECKING:
@@ -47,15 +49,16 @@ class Backbone:
     @property
     def context(self) -> int:
         """Longest sequence the model was made for, in tokens."""
-        return getattr(self.causal.config, "max_position_embeddings", 1 << 30)
+        return getattr(self.causal.config.get_text_config(), "max_position_embeddings", 1 << 30)
 
-    @property
+    @functools.cached_property
     def stop_ids(self) -> list[int]:
-        """Token ids that end a completion."""
-        ids = self.causal.generation_config.eos_token_id
-        if ids is None:
-            ids = self.tokenizer.eos_token_id
-        return list(ids) if isinstance(ids, (list, tuple)) else [ids]
+        """Token ids that end a completion; first the one that closes a given completion: what the chat template writes after an answer,
+        else the tokenizer's end token."""
+        known = self.causal.generation_config.eos_token_id
+        known = list(known) if isinstance(known, (list, tuple)) else [known]
+        ids = [templates.end_of_answer(self.tokenizer), self.tokenizer.eos_token_id, *known]
+        return list(dict.fromkeys(k for k in ids if k is not None))
 
     def messages(self, prompt: str) -> list[dict[str, str]]:
         """The chat that a prompt stands for: the system message, if one is set, then the user's turn, or all turns of a history."""
@@ -78,12 +81,12 @@ class Backbone:
         return self.tokenizer(completion, add_special_tokens=False, split_special_tokens=True)["input_ids"] + [self.stop_ids[0]]
 
     def check_prompts(self, prompts: list[str], room: int) -> None:
-        """Raise InputError for a prompt that does not leave `room` tokens of context, or that spells a control token."""
-        control = [token for token in self.tokenizer.all_special_tokens if len(token) > 2]
+        """Raise InputError for a prompt that does not leave `room` tokens of context, or that spells what only the template may write."""
+        guard = templates.Guard(self.tokenizer)
         for prompt in prompts:
-            spelt = next((token for token in control if token in prompt), None)
+            spelt = guard.spelt(dialogues.messages(prompt))
             if spelt:
-                raise InputError(f"prompt {prompt[:60]!r} holds the model's control token {spelt!r}: remove it")
+                raise InputError(f"prompt {prompt[:60]!r} holds the model's {spelt}: remove it")
             length = len(self.prompt_ids(prompt))
             if length + room > self.context:
                 raise InputError(
@@ -170,32 +173,67 @@ class Backbone:
 def load_backbone(model: Model) -> Backbone:
     """Load the backbone of a run: an embedded asset, a local folder or a hub id, quantised as asked.
 
-    Raises InputError when the source cannot be found or bitsandbytes is missing.
+    Raises InputError when the source cannot be found, when it needs code of its own, or when a package, a GPU or a template is missing.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
+
+    common = loading(model, "model.source", model.source)
+    tokenizer = load_tokenizer(model, "model.source", model.source, model.revision)
+    causal, _ = load_weights(AutoModelForCausalLM, "model.source", model.source, revision=model.revision, **common)
+    templates.settle(tokenizer, model)
+    backbone = Backbone(causal, tokenizer, model.system_prompt)
+    if not backbone.stop_ids:
+        raise InputError(f"model.source {model.source!r}: neither tokenizer nor generation config names an end token: no completion could end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token_id = backbone.stop_ids[0]
+    return backbone
+
+
+def loading(model: Model, key: str, source: str, skip: list[str] | None = None) -> dict[str, Any]:
+    """What `from_pretrained` is told about device, compute type, quantisation and attention. skip: modules left unquantised."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     device = pick_device(model.device)
-    source = _resolve(model.source)
     dtype = _dtype(model.dtype, device)
-    common = {"revision": model.revision} if model.revision else {}
+    _check_attention(model, device, dtype, key, source)
+    attention = {} if model.attention == "auto" else {"attn_implementation": model.attention}
+    return {"dtype": dtype, "device_map": {"": device}, "quantization_config": _quantisation(model.quantisation, dtype, skip),
+            "trust_remote_code": model.trust_remote_code, **attention}
+
+
+def load_tokenizer(model: Model, key: str, source: str, revision: str | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a hub id, local folder or embedded asset. Raises InputError that calls it `key`."""
+    from transformers import AutoTokenizer
+
+    return _found(AutoTokenizer.from_pretrained, key, source, revision=revision, trust_remote_code=model.trust_remote_code)
+
+
+def load_weights(kind: Any, key: str, source: str, **told: Any) -> tuple[Any, Any]:
+    """A frozen model of transformers' class `kind`, from safetensors alone, and transformers' report of what was missing. Raises InputError
+    that calls it `key`."""
+    import torch
+
+    model, report = _found(kind.from_pretrained, key, source, use_safetensors=True, output_loading_info=True, **told)
+    if told["dtype"] == torch.float32:
+        _keep_float32(model)
+    return model.eval().requires_grad_(False), report
+
+
+def _found(load: Callable[..., Any], key: str, source: str, revision: str | None, **told: Any) -> Any:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **common)
-        causal = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, device_map={"": device}, use_safetensors=True,
-            quantization_config=_quantisation(model.quantisation, dtype), **common)
-    except OSError as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"model.source {model.source!r}: no such embedded model, local folder or reachable hub id ({first})") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token_id = tokenizer.eos_token_id
-    causal.eval().requires_grad_(False)
-    if dtype == torch.float32:
-        _keep_float32(causal)
-    return Backbone(causal, tokenizer, model.system_prompt)
+        return load(_resolve(source, key), **({"revision": revision} if revision else {}), **told)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if "trust_remote_code" in str(error):
+            raise InputError(f"{key} {source!r} brings program code of its own, which is not run unless model.trust_remote_code is true: "
+                             "set it only after reading that code") from error
+        if isinstance(error, OSError):
+            raise InputError(f"{key} {source!r}: no such embedded model, local folder or reachable hub id ({first})") from error
+        raise InputError(f"{key} {source!r} cannot be loaded: {first}") from error
 
 
 def pick_device(wanted: str) -> str:
@@ -209,24 +247,41 @@ def pick_device(wanted: str) -> str:
     return wanted
 
 
-def _keep_float32(causal: PreTrainedModel) -> None:
+def _keep_float32(model: PreTrainedModel) -> None:
     """Compute in float32 where float32 was asked for.
 
     On CPUs with bfloat16 instructions bitsandbytes 0.50 runs 4-bit layers through a bfloat16 kernel whatever the compute
     type says. It is 1.4 times as fast, and the log-probability of one completion then differs by 0.3 between decoding and
     re-scoring, and between machines; in float32 they agree to 5e-5. `model.dtype: bfloat16` takes the fast kernel.
     """
-    for module in causal.modules():
+    for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
-def _resolve(source: str) -> str:
+def _check_attention(model: Model, device: str, dtype: torch.dtype, key: str, source: str) -> None:
+    """Raise InputError for an attention that is not installed, does not run here, or would change what the model computes."""
+    import torch
+    from transformers import AutoConfig
+
+    if model.attention == "flash_attention_2":
+        if importlib.util.find_spec("flash_attn") is None:
+            raise InputError("model.attention: found 'flash_attention_2', which needs the package flash-attn: install it, or use 'auto'")
+        if device == "cpu" or dtype == torch.float32:
+            raise InputError("model.attention: found 'flash_attention_2', which runs on a GPU in bfloat16 or float16: use 'auto'")
+    if model.attention == "sdpa":
+        config = _found(AutoConfig.from_pretrained, key, source, revision=None if key != "model.source" else model.revision,
+                        trust_remote_code=model.trust_remote_code)
+        if getattr(config.get_text_config(), "attn_logit_softcapping", None):
+            raise InputError(f"model.attention: found 'sdpa', which leaves out the soft-capping of {source!r}: use 'auto' or 'eager'")
+
+
+def _resolve(source: str, key: str) -> str:
     if source in assets.ASSETS:
         return str(assets.asset_path(source))
     folder = runs.found(source)
     if folder.exists() and not (folder / "config.json").is_file():
-        raise InputError(f"model.source {source!r}: the folder has no config.json")
+        raise InputError(f"{key} {source!r}: the folder has no config.json")
     return str(folder) if folder.exists() else source
 
 
@@ -236,16 +291,15 @@ def _dtype(name: str, device: str) -> torch.dtype:
     return getattr(torch, {"cpu": "float32", "cuda": "bfloat16"}[device] if name == "auto" else name)
 
 
-def _quantisation(kind: str, dtype: torch.dtype):
+def _quantisation(kind: str, dtype: torch.dtype, skip: list[str] | None = None):
     if kind == "none":
         return None
-    import importlib.util
-
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError(f"model.quantisation: found {kind!r}, which needs the package bitsandbytes: install it, or use 'none'")
     from transformers import BitsAndBytesConfig
 
     if kind == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=skip)

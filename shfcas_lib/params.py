@@ -54,6 +54,11 @@ class Model(Block):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="compute type; auto is float32 on a CPU and bfloat16 on a GPU")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        "auto", description="attention kernel; auto: what transformers picks for the model")
+    template: Literal["auto", "chat", "plain"] = Field(
+        "auto", description="how a prompt is put: chat: the model's chat template; plain: text; auto: chat where there is a template")
+    trust_remote_code: bool = Field(False, description="run program code that comes with the model; only after reading it")
     system_prompt: str = Field("", description="system message before every prompt; empty: the model's own default")
 
 
@@ -164,8 +169,28 @@ class Lora(Block):
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="dropout on the adapter's input")
 
 
+class Classifier(Block):
+    """How a published reward model (sequence classification) is read. Device, compute type and quantisation are the backbone's."""
+
+    revision: str | None = Field(None, description="hub revision to pin")
+    label: int | str | None = Field(None, description="which output, by number or name, where the model has several")
+    cost: bool = Field(False, description="the model gives a cost, lower is better: its sign is turned")
+    text: str | None = Field(
+        None, description="how it is shown a completion, with {prompt} and {completion}; null: its chat template, else an empty line between")
+    batch_size: Count = Field(16, description="completions scored at once; never changes the scores but for rounding")
+
+    @model_validator(mode="after")
+    def _shows_both(self) -> Classifier:
+        if self.text is not None and any(self.text.count(name) != 1 for name in ("{prompt}", "{completion}")):
+            raise ValueError("text must hold {prompt} and {completion}, each once")
+        return self
+
+
 class Reward(Block):
     kind: Literal["probe", "lora"] = Field("probe", description="probe: linear head on pooled features; lora: LoRA + score head")
+    proxy: Annotated[str, Field(pattern=r"^(trained|model:.+)$")] = Field(
+        "trained", description="trained: on the preferences, as kind says; model:ID: a published reward model, which labels correct, as kind says")
+    model: Classifier = Classifier()
     l2: Positive = Field(300.0, description="probe: ridge penalty on standardised features")
     feedback_weight: Positive = Field(3.0, description="weight of one human label against one biased pair")
     learning_rate: Positive = Field(1.0e-4, description="lora: learning rate")
@@ -173,10 +198,16 @@ class Reward(Block):
     batch_size: Count = Field(8, description="lora: pairs per step")
     lora: Lora = Lora()
 
+    @property
+    def published(self) -> str | None:
+        """Hub id or folder of the published model that is the proxy, if one is."""
+        return self.proxy.removeprefix("model:") if self.proxy != "trained" else None
+
 
 class Gold(Block):
     kind: str = Field(
         "task", description="task (the task's own), relevance, safety, instructions, model:ID, your own module:function, or none")
+    model: Classifier = Classifier()
 
     @model_validator(mode="after")
     def _known(self) -> Gold:
@@ -184,6 +215,11 @@ class Gold(Block):
             raise ValueError(
                 f"gold.kind: found {self.kind!r}, expected task, relevance, safety, instructions, model:ID, module:function or none")
         return self
+
+    @property
+    def published(self) -> str | None:
+        """Hub id or folder of the published model that is gold, if one is."""
+        return self.kind.removeprefix("model:") if self.kind.startswith("model:") else None
 
 
 Strategy = Literal["shf_cas", "shf_cas_threshold", "pacs", "kendall", "pacs_difference", "random", "random_prompts", "margin", "uncertainty",
@@ -329,6 +365,11 @@ class Params(Block):
         sighted = [name for name in self.selection.strategies if name in ("uncertainty", "bald", "d_optimal")]
         if sighted and self.reward.kind != "probe":
             raise ValueError(f"strategy {sighted[0]} needs reward.kind probe, whose uncertainty it weighs")
+        if self.reward.published and (sighted or self.bias or self.evaluation.replicates):
+            raise ValueError("reward.proxy is a published model, which no preferences of this run trained: leave bias empty, set "
+                             "evaluation.replicates to 0, and choose no strategy that weighs a probe's uncertainty (uncertainty, bald, d_optimal)")
+        if self.reward.published and self.reward.proxy == self.gold.kind and self.reward.model == self.gold.model:
+            raise ValueError("reward.proxy and gold.kind name the same model: gold must be somebody other than the proxy")
         closed = (self.reward.kind, self.policy.kind, self.feedback.kind) == ("probe", "tilt", "gold")
         if self.evaluation.replicates and not closed:
             raise ValueError("evaluation.replicates needs reward.kind probe, policy.kind tilt and feedback.kind gold: set it to 0")

@@ -251,7 +251,7 @@ def _teacher_force(backbone: Backbone, batch: pd.DataFrame) -> list[dict]:
         longest = max(map(len, answers))
         out = backbone.causal(
             input_ids=tokens, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            output_hidden_states=True, logits_to_keep=longest + 1)
+            output_hidden_states=True, logits_to_keep=longest + 1, use_cache=False)
         logp = torch.log_softmax(out.logits[:, :-1].float(), -1).gather(2, tokens[:, -longest:, None])[..., 0]
         hidden = _layer(out).float()
     rows = []

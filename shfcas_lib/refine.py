@@ -1,18 +1,20 @@
 """The reward update: biased preferences and human labels go in, a refined reward comes out.
 
-Where feedback speaks about a pair that the biased data also holds, feedback wins.
+Where feedback speaks about a pair that the biased data also holds, feedback wins. A published proxy was trained on none of this run's
+preferences: there the labels alone train a correction on top of it (`published`).
 """
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pandas as pd
 
-from shfcas_lib import processes, rewards, training
+from shfcas_lib import processes, published, rewards, runs, training
 from shfcas_lib.params import InputError, Reward, Training
 
 if TYPE_CHECKING:
@@ -36,41 +38,80 @@ def merge(biased: pd.DataFrame, labels: pd.DataFrame, weight: float) -> pd.DataF
     return both.drop_duplicates(key, keep="last").sort_values(key, ignore_index=True)
 
 
-def fit(settings: Reward, pool: pd.DataFrame | None, preferences: pd.DataFrame | None, seed: int, name: str = "reward",
-        folder: Path | None = None, backbone: Backbone | None = None, how: Training = training.PLAIN) -> RewardModel:
+def proxy(settings: Reward, pool: pd.DataFrame, preferences: pd.DataFrame, seed: int, folder: Path | None = None,
+          backbone: Backbone | None = None, how: Training = training.PLAIN) -> RewardModel:
+    """The proxy that a run starts from: trained on the biased preferences, or a published model's scores over their spread on `pool`."""
+    if not settings.published or _stands(folder, "published.json"):
+        return fit(settings, pool, preferences, seed, "proxy", folder, backbone, how=how)
+    reward = published.Published(rewards.spread(published.Published().score(pool), pool["prompt_id"].to_numpy()))
+    if folder and processes.is_main():
+        reward.save(folder)
+    processes.wait()
+    return reward
+
+
+def fit(settings: Reward, pool: pd.DataFrame | None, preferences: pd.DataFrame | None, seed: int, name: str = "reward", folder: Path | None = None,
+        backbone: Backbone | None = None, base: RewardModel | None = None, how: Training = training.PLAIN) -> RewardModel:
     """Train the kind of reward that the parameters ask for, or read it back from `folder` if it stands there whole.
 
     `lora` needs the backbone, on which it becomes the adapter `name`; `probe` needs only the pool. With pool None the reward
-    is only read; raises InputError where there is none. how: see module training; checkpoints lie in `folder` until the reward is there.
+    is only read; raises InputError where there is none. base: the run's proxy; where it is a published model, what is trained is a
+    correction on top of it. how: see module training; checkpoints lie in `folder` until the reward is there.
     """
-    if pool is None and not any((folder / name).exists() for name in ("reward.safetensors", "reward.json")):
+    if _stands(folder, "published.json"):
+        return published.load_base(folder)
+    if _stands(folder, "correction.json"):
+        facts = runs.read_json(folder / "correction.json")
+        return published.Corrected(published.Published(facts["base"]), _read(settings, name, folder / "correction", backbone), facts["spread"])
+    if _stands(folder, "reward.safetensors" if settings.kind == "probe" else "reward.json"):
+        return _read(settings, name, folder, backbone)
+    if pool is None:
         raise InputError(f"{folder} holds no finished reward: run the earlier notebooks with the same parameters first")
-    if settings.kind == "probe":
-        path = folder / "reward.safetensors" if folder else None
-        if path and processes.agreed(path.exists()):
-            return rewards.Probe.load(path)
-        probe = rewards.fit_probe(pool, preferences, settings.l2)
-        if path and processes.is_main():
-            probe.save(path)
-        processes.wait()
-        return probe
-    from shfcas_lib import lora_reward
-
-    if folder and processes.agreed((folder / "reward.json").exists()):
-        return lora_reward.load(backbone, name, folder)
-    checkpoints = folder / "checkpoints" if folder else None
-    reward = lora_reward.train(backbone, name, pool, preferences, settings, seed, how, checkpoints)
+    offset = base.score(pool) if isinstance(base, published.Published) else None
+    trained = reward = _train(settings, pool, preferences, seed, name, backbone, offset, how, folder)
+    if offset is not None:
+        used = pool.merge(rewards.named(preferences), on=["prompt_id", "index"])
+        reward = published.Corrected(base, trained)
+        reward = replace(reward, spread=rewards.spread(reward.score(used), used["prompt_id"].to_numpy()))
     if folder and processes.is_main():
-        reward.save(folder)
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        _save(trained, folder if offset is None else folder / "correction")
+        if offset is not None:
+            runs.write_json(folder / "correction.json", {"base": base.spread, "spread": reward.spread})
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     processes.wait()
     return reward
+
+
+def _stands(folder: Path | None, marker: str) -> bool:
+    """Is there a finished reward of the kind that this file marks?"""
+    return folder is not None and processes.agreed((folder / marker).exists())
+
+
+def _train(settings: Reward, pool: pd.DataFrame, preferences: pd.DataFrame, seed: int, name: str, backbone: Backbone | None,
+           offset: np.ndarray | None, how: Training, folder: Path | None) -> RewardModel:
+    if settings.kind == "probe":
+        return rewards.fit_probe(pool, preferences, settings.l2, offset)
+    from shfcas_lib import lora_reward
+
+    return lora_reward.train(backbone, name, pool, preferences, settings, seed, offset, how, folder / "checkpoints" if folder else None)
+
+
+def _save(reward: RewardModel, folder: Path) -> None:
+    reward.save(folder / "reward.safetensors" if isinstance(reward, rewards.Probe) else folder)
+
+
+def _read(settings: Reward, name: str, folder: Path, backbone: Backbone | None) -> RewardModel:
+    if settings.kind == "probe":
+        return rewards.Probe.load(folder / "reward.safetensors")
+    from shfcas_lib import lora_reward
+
+    return lora_reward.load(backbone, name, folder)
 
 
 def agreement_so_far(settings: Reward, pool: pd.DataFrame, biased: pd.DataFrame, labels: pd.DataFrame, before: RewardModel, folds: int = 5) -> dict | None:
     """What have the labels changed? How often `before` and the refined reward rank a labelled pair as the label does.
 
-    The refined reward is cross-validated: a pair is judged by a probe that saw the other folds' labels alone, folds being whole prompts. Returns
+    The refined reward is cross-validated: a pair is judged by a reward that saw the other folds' labels alone, folds being whole prompts. Returns
     labels (how many decided ones), before, after and error (standard error of `after`); None below ten decided labels, two
     prompts, or for a reward that is no probe. About two seconds on one core for the quickstart.
     """
@@ -85,7 +126,7 @@ def agreement_so_far(settings: Reward, pool: pd.DataFrame, biased: pd.DataFrame,
     asked = pool[pool["prompt_id"].isin(prompts)]
     right = pd.Series(np.nan, index=labels.index)
     for k in sorted(fold.unique()):
-        probe = rewards.fit_probe(pool, merge(biased, labels[fold != k], settings.feedback_weight), settings.l2)
+        probe = fit(settings, pool, merge(biased, labels[fold != k], settings.feedback_weight), seed=0, base=before)
         right[fold == k] = _agrees(probe, asked, labels[fold == k])
     after = right[decided].mean()
     return {"labels": int(decided.sum()), "before": float(_agrees(before, asked, labels[decided]).mean()), "after": float(after),

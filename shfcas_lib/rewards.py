@@ -72,12 +72,13 @@ def design(features: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarra
     return np.hstack([standard[:, : 3 * hidden], product])
 
 
-def fit_probe(pool: pd.DataFrame, preferences: pd.DataFrame, l2: float) -> Probe:
+def fit_probe(pool: pd.DataFrame, preferences: pd.DataFrame, l2: float, offset: np.ndarray | None = None) -> Probe:
     """Maximum a posteriori Bradley-Terry fit (Bradley and Terry 1952) on differences of the design.
 
     pool: pool table that holds every completion named. preferences: prompt_id, i, j, label in [0, 1], optional weight.
     Minimises sum_k weight_k * crossentropy(label_k, sigmoid(w . (d_i - d_j))) + l2 / 2 |w|^2, standardised on the
-    completions that the preferences name. Raises InputError for no preferences or a completion that is missing.
+    completions that the preferences name. offset: (pool rows,), a reward that is given and to which the probe is a correction, left at
+    its own scale (spread 1). Raises InputError for no preferences or a completion that is missing.
     """
     from scipy.optimize import minimize
     from scipy.special import expit
@@ -91,14 +92,15 @@ def fit_probe(pool: pd.DataFrame, preferences: pd.DataFrame, l2: float) -> Probe
     columns = design(features, mean, std)
     difference = columns[rows[: len(first)]] - columns[rows[len(first) :]]
     label, weight = preferences["label"].to_numpy(float), _weights(preferences)
+    given = np.zeros(len(first)) if offset is None else offset[first] - offset[second]
 
     def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
-        margin = difference @ w
+        margin = difference @ w + given
         value = weight @ (np.logaddexp(0, margin) - label * margin) + l2 / 2 * w @ w
         return value, difference.T @ (weight * (expit(margin) - label)) + l2 * w
 
     w = minimize(loss, np.zeros(difference.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 1000, "ftol": 1e-12, "gtol": 1e-6}).x
-    return Probe(mean, std, w, spread(columns @ w, pool["prompt_id"].to_numpy()[used]))
+    return Probe(mean, std, w, 1.0 if offset is not None else spread(columns @ w, pool["prompt_id"].to_numpy()[used]))
 
 
 def information(probe: Probe, pool: pd.DataFrame, preferences: pd.DataFrame, l2: float) -> np.ndarray:
@@ -139,6 +141,12 @@ def spread(scores: np.ndarray, prompt_ids: np.ndarray) -> float:
     deviation = pd.Series(scores).groupby(np.asarray(prompt_ids)).std(ddof=0)
     mean = float(deviation.mean())
     return mean if mean > 1e-12 else 1.0
+
+
+def named(preferences: pd.DataFrame) -> pd.DataFrame:
+    """The completions that preferences name: columns prompt_id, index, each once."""
+    both = [preferences[["prompt_id", column]].rename(columns={column: "index"}) for column in ("i", "j")]
+    return pd.concat(both).drop_duplicates()
 
 
 def locate(pool: pd.DataFrame, pairs: pd.DataFrame, column: str) -> np.ndarray:

@@ -42,7 +42,8 @@ _JUDGE_LIMITS = ("concurrency", "timeout", "retries", "backoff", "max_tokens", "
 # What decides how much memory and time a training takes, and not what comes out: free to change as well.
 _TRAINING_LIMITS = ("gradient_checkpointing", "checkpoint_every")
 # Keys that runs of earlier versions did not have: at their defaults they change nothing, and are left out.
-_NEWER = {"sft": tuple(Sft.model_fields), "training": tuple(Training.model_fields), "policy": ("generations", "prompts")}
+_NEWER = {"sft": tuple(Sft.model_fields), "training": tuple(Training.model_fields), "policy": ("generations", "prompts"), "gold": ("model",),
+          "model": ("attention", "template", "trust_remote_code"), "reward": ("proxy", "model")}
 _TEMPORARY = ".part"  # ends the name of what is being written
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)  # faults of the place, not of the caller
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "numpy", "scipy", "pandas")
@@ -319,6 +320,11 @@ def write_json(path: Path, values: dict) -> None:
     """Write a dict as indented JSON, whole or not at all. NaN and infinity are refused."""
     with atomic(path) as target:
         target.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict:
+    """Read what `write_json` wrote."""
+    return json.loads(path.read_text())
 
 
 def versions() -> dict[str, str]:

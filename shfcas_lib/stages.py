@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from shfcas_lib import bias, data, feedback, gold, loop, models, pool, processes, refine, runs, sft, training_data
+from shfcas_lib import bias, data, feedback, gold, loop, models, pool, processes, published, refine, runs, sft, training_data
 from shfcas_lib.params import InputError, Params
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ def execute(names: list[str], params: Params) -> None:
         model = sft.base(run, prompts if "pools" in names else None)
         with processes.main_first():
             backbone = models.load_backbone(model)
+        if "pools" in names:
+            published.try_out(params)
         for name in names:
             STAGES[name](run, backbone)
         run.record(processes=processes.count())
@@ -43,10 +45,10 @@ def pools(run: runs.Run, backbone: Backbone) -> None:
     prompts = first.table("prompts", lambda: data.check(params))
     first.table("dropped", lambda: data.dropped(params))
     with first.timed("sample training and evaluation prompts"):
-        first.table("pool_train", lambda: training_data.training_pool(backbone, prompts, params))
-        first.table("pool_evaluate", lambda: pool.sample(backbone, _of(prompts, "evaluate"), params.sampling, params.seed, "evaluation prompts"))
+        first.table("pool_train", lambda: published.scored(training_data.training_pool(backbone, prompts, params), params))
+        first.table("pool_evaluate", lambda: _sampled(backbone, prompts, "evaluate", "evaluation prompts", params))
     with second.timed("sample feedback prompts"):
-        second.table("pool_feedback", lambda: pool.sample(backbone, _of(prompts, "feedback"), params.sampling, params.seed, "feedback prompts"))
+        second.table("pool_feedback", lambda: _sampled(backbone, prompts, "feedback", "feedback prompts", params))
 
 
 def proxy(run: runs.Run, backbone: Backbone) -> None:
@@ -55,10 +57,11 @@ def proxy(run: runs.Run, backbone: Backbone) -> None:
     prompts, train = (run.require("01_proxy", name) for name in ("prompts", "pool_train"))
     clean = stage.table("preferences_clean", lambda: training_data.clean_preferences(train, prompts, params))
     category = dict(zip(prompts["prompt_id"], prompts["category"]))
-    biased = stage.table("preferences_biased", lambda: bias.inject(clean, train, category, params.bias, params.seed))
+    biased = stage.table("preferences_biased", lambda: bias.inject(
+        training_data.seen_by_proxy(clean, params), train, category, params.bias, params.seed))
     with stage.timed("train the proxy"):
-        for name, preferences in {"proxy": bias.observed(biased), "clean": clean}.items():
-            refine.fit(params.reward, train, preferences, params.seed, name, stage.folder / name, backbone, params.training)
+        trained = refine.proxy(params.reward, train, bias.observed(biased), params.seed, stage.folder / "proxy", backbone, params.training)
+        refine.fit(params.reward, train, clean, params.seed, "clean", stage.folder / "clean", backbone, trained, params.training)
 
 
 def rounds(run: runs.Run, backbone: Backbone) -> None:
@@ -101,5 +104,5 @@ def _setting(run: runs.Run, backbone: Backbone) -> loop.Setting:
     return loop.Setting(params, params.seed, prompts, train, asked, observed, reward, backbone)
 
 
-def _of(prompts: pd.DataFrame, split: str) -> pd.DataFrame:
-    return prompts[prompts["split"] == split]
+def _sampled(backbone: Backbone, prompts: pd.DataFrame, split: str, label: str, params: Params) -> pd.DataFrame:
+    return published.scored(pool.sample(backbone, prompts[prompts["split"] == split], params.sampling, params.seed, label), params)

@@ -147,7 +147,7 @@ def _text(value) -> str:
 
 
 def _add_point(made: dict[str, dict], label: dict[str, str], params: Params, most: dict[str, int]) -> str:
-    closed = (params.reward.kind, params.policy.kind, params.feedback.kind) == ("probe", "tilt", "gold")
+    closed = (params.reward.kind, params.reward.proxy, params.policy.kind, params.feedback.kind) == ("probe", "trained", "tilt", "gold")
     if not closed:
         return _add(made, "run", label, params, {})
     if params.preferences.given or not params.evaluation.replicates:
@@ -201,9 +201,10 @@ def _inputs(params: Params, kind: str) -> dict[str, str]:
         spec = importlib.util.find_spec(module)
         if spec and spec.origin and Path(spec.origin).is_file():
             found[module] = _sha(Path(spec.origin))
-    model = runs.found(params.model.source)
-    if model.is_dir():  # by names and sizes: weights are large
-        found[params.model.source] = parameters.fingerprint(sorted((p.name, p.stat().st_size) for p in model.iterdir() if p.is_file()))
+    for source in filter(None, (params.model.source, params.gold.published, params.reward.published)):
+        model = runs.found(source)
+        if model.is_dir():  # by names and sizes: weights are large
+            found[source] = parameters.fingerprint(sorted((p.name, p.stat().st_size) for p in model.iterdir() if p.is_file()))
     return dict(sorted((found | runs.versions()).items()))
 
 

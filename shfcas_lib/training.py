@@ -50,17 +50,19 @@ def arguments(training: Training, backbone: Backbone, batch_size: int, most: int
     batch_size: examples per step, over all processes; it decides what comes out. most: examples at once where training.micro_batch does
     not say (None: all). Raises InputError where the batch cannot be shared out evenly.
     """
+    import torch
+
     check(training, backbone.device.type)
     mine, rest = divmod(batch_size, processes.count())
     if rest or not mine:
         raise InputError(f"a batch_size of {batch_size} cannot be shared out evenly over {processes.count()} processes")
     limit = training.micro_batch or most or mine
     micro = next(size for size in range(min(limit, mine), 0, -1) if mine % size == 0)
-    on_gpu = backbone.device.type == "cuda"
+    compute = backbone.causal.dtype
     return {
         "per_device_train_batch_size": micro, "gradient_accumulation_steps": mine // micro, "seed": seed,
         **({} if training.optimiser == "adamw_torch" else {"optim": training.optimiser}),  # torch's, in the form that transformers prefers
-        "bf16": on_gpu, "use_cpu": not on_gpu, "gradient_checkpointing": training.gradient_checkpointing,
+        "bf16": compute == torch.bfloat16, "fp16": compute == torch.float16, "use_cpu": backbone.device.type == "cpu", "gradient_checkpointing": training.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False} if training.gradient_checkpointing else None,
         "save_strategy": "steps" if training.checkpoint_every else "no", "save_steps": training.checkpoint_every or 500, "report_to": "none",
         "ddp_find_unused_parameters": False, "disable_tqdm": bool(os.environ.get("TQDM_DISABLE")) or not processes.is_main()}

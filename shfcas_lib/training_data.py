@@ -40,6 +40,12 @@ def clean_preferences(pool: pd.DataFrame, prompts: pd.DataFrame, params: Params)
     return data.preferences_from_gold(scores, params.preferences.per_prompt, params.seed)
 
 
+def seen_by_proxy(clean: pd.DataFrame, params: Params) -> pd.DataFrame:
+    """The preferences, before bias, that train the proxy: all of them, or none where it is a published model. Its correction must not
+    learn from gold labels that nobody paid for; they show the ceiling alone."""
+    return clean.head(0) if params.reward.published else clean
+
+
 def gold_scores(pool: pd.DataFrame, prompts: pd.DataFrame, params: Params) -> np.ndarray:
     """Gold of every completion of a pool, (rows,). For building the annotated data set and for evaluation prompts only."""
     return gold.load_gold(params)(with_facts(pool, prompts))

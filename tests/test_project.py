@@ -39,7 +39,8 @@ def test_the_lock_holds_the_same_pins():
 @pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_parameter_file_loads_and_its_data_is_there(path):
     settings = params.load(path)
-    assert len(data.check(settings)) >= 6
+    if not settings.prompts.recipe and not settings.preferences.recipe:  # those of hubs are tested in test_real_runs
+        assert len(data.check(settings)) >= 6
     assert path.read_text().startswith("# "), "a header says what the run does"
 
 
