@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py
 
-Each figure is the peak resident memory of a fresh process, less that of a process that only imports what all of them import.
+Embedded model, NF4, CPU, each table in a fresh process. What the imports and a first, discarded model leave behind is not counted (see stages.Meter).
 """
 
 from __future__ import annotations
@@ -16,50 +16,55 @@ import pandas as pd
 from race import exponent, release
 
 ROOT = Path(__file__).resolve().parents[1]
-IMPORTS = """
+START = """
 import os; os.environ["TQDM_DISABLE"] = "1"
-import resource, torch, bitsandbytes, peft
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM
-from shfcas_lib import params, models, data, pool, lora_reward
+import stages
+from shfcas_lib import data, lora_reward, models, params, pool
 settings = params.load("params/quickstart.yaml")
-prompts = data.check(settings).sort_values("prompt_id")
+def loaded():
+    return stages.unmapped(models.load_backbone(settings.model))
+warm = loaded()
+warm.add_adapter("default", settings.policy.lora)
+del warm
+meter = stages.Meter("cpu")
+backbone = loaded()
 """
-ONE = """
-backbone = models.load_backbone(settings.model)
+ROLES = START + """
+print(meter.current())
 for name in ("default", "proxy", "refined"):
     backbone.add_adapter(name, settings.policy.lora)
 heads = [lora_reward._new_head(backbone) for _ in range(2)]
-backbone.use(None)
+print(meter.current())
+others = [loaded() for _ in range(3)]
+print(meter.current())
 """
-FOUR = """
-backbone = models.load_backbone(settings.model)
-others = [models.load_backbone(settings.model) for _ in range(3)]
-"""
-POOL = """
-backbone = models.load_backbone(settings.model)
+POOLS = START + """
 sampling = settings.sampling.model_copy(update={"max_new_tokens": 4, "batch_size": 32})
-pool.sample(backbone, prompts.head(%d), sampling, 0)
+prompts = data.check(settings).sort_values("prompt_id")
+pool.sample(backbone, prompts.head(2), sampling, 0)
+for size in SIZES:
+    meter.reset()
+    drawn = pool.sample(backbone, prompts.head(size), sampling, 0)
+    print(meter.peak())
 """
-PEAK = "\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+SIZES = [4, 8, 16, 32]
 
 
-def peak(body: str) -> float:
-    """MB of resident memory at the peak."""
-    done = subprocess.run([sys.executable, "-c", IMPORTS + body + PEAK], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True,
-                          capture_output=True, text=True)
-    return float(done.stdout.split()[-1])
+def printed(code: str) -> list[float]:
+    """What a fresh process prints, bytes as MB."""
+    done = subprocess.run([sys.executable, "-c", f"SIZES = {SIZES}\n{code}"], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True,
+                          env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}"})
+    return [float(line) / 1e6 for line in done.stdout.split()]
 
 
 def main() -> None:
-    nothing = peak("")
-    one, four, bare = (peak(body) - nothing for body in (ONE, FOUR, "backbone = models.load_backbone(settings.model)\n"))
+    alone, roles, four = printed(ROLES)
     release("memory", pd.DataFrame([
-        {"held": "backbone alone, NF4", "MB": bare, "over the backbone": 1.0},
-        {"held": "policy, reference, proxy, refined: adapters", "MB": one, "over the backbone": one / bare},
-        {"held": "four separate models", "MB": four, "over the backbone": four / bare}]))
-    sizes = [8, 16, 32, 64]
-    pools = [peak(POOL % size) - nothing for size in sizes]
-    release("memory_pool", pd.DataFrame({"prompts": sizes, "MB": pools, "exponent": exponent(sizes, pools)}))
+        {"held": "backbone alone", "MB": alone, "over the backbone": 1.0},
+        {"held": "policy, reference, proxy and refined reward: adapters on one backbone", "MB": roles, "over the backbone": roles / alone},
+        {"held": "four separate models, one with adapters", "MB": four, "over the backbone": four / alone}]))
+    peaks = printed(POOLS)
+    release("memory_pool", pd.DataFrame({"prompts": SIZES, "peak, MB": peaks, "exponent": exponent(SIZES, peaks)}))
 
 
 if __name__ == "__main__":

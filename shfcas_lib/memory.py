@@ -59,8 +59,9 @@ class Stage:
 PARTS = ("weights", "adapters", "gradients", "optimiser", "activations", "logits", "cache")
 
 
-def stages(shape: Shape, knobs: Knobs, published: Shape | None = None) -> list[Stage]:
-    """The stages of a run with their peaks, in the order they run. published: sizes of a published reward model that scores beside the backbone."""
+def stages(shape: Shape, knobs: Knobs, published: dict[str, tuple[Shape, int]] | None = None) -> list[Stage]:
+    """The stages of a run with their peaks, in the order they run. published: reward models that score beside the backbone, by what they are
+    (gold, proxy): sizes, and completions scored at once."""
     found = [_highest("sampling", _resident(shape, knobs), _sampling(shape, knobs)), _stage("scoring", _resident(shape, knobs), _scoring(shape, knobs))]
     if knobs.reward_rows:
         found.append(_stage("reward training", _resident(shape, knobs), _reward(shape, knobs)))
@@ -68,10 +69,11 @@ def stages(shape: Shape, knobs: Knobs, published: Shape | None = None) -> list[S
         found.append(_stage("policy training", _resident(shape, knobs), _policy(shape, knobs)))
     if knobs.online_rows:
         found.append(_stage("policy sampling", _resident(shape, knobs), _online(shape, knobs)))
-    if published:
-        one = knobs.length * (_layer_forward(published, knobs) + published.hidden * knobs.compute)
+    for role, (other, rows) in (published or {}).items():
         beside = _resident(shape, knobs)
-        found.append(_stage("published reward", beside | {"weights": beside["weights"] + published.parameters * knobs.compute}, {"activations": one}))
+        both = beside | {"weights": beside["weights"] + weights(other, knobs.quantisation, knobs.compute)}
+        pass_ = rows * knobs.length * (_layer_forward(other, knobs) + other.hidden * knobs.compute) + _widened(other, knobs)
+        found.append(_stage(f"published {role}", both, {"activations": pass_}))
     return found
 
 
@@ -144,11 +146,11 @@ def _sampling(shape: Shape, knobs: Knobs) -> list[dict[str, float]]:
 
 
 def _scoring(shape: Shape, knobs: Knobs) -> dict[str, float]:
-    """Teacher-forced log-probabilities: hidden states of all layers, a cache that nobody reads, logits of the completion and their log-softmax."""
+    """Teacher-forced log-probabilities: hidden states of all layers, logits of the completion and their log-softmax."""
     rows, c = SCORING_ROWS, knobs.compute
     tokens = rows * knobs.length
     return {"activations": tokens * (shape.layers + 1) * shape.hidden * c + _widened(shape, knobs),
-            "logits": rows * (knobs.completion + 1) * shape.vocab * (c + 8), "cache": _cache(shape, rows, knobs.length, knobs)}
+            "logits": rows * (knobs.completion + 1) * shape.vocab * (c + 8)}
 
 
 def _reward(shape: Shape, knobs: Knobs) -> dict[str, float]:

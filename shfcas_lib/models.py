@@ -191,6 +191,7 @@ def load_backbone(model: Model) -> Backbone:
 
 def loading(model: Model, key: str, source: str, skip: list[str] | None = None) -> dict[str, Any]:
     """What `from_pretrained` is told about device, compute type, quantisation and attention. skip: modules left unquantised."""
+    import torch
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -199,7 +200,8 @@ def loading(model: Model, key: str, source: str, skip: list[str] | None = None) 
     dtype = _dtype(model.dtype, device)
     _check_attention(model, device, dtype, key, source)
     attention = {} if model.attention == "auto" else {"attn_implementation": model.attention}
-    return {"dtype": dtype, "device_map": {"": device}, "quantization_config": _quantisation(model.quantisation, dtype, skip),
+    place = torch.cuda.current_device() if device == "cuda" else device  # a number: each process of a launch has a GPU of its own
+    return {"dtype": dtype, "device_map": {"": place}, "quantization_config": _quantisation(model.quantisation, dtype, skip),
             "trust_remote_code": model.trust_remote_code, **attention}
 
 

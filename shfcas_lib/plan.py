@@ -44,6 +44,7 @@ class Plan:
     knobs: Knobs
     stages: list[Stage]
     gpu: float
+    unknown: list[str]      # published reward models whose config.json is not within reach: they are left out
     alone: list[Turn]       # single changes that make it fit
     together: list[Turn]    # where there is none: changes one after the other, each with the peak that it leads to
 
@@ -58,7 +59,7 @@ class Plan:
 
     def text(self) -> str:
         """The plan as it is printed."""
-        return "\n".join([self.title, "", *_table(self.stages), "", *_verdict(self)])
+        return "\n".join([self.title, "", *_table(self.stages), "", *self.unknown, *_verdict(self)])
 
 
 def make(params: Params, gpu_memory: float | str | None = None, config: Path | None = None, prompt_tokens: int | None = None,
@@ -68,14 +69,24 @@ def make(params: Params, gpu_memory: float | str | None = None, config: Path | N
     read = shapes.read_config(params.model.source, params.model.revision, config)
     shape = shapes.measure(read)
     asked = knobs(params, prompt_tokens or longest_prompt(params), completion_tokens)
-    published = None
-    if params.gold.kind.startswith("model:"):
-        published = shapes.measure(shapes.read_config(params.gold.kind.removeprefix("model:")))
+    published, unknown = _published(params)
     stages = memory.stages(shape, asked, published)
     alone, together = _turns(asked, params, lambda tried: needed(memory.stages(shape, tried, published), tried), gpu)
     title = (f"{params.model.source}: {shape.parameters / 1e9:.3f} billion parameters, {asked.quantisation}, computing in {8 * asked.compute} bits; prompts up to "
              f"{asked.prompt} tokens, completions up to {asked.completion}")
-    return Plan(title, shape, asked, stages, gpu, alone, together)
+    return Plan(title, shape, asked, stages, gpu, unknown, alone, together)
+
+
+def _published(params: Params) -> tuple[dict[str, tuple[Shape, int]], list[str]]:
+    """Sizes of the published reward models that score beside the backbone, by role, and those whose sizes cannot be had."""
+    found, unknown = {}, []
+    for role, block in (("proxy", params.reward), ("gold", params.gold)):
+        if block.published:
+            try:
+                found[role] = (shapes.measure(shapes.read_config(block.published, block.model.revision), classifier=True), block.model.batch_size)
+            except InputError as error:
+                unknown.append(f"{role} model left out: {error}")
+    return found, unknown
 
 
 def needed(stages: list[Stage], asked: Knobs) -> float:

@@ -63,16 +63,17 @@ def _place(source: str) -> str:
     return str(runs.found(source)) if runs.found(source).exists() else source
 
 
-def measure(config) -> Shape:
-    """Sizes of the causal language model that a configuration describes. Raises InputError where transformers has no such model."""
+def measure(config, classifier: bool = False) -> Shape:
+    """Sizes of the causal language model, or sequence classifier, that a configuration describes. Raises InputError where transformers has none."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = (AutoModelForSequenceClassification if classifier else AutoModelForCausalLM).from_config(config)
     except ValueError as error:
-        raise InputError(f"a {config.model_type!r} model is no causal language model that transformers knows: a plan cannot be made for it") from error
+        kind = "sequence classifier" if classifier else "causal language model"
+        raise InputError(f"a {config.model_type!r} model is no {kind} that transformers knows: a plan cannot be made for it") from error
     layers = max((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), key=lambda m: sum(p.numel() for p in m.parameters()))
     linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not model.get_output_embeddings()]
     inside = [m for m in layers[0].modules() if isinstance(m, torch.nn.Linear)]

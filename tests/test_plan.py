@@ -213,10 +213,21 @@ def test_where_no_knob_is_enough_alone_several_are_named_together(llama_config):
     assert "cannot be made to fit" in hopeless.text()
 
 
-def test_a_published_reward_model_is_a_stage(llama_config):
-    made = plan.make(settings(gold={"kind": f"model:{llama_config}"}), 80, llama_config)
-    stage = made.stages[-1]
-    assert stage.name == "published reward" and stage.total > 2 * 8.03e9 + memory.weights(made.shape, "nf4", 2)
+def test_published_reward_models_are_stages_beside_the_backbone(llama_config):
+    values = {"gold": {"kind": f"model:{llama_config}"}, "reward": {"proxy": f"model:{llama_config}", "model": {"batch_size": 2}}, "bias": []}
+    made = plan.make(settings(**values), 80, llama_config)
+    assert [stage.name for stage in made.stages][-2:] == ["published proxy", "published gold"]
+    proxy, gold = made.stages[-2:]
+    both = memory.weights(made.shape, "nf4", 2)
+    assert 1.8 * both < proxy.parts["weights"] == gold.parts["weights"] < 2 * both  # a classifier has no output layer
+    widened = made.shape.largest * 2
+    assert gold.parts["activations"] - widened == pytest.approx(8 * (proxy.parts["activations"] - widened))  # 16 rows at once by default, and 2
+
+
+def test_a_published_reward_model_out_of_reach_is_left_out_and_named(llama_config, tmp_path):
+    made = plan.make(settings(gold={"kind": f"model:{tmp_path}"}), 80, llama_config)
+    assert "published gold" not in [stage.name for stage in made.stages]
+    assert f"gold model left out: no config.json for '{tmp_path}'" in made.text()
 
 
 def test_the_command_prints_the_table_and_its_status_is_the_verdict(llama_config, tmp_path, capsys):
