@@ -54,7 +54,7 @@ def theirs(data: Data, pairs: int) -> np.ndarray:
 
 def _standard(pool: pd.DataFrame, used: np.ndarray):
     features = np.stack(pool["features"].to_numpy()).astype(np.float64)
-    return (features, *rewards._moments(features[used]))
+    return (features, *rewards._standardised(features[used])[1:])
 
 
 def loss(data: Data, pairs: int, weight: np.ndarray) -> float:

@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("params", type=Path, help="a YAML file, see params/")
     text = "compute heavy stages alone; the notebooks find them done"
-    command = commands.add_parser("stage", help=text, description=f"{text}. With several GPUs: accelerate launch -m shfcas_lib stage ...")
+    command = commands.add_parser("stage", help=text, description=f"{text}. With several GPUs: accelerate launch --multi_gpu -m shfcas_lib stage ...")
     command.add_argument("names", nargs="+", metavar="NAME", choices=("pools", "proxy", "rounds", "policies"), help="pools, proxy, rounds or policies, in this order")
     command.add_argument("params", type=Path, help="a YAML file, see params/")
     command = commands.add_parser("plan", help="estimate memory before anything is downloaded", description="Does a run fit on a GPU? Status 1 where it does not.")

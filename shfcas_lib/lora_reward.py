@@ -92,12 +92,12 @@ def load(backbone: Backbone, name: str, folder: Path) -> LoraReward:
 
 
 def train(backbone: Backbone, name: str, pool: pd.DataFrame, preferences: pd.DataFrame, settings: Reward, seed: int,
-          offset: np.ndarray | None = None, how: Training = training.PLAIN, checkpoints: Path | None = None) -> LoraReward:
+          how: Training = training.PLAIN, checkpoints: Path | None = None, offset: np.ndarray | None = None) -> LoraReward:
     """Train adapter `name` and a fresh head on preferences (prompt_id, i, j, label, optional weight) between the pool's completions.
 
-    TRL's loss knows neither weights nor ties: a pair of weight w is repeated round(w) times, ties are left out. offset: (pool rows,), a
-    reward that is given and to which this one is a correction: it starts from zero and stays at its own scale (spread 1). how, checkpoints:
-    see module training.
+    TRL's loss knows neither weights nor ties: a pair of weight w is repeated round(w) times, ties are left out. how, checkpoints: see
+    module training. offset: (pool rows,), a reward that is given and to which this one is a correction: it starts from zero and stays at its
+    own scale (spread 1).
     """
     import torch
     from datasets import Dataset

@@ -123,12 +123,17 @@ class Backbone:
     def save_adapter(self, name: str, folder: Path) -> None:
         """Write an adapter as safetensors and its configuration into `folder`, file by file whole, the weights last."""
         folder.mkdir(parents=True, exist_ok=True)
+        kept = set()
         with runs.scratch(folder.parent, folder.name) as scratch:
             self.peft.save_pretrained(scratch, selected_adapters=[name], safe_serialization=True)
             saved = scratch / name if (scratch / name).is_dir() else scratch  # PEFT puts the adapter called default at the top, all others below
             for file in sorted((file for file in saved.iterdir() if file.is_file()), key=lambda file: file.suffix == ".safetensors"):
                 with runs.atomic(folder / file.name) as target:
                     file.rename(target)
+                kept.add(file.name)
+        for file in folder.iterdir():  # of an older adapter
+            if file.is_file() and file.name not in kept:
+                file.unlink()
 
     def drop_adapter(self, name: str) -> None:
         """Forget an adapter; unknown names are ignored. If it was in use, the reference is in use afterwards."""

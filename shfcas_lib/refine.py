@@ -39,7 +39,7 @@ def merge(biased: pd.DataFrame, labels: pd.DataFrame, weight: float) -> pd.DataF
 
 
 def proxy(settings: Reward, pool: pd.DataFrame, preferences: pd.DataFrame, seed: int, folder: Path | None = None,
-          backbone: Backbone | None = None, how: Training = training.PLAIN) -> RewardModel:
+          backbone: Backbone | None = None, *, how: Training = training.PLAIN) -> RewardModel:
     """The proxy that a run starts from: trained on the biased preferences, or a published model's scores over their spread on `pool`."""
     if not settings.published or _stands(folder, "published.json"):
         return fit(settings, pool, preferences, seed, "proxy", folder, backbone, how=how)
@@ -51,7 +51,7 @@ def proxy(settings: Reward, pool: pd.DataFrame, preferences: pd.DataFrame, seed:
 
 
 def fit(settings: Reward, pool: pd.DataFrame | None, preferences: pd.DataFrame | None, seed: int, name: str = "reward", folder: Path | None = None,
-        backbone: Backbone | None = None, base: RewardModel | None = None, how: Training = training.PLAIN) -> RewardModel:
+        backbone: Backbone | None = None, *, base: RewardModel | None = None, how: Training = training.PLAIN) -> RewardModel:
     """Train the kind of reward that the parameters ask for, or read it back from `folder` if it stands there whole.
 
     `lora` needs the backbone, on which it becomes the adapter `name`; `probe` needs only the pool. With pool None the reward
@@ -93,7 +93,7 @@ def _train(settings: Reward, pool: pd.DataFrame, preferences: pd.DataFrame, seed
         return rewards.fit_probe(pool, preferences, settings.l2, offset)
     from shfcas_lib import lora_reward
 
-    return lora_reward.train(backbone, name, pool, preferences, settings, seed, offset, how, folder / "checkpoints" if folder else None)
+    return lora_reward.train(backbone, name, pool, preferences, settings, seed, how, folder / "checkpoints" if folder else None, offset)
 
 
 def _save(reward: RewardModel, folder: Path) -> None:

@@ -88,8 +88,7 @@ def fit_probe(pool: pd.DataFrame, preferences: pd.DataFrame, l2: float, offset: 
     first, second = (locate(pool, preferences, column) for column in ("i", "j"))
     used, rows = np.unique(np.concatenate([first, second]), return_inverse=True)
     features = pools.features(pool.iloc[used])
-    mean, std = _moments(features)
-    columns = design(features, mean, std)
+    columns, mean, std = _standardised(features)
     difference = columns[rows[: len(first)]] - columns[rows[len(first) :]]
     label, weight = preferences["label"].to_numpy(float), _weights(preferences)
     given = np.zeros(len(first)) if offset is None else offset[first] - offset[second]
@@ -121,15 +120,16 @@ def _weights(preferences: pd.DataFrame) -> np.ndarray:
     return preferences["weight"].to_numpy(float) if "weight" in preferences else np.ones(len(preferences))
 
 
-def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means and standard deviations that `design` needs, each (2, 4 x hidden); a feature that does not vary gets 1."""
+def _standardised(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`design` of these features by their own means and standard deviations, and those, each (2, 4 x hidden); a feature that does not vary gets 1."""
     mean, std = (np.zeros((2, features.shape[1])), np.ones((2, features.shape[1])))
     mean[0], std[0] = features.mean(0), _or_one(features.std(0))
     hidden = features.shape[1] // 4
     standard = (features - mean[0]) / std[0]
     product = standard[:, :hidden] * standard[:, 3 * hidden :]
     mean[1, :hidden], std[1, :hidden] = product.mean(0), _or_one(product.std(0))
-    return mean, std
+    product = (product - mean[1, :hidden]) / std[1, :hidden]
+    return np.hstack([standard[:, : 3 * hidden], product]), mean, std
 
 
 def _or_one(std: np.ndarray) -> np.ndarray:

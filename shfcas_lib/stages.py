@@ -1,7 +1,7 @@
 """The heavy stages of a run as a command: what the notebooks would compute, in one process or in several.
 
     python -m shfcas_lib stage pools proxy params/mine.yaml
-    accelerate launch --num_processes 4 -m shfcas_lib stage pools proxy rounds policies params/mine.yaml
+    accelerate launch --multi_gpu --num_processes 4 -m shfcas_lib stage pools proxy rounds policies params/mine.yaml
 
 Every table and adapter lands where the notebooks look for it, so that they find it done. Pools are the same whatever the number of
 processes; training sees the same batches in the same order (docs/training.md says where it may differ).
@@ -60,8 +60,8 @@ def proxy(run: runs.Run, backbone: Backbone) -> None:
     biased = stage.table("preferences_biased", lambda: bias.inject(
         training_data.seen_by_proxy(clean, params), train, category, params.bias, params.seed))
     with stage.timed("train the proxy"):
-        trained = refine.proxy(params.reward, train, bias.observed(biased), params.seed, stage.folder / "proxy", backbone, params.training)
-        refine.fit(params.reward, train, clean, params.seed, "clean", stage.folder / "clean", backbone, trained, params.training)
+        trained = refine.proxy(params.reward, train, bias.observed(biased), params.seed, stage.folder / "proxy", backbone, how=params.training)
+        refine.fit(params.reward, train, clean, params.seed, "clean", stage.folder / "clean", backbone, base=trained, how=params.training)
 
 
 def rounds(run: runs.Run, backbone: Backbone) -> None:

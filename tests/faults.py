@@ -14,6 +14,7 @@ import signal
 import sqlite3
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import nbformat
@@ -31,10 +32,14 @@ _PRELOAD = ["faults", "torch", "transformers", "safetensors.torch", "pyarrow.par
 
 def server(preload=_PRELOAD):
     """The fork server as a multiprocessing context."""
+    before = dict(os.environ)
     os.environ |= {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "agg",
                    "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "SHFCAS_HOME": str(ROOT)}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(preload)
+    forkserver.ensure_running()  # now, with this environment: the tests that follow have their own
+    os.environ.clear()
+    os.environ |= before
     return context
 
 

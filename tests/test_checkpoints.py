@@ -28,7 +28,7 @@ def trained(what, tiny_model, scene, folder, **how):
     pool, preferences, probe = scene
     backbone, how = load_tiny(tiny_model), Training(**how)
     if what == "lora":
-        reward = refine.fit(REWARD, pool, preferences, 3, "proxy", folder, backbone, how)
+        reward = refine.fit(REWARD, pool, preferences, 3, "proxy", folder, backbone, how=how)
         return adapter_weights(backbone, "proxy") | {"head": reward.head.weight.detach()}
     values = {"policy": {"kind": what, "pairs": 16, "learning_rate": 3.0e-3, "epochs": 2, "batch_size": 8, **SIZES.get(what, {})},
               "sampling": {"max_new_tokens": 6}, "evaluation": {"replicates": 0}, "training": how.model_dump()}

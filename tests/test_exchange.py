@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 import team_run
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -375,7 +376,7 @@ def test_a_comparison_that_two_strategies_chose_is_asked_once_and_answered_for_b
 
 def test_the_commands(waiting, tmp_path, capsys):
     run, _ = waiting
-    config = save(tmp_path / "team.yaml", json.dumps(run.params.model_dump()))
+    config = save(tmp_path / "team.yaml", yaml.safe_dump(run.params.model_dump()))
     assert __main__.main(["export", str(config), str(tmp_path / "q.csv")]) == 0
     assert "8 comparisons" in capsys.readouterr().out
     rows = list(csv.DictReader(io.StringIO((tmp_path / "q.csv").read_text(encoding="utf-8-sig"), newline="")))

@@ -69,9 +69,9 @@ def test_a_family_through_every_stage(family, twins, tmp_path, monkeypatch):
 
     seen = {}
 
-    def train(trainer, *rest, _train=trl.DPOTrainer.train):
+    def train(trainer, *rest, _train=trl.DPOTrainer.train, **more):
         seen.update(trainer.train_dataset[0])
-        return _train(trainer, *rest)
+        return _train(trainer, *rest, **more)
     monkeypatch.setattr(trl.DPOTrainer, "train", train)
     policy = Policy(kind="dpo", pairs=4, batch_size=4)
     pairs = policy_training.pairs(sampled, scores, policy, runs.rng(0, "pairs"))

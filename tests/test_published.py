@@ -239,7 +239,7 @@ def test_a_lora_correction_starts_from_the_proxy(fresh_backbone, tmp_path):
     still = refine.fit(Reward(kind="lora", proxy="model:x", learning_rate=1.0e-12, epochs=1), pool, labels, 0, "a", backbone=fresh_backbone, base=proxy)
     np.testing.assert_allclose(still.score(pool) * still.spread, proxy.score(pool), atol=1e-6)
     settings = Reward(kind="lora", proxy="model:x", learning_rate=1.0e-2, epochs=3)
-    moved = refine.fit(settings, pool, labels, 0, "b", tmp_path / "b", fresh_backbone, proxy)
+    moved = refine.fit(settings, pool, labels, 0, "b", tmp_path / "b", fresh_backbone, base=proxy)
     gap = [pd.Series(reward.score(pool) * scale).diff(3).to_numpy() for reward, scale in ((proxy, 1), (moved, moved.spread))]
     assert gap[1][3] > gap[0][3] and gap[1][4] < gap[0][4], "towards the labels: p0 second, p1 first"
     again = refine.fit(settings, None, None, 0, "b", tmp_path / "b", fresh_backbone)

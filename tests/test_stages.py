@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from safetensors.numpy import load_file
 
@@ -39,12 +40,16 @@ def both(tiny_model, tmp_path_factory):
     """The same run made by one process and by two: (folder, folder)."""
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
     path = write(one, settings(tiny_model))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the launcher gives each of two processes; another number sums in another order
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHFCAS_RUNS", str(one))
         assert command.main(["stage", *NAMES, path]) == 0
+    torch.set_num_threads(threads)
     environment = os.environ | {"SHFCAS_RUNS": str(two), "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
               "--dynamo_backend", "no", "--main_process_port", "0"]
+    # accelerate's --cpu starts one process whatever --num_processes says; --multi_gpu starts them, and the run's model.device makes them gloo's.
     done = subprocess.run([*launch, "-m", "shfcas_lib", "stage", *NAMES, path], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     return one / "staged", two / "staged"
