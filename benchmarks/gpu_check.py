@@ -43,6 +43,10 @@ SHAPES = {
                                "max_position_embeddings": 2048, "tie_word_embeddings": False}),
     "smollm2-135m": ("llama", {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
                                "num_key_value_heads": 3, "max_position_embeddings": 8192, "tie_word_embeddings": True}),
+    "smollm2-360m": ("llama", {"vocab_size": 49152, "hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 15,
+                               "num_key_value_heads": 5, "max_position_embeddings": 8192, "tie_word_embeddings": True}),
+    "tinyllama-1.1b": ("llama", {"vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
+                                 "num_key_value_heads": 4, "max_position_embeddings": 2048, "tie_word_embeddings": False}),
     "tiny": ("llama", {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
                        "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": False})}
 TINY = {"model": {"source": "tiny", "quantisation": "nf4"}, "sampling": {"n": 4, "max_new_tokens": 8, "batch_size": 8},

@@ -8,7 +8,7 @@ more point of one strategy, are timed from the command line to its end, Python's
 
 from __future__ import annotations
 
-import shutil
+import os
 import subprocess
 import sys
 import tempfile
@@ -30,12 +30,11 @@ def sweep(folder: Path, budgets: list[int]) -> float:
     path = folder / f"{NAME}.yaml"
     path.write_text(yaml.safe_dump(plan))
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "shfcas_lib", "sweep", str(path)], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "shfcas_lib", "sweep", str(path)], cwd=ROOT, check=True, env=os.environ | {"SHFCAS_RUNS": str(folder / "runs")})
     return time.perf_counter() - start
 
 
 def main() -> None:
-    shutil.rmtree(ROOT / "runs" / "sweeps" / NAME, ignore_errors=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         nothing_done = sweep(folder, [40])
@@ -45,7 +44,6 @@ def main() -> None:
         {"what": "from nothing: pool, cases, one point, report", "seconds": nothing_done, "share": 1.0},
         {"what": "nothing to do: start, check of what is there, report", "seconds": again, "share": again / nothing_done},
         {"what": "one more point, of two run together", "seconds": (two_more - again) / 2, "share": (two_more - again) / 2 / nothing_done}]))
-    shutil.rmtree(ROOT / "runs" / "sweeps" / NAME)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import pandas as pd
 
 from shfcas_lib import formats, runs
@@ -83,11 +84,27 @@ class SimulatedHuman:
         self.gold, self.noise, self.tie_margin, self.seed = gold, noise, tie_margin, seed
 
     def answer(self, comparison: Mapping, shown: pd.DataFrame) -> str:
-        first, second = self.gold(shown)
+        return self._word(comparison, *self.gold(shown))
+
+    def _word(self, comparison: Mapping, first: float, second: float) -> str:
         if abs(first - second) <= self.tie_margin:
             return "tie"
         wrong = runs.rng(self.seed, f"feedback/{comparison['prompt_id']}/{comparison['i']}/{comparison['j']}").random() < self.noise
         return "first" if (first > second) != wrong else "second"
+
+
+class SimulatedHumanAtOnce(SimulatedHuman):
+    """The same answers from a gold that is dear to call, because it loads a model each time: one call for all comparisons of a round."""
+
+    def answer_all(self, comparisons: pd.DataFrame, shown: pd.DataFrame, known: set) -> Answered:
+        """(comparison, answer, name) for every comparison that is not known."""
+        asked = [c for c in comparisons.to_dict("records") if tuple(c[name] for name in KEY) not in known]
+        if not asked:
+            return
+        row = dict(zip(shown.index, shown.to_dict("records")))
+        scores = self.gold(pd.DataFrame([row[c["prompt_id"], c[side]] for c in asked for side in ("i", "j")]))
+        for comparison, (first, second) in zip(asked, np.asarray(scores).reshape(-1, 2)):
+            yield comparison, self._word(comparison, first, second), self.name
 
 
 class Replay:
@@ -131,7 +148,8 @@ def load_annotator(feedback: Feedback, gold: Gold | None, seed: int, folder: Pat
         return Person(feedback.people)
     if gold is None:
         raise InputError("feedback.kind: found 'gold', but gold.kind is 'none'")
-    return SimulatedHuman(gold, feedback.noise, feedback.tie_margin, seed)
+    human = SimulatedHumanAtOnce if getattr(gold, "at_once", False) else SimulatedHuman
+    return human(gold, feedback.noise, feedback.tie_margin, seed)
 
 
 def _table(path: Path) -> pd.DataFrame:

@@ -69,7 +69,8 @@ _STOP = frozenset(
 
 def load_gold(params: Params) -> Gold:
     """The gold reward of a run: a function from completions (prompt_id, index, prompt, completion, and for safety harmful)
-    to scores, float64, one per row. Raises InputError for `none`, an unknown kind, or a score that is not finite."""
+    to scores, float64, one per row; its attribute at_once: is one call for many much cheaper than many calls? Raises InputError for `none`,
+    an unknown kind, or a score that is not finite."""
     kind = params.gold.kind
     if kind == "task":
         kind = {"helpfulness": "relevance", "safety": "safety", "instructions": "instructions"}[params.task]
@@ -97,6 +98,7 @@ def load_gold(params: Params) -> Gold:
             raise InputError(f"gold of completion {row['index']} of prompt {row['prompt_id']} is {scores[bad[0]]}")
         return scores
 
+    checked.at_once = kind.startswith("model:")  # a published model is loaded at each call: better one call for all
     return checked
 
 

@@ -368,6 +368,8 @@ class Params(Block):
         if self.reward.published and (sighted or self.bias or self.evaluation.replicates):
             raise ValueError("reward.proxy is a published model, which no preferences of this run trained: leave bias empty, set "
                              "evaluation.replicates to 0, and choose no strategy that weighs a probe's uncertainty (uncertainty, bald, d_optimal)")
+        if self.reward.published and self.policy.kind in ("rloo", "grpo"):
+            raise ValueError(f"policy.kind {self.policy.kind} needs a reward that is trained here: a published proxy cannot score in the middle of a step")
         if self.reward.published and self.reward.proxy == self.gold.kind and self.reward.model == self.gold.model:
             raise ValueError("reward.proxy and gold.kind name the same model: gold must be somebody other than the proxy")
         closed = (self.reward.kind, self.policy.kind, self.feedback.kind) == ("probe", "tilt", "gold")

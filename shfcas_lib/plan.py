@@ -120,7 +120,7 @@ def _answers(params: Params) -> int:
 
 def _micro(batch_size: int) -> int:
     """How much of a batch a policy's trainer takes at once by default."""
-    return next(size for size in (4, 2, 1) if batch_size % size == 0)
+    return next(size for size in range(min(4, batch_size), 0, -1) if batch_size % size == 0)
 
 
 def _choices(asked: Knobs, params: Params) -> Iterator[tuple[str, object, list[tuple[object, Knobs]]]]:

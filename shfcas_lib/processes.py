@@ -10,6 +10,7 @@ is done, all of them ask the main one, else some would wait for ever for others 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import io
 import os
 from collections.abc import Iterator
@@ -37,7 +38,8 @@ def start(device: str) -> None:
     if count() > 1:
         from accelerate import PartialState
 
-        PartialState(cpu=device == "cpu")
+        patience = datetime.timedelta(hours=24)  # the others wait while one downloads, merges or writes; NCCL would give up after ten minutes
+        PartialState(cpu=device == "cpu", timeout=patience)
 
 
 def stop() -> None:

@@ -12,7 +12,6 @@ small update away.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -37,7 +36,7 @@ def base(run: runs.Run, prompts: pd.DataFrame | None = None) -> Model:
         if processes.is_main():
             _merge(params.model, folder)
         processes.wait()
-    return params.model.model_copy(update={"source": str(folder), "revision": None})
+    return params.model.model_copy(update={"source": str(folder.resolve()), "revision": None})
 
 
 def answers(params: Params, prompts: pd.DataFrame) -> pd.DataFrame:
@@ -54,7 +53,7 @@ def _train(params: Params, prompts: pd.DataFrame, folder: Path) -> None:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    if processes.agreed((folder / "adapter").is_dir()):
+    if processes.agreed((folder / "adapter" / "adapter_model.safetensors").exists()):
         return
     sft, seed = params.sft, runs.derive(params.seed, "sft")
     backbone = models.load_backbone(params.model)
@@ -75,10 +74,10 @@ def _merge(model: Model, folder: Path) -> None:
     backbone = models.load_backbone(model.model_copy(update={"quantisation": "none"}))
     backbone.load_adapter(POLICY, folder / "adapter")
     merged = backbone.peft.merge_and_unload()
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".merged-") as scratch:
+    with runs.scratch(folder, "merged") as scratch:
         merged.save_pretrained(scratch, safe_serialization=True)
         backbone.tokenizer.save_pretrained(scratch)
-        for file in sorted(Path(scratch).iterdir(), key=lambda path: path.name == "config.json"):
+        for file in sorted(scratch.iterdir(), key=lambda path: path.name == "config.json"):
             file.replace(folder / file.name)
 
 

@@ -27,11 +27,12 @@ def execute(names: list[str], params: Params) -> None:
         run = runs.open_run(params)
         with processes.main_first():  # whatever has to be fetched is fetched once
             prompts = data.check(params)
+        if "pools" in names:
+            run.stage("01_proxy")  # refuses a folder of other parameters before anything is trained into it
+            published.try_out(params)
         model = sft.base(run, prompts if "pools" in names else None)
         with processes.main_first():
             backbone = models.load_backbone(model)
-        if "pools" in names:
-            published.try_out(params)
         for name in names:
             STAGES[name](run, backbone)
         run.record(processes=processes.count())

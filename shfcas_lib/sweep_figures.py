@@ -95,4 +95,6 @@ def overhead(table: pd.DataFrame):
     figure, axes = subplots(7.5, 1 + 0.36 * len(table))
     axes.barh(range(len(table)), table["seconds"], color=[COLOURS.get(p, "0.4") for p in table["policy"]])
     axes.set(yticks=range(len(table)), yticklabels=[name_of(p) for p in table["policy"]], xscale="log", xlabel="seconds, one selection", title="What choosing costs")
+    axes.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:g}")  # matplotlib's own would be a formula, and formulas are switched off
+    axes.xaxis.set_minor_formatter(lambda seconds, _: "")
     return figure

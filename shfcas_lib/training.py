@@ -81,6 +81,10 @@ def fit(trainer: type, config: type, backbone: Backbone, settings: dict[str, Any
         resumable = type(trainer.__name__, (Resumable, trainer), {})
         work = resumable(args=args, processing_class=backbone.tokenizer, **given)
         last = _last(checkpoints, work._layout()) if keep else None
+        if keep and last is None:  # what cannot be gone on from would stand in the way of the new ones
+            if processes.is_main():
+                shutil.rmtree(checkpoints, ignore_errors=True)
+            processes.wait()
         if last:
             print(f"training goes on from step {last.name.rpartition('-')[2]}", file=sys.stderr)
         work.train(resume_from_checkpoint=str(last) if last else None)

@@ -141,6 +141,15 @@ def test_eight_bit_adam_trains_and_goes_on(tiny_model, scene, tmp_path, monkeypa
     assert any(bool((plain[name] != whole[name]).any()) for name in plain)
 
 
+def test_a_checkpoint_that_cannot_be_gone_on_from_does_not_stand_in_the_way(tiny_model, scene, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training.Resumable, "_save_checkpoint", killing(training.Resumable._save_checkpoint))
+    with pytest.raises(Killed):
+        trained("dpo", tiny_model, scene, tmp_path / "one", checkpoint_every=1)
+    monkeypatch.undo()
+    trained("dpo", tiny_model, scene, tmp_path / "one", checkpoint_every=1, micro_batch=2)
+    assert "training starts anew" in capsys.readouterr().err
+
+
 def killing(save):
     def save_and_die(self, *given):
         save(self, *given)

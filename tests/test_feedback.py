@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from shfcas_lib import params
-from shfcas_lib.feedback import Person, Replay, SimulatedHuman, Unanswered, ask, load_annotator
+from shfcas_lib.feedback import Person, Replay, SimulatedHuman, SimulatedHumanAtOnce, Unanswered, ask, load_annotator
 from shfcas_lib.labels import ANSWERS, LabelStore
 from shfcas_lib.params import InputError
 
@@ -303,6 +303,23 @@ def difference(golden, questions):
 def test_simulated_human_without_noise_tells_the_truth(golden, questions):
     found = answers(SimulatedHuman(read_gold), questions, golden)
     assert found.tolist() == np.where(difference(golden, questions) > 0, "first", "second").tolist()
+
+
+def test_a_gold_that_is_dear_to_call_is_called_once_for_a_round_and_answers_alike(golden, questions):
+    calls = []
+
+    def dear(table):
+        calls.append(len(table))
+        return read_gold(table)
+    dear.at_once = True
+    human = load_annotator(params.Feedback(noise=0.3, tie_margin=0.2), dear, seed=4)
+    known = set(questions[["prompt_id", "i", "j"]].head(3).itertuples(index=False, name=None))
+    completions = golden.set_index(["prompt_id", "index"], drop=False)
+    found = [(row["prompt_id"], row["i"], row["j"], answer, name) for row, answer, name in human.answer_all(questions, completions, known)]
+    assert isinstance(human, SimulatedHumanAtOnce) and calls == [2 * (len(questions) - 3)]
+    expected = answers(SimulatedHuman(read_gold, noise=0.3, tie_margin=0.2, seed=4), questions.iloc[3:], golden)
+    assert [answer for *_, answer, _ in found] == expected.tolist() and {name for *_, name in found} == {"gold"}
+    assert list(human.answer_all(questions.head(3), completions, known)) == [] and len(calls) == 1
 
 
 @pytest.mark.parametrize("noise", [0.1, 0.3, 1.0])

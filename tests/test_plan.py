@@ -230,6 +230,26 @@ def test_a_published_reward_model_out_of_reach_is_left_out_and_named(llama_confi
     assert f"gold model left out: no config.json for '{tmp_path}'" in made.text()
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 6, 8, 9, 10])
+def test_the_plan_takes_the_micro_batch_that_training_takes(batch_size):
+    from types import SimpleNamespace
+
+    import torch
+
+    from shfcas_lib import training
+
+    backbone = SimpleNamespace(device=torch.device("cpu"), causal=SimpleNamespace(dtype=torch.float32))
+    assert plan._micro(batch_size) == training.arguments(training.PLAIN, backbone, batch_size, 4, 0)["per_device_train_batch_size"]
+
+
+def test_gpu_check_knows_the_shape_of_every_recipe_without_a_hub():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import gpu_check
+
+    sources = [params.load(path).model.source.lower() for path in (ROOT / "params").glob("*.yaml")]
+    assert all(any(shape in source for shape in gpu_check.SHAPES) for source in sources if "/" in source)
+
+
 def test_the_command_prints_the_table_and_its_status_is_the_verdict(llama_config, tmp_path, capsys):
     path = tmp_path / "mine.yaml"
     path.write_text(json.dumps(RUN))

@@ -157,6 +157,17 @@ def test_what_a_published_proxy_does_not_go_with(more):
         params.check({"reward": {"proxy": "model:x"}, "evaluation": {"replicates": 0}} | more, "test")
 
 
+@pytest.mark.parametrize("kind", ["rloo", "grpo"])
+def test_a_published_proxy_cannot_be_asked_in_the_middle_of_a_step(kind):
+    with pytest.raises(InputError, match=f"policy.kind {kind} needs a reward that is trained here"):
+        params.check({"reward": {"proxy": "model:x"}, "evaluation": {"replicates": 0}, "policy": {"kind": kind}}, "test")
+
+
+def test_a_published_gold_asks_for_one_call(heads):
+    assert gold.load_gold(params.check({"gold": {"kind": f"model:{heads()}"}}, "test")).at_once
+    assert not gold.load_gold(params.check({"task": "safety"}, "test")).at_once
+
+
 def test_nobody_is_gold_and_proxy_at_once():
     with pytest.raises(InputError, match="gold must be somebody other than the proxy"):
         params.check({"reward": {"proxy": "model:x"}, "gold": {"kind": "model:x"}, "evaluation": {"replicates": 0}}, "test")

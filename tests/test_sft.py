@@ -76,6 +76,16 @@ def test_a_merge_that_was_interrupted_is_done_again_without_training(run, monkey
     assert sft.base(this, prompts).source.endswith("base")
 
 
+def test_an_adapter_half_saved_is_no_finished_training(run, monkeypatch):
+    this = run()
+    adapter = this.folder / "01_proxy" / "base" / "adapter"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr(sft, "_merge", lambda *_: None)
+    sft.base(this, data.check(this.params))
+    assert (adapter / "adapter_model.safetensors").exists()
+
+
 def test_without_it_the_model_is_the_base_policy(run):
     this = run(sft={})
     assert sft.base(this) == this.params.model

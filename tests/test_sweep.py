@@ -473,3 +473,12 @@ def test_a_sweep_is_released_with_its_trace_and_without_keys(finished, tmp_path,
         assert found.definition["sweep"] == "tiny" and found.facts["seed"] == "0, 1"
     measures = plan.folder / plan.points[0]["place"] / "measures.parquet"
     assert provenance.trace(measures).made == f"{plan.points[0]['place']}/measures.parquet"
+
+
+def test_ticks_of_a_log_axis_are_numbers_and_no_formula(tmp_path):
+    from shfcas_lib import sweep_figures
+
+    figure = sweep_figures.overhead(pd.DataFrame({"policy": ["random", "shf_cas"], "seconds": [0.01, 3.0]}), tmp_path / "overhead")
+    figure.canvas.draw()
+    labels = [tick.get_text() for tick in figure.axes[0].get_xticklabels(which="both")]
+    assert "0.1" in labels and not any("$" in label for label in labels)
