@@ -159,7 +159,8 @@ def contrasts(table: pd.DataFrame, params: Params, unit: str = "prompt_id") -> p
 
 def trained_policies(params: Params, prompts: pd.DataFrame, backbone: Backbone, adapters: dict[str, Path], base: pd.DataFrame,
                      base_gold: np.ndarray, stage: runs.Stage) -> pd.DataFrame:
-    """Sample the evaluation prompts from trained policies: the table of `trained` for each, below the base policy's own rows.
+    """Sample the evaluation prompts from trained policies: the table of `trained` for each, below the base policy's own rows. Completion k of a
+    prompt draws from the same generator under every policy, the base policy's too: what they share does not blur the comparison.
 
     adapters: policy name to the folder that loop.train_policy wrote. base, base_gold: evaluation pool of the base policy.
     """
@@ -169,7 +170,7 @@ def trained_policies(params: Params, prompts: pd.DataFrame, backbone: Backbone, 
     for name, folder in adapters.items():
         backbone.load_adapter(POLICY, folder / "adapter")
         sampled = stage.table(f"pool_{name}", lambda: sample_adapted(
-            backbone, POLICY, held_out, params.sampling, runs.derive(params.seed, f"evaluate/{name}"), f"policy {name}"))
+            backbone, POLICY, held_out, params.sampling, params.seed, f"policy {name}"))
         gold = stage.table(f"gold_{name}", lambda: sampled[["prompt_id", "index"]].assign(gold=gold_scores(sampled, prompts, params)))
         parts.append(trained(name, sampled, gold["gold"].to_numpy(), base, base_gold))
     return pd.concat(parts, ignore_index=True)

@@ -102,10 +102,11 @@ def run(strategy: str, setting: Setting, annotator: Annotator, folder: runs.Stag
     return Outcome(reward, pd.concat(labels, ignore_index=True), pd.DataFrame(history), known, sum(seconds))
 
 
-def train_policy(setting: Setting, reward: refine.RewardModel, pool: pd.DataFrame, folder: Path, name: str) -> None:
+def train_policy(setting: Setting, reward: refine.RewardModel, pool: pd.DataFrame, folder: Path) -> None:
     """Leave the policy adapter trained against `reward` on the backbone, read back from `folder` if it was trained before.
 
-    pool: completions of training and feedback prompts; evaluation prompts never take part.
+    pool: completions of training and feedback prompts; evaluation prompts never take part. Every policy of a run starts from the same adapter and
+    sees its prompts in the same order: what differs between two policies comes from their rewards.
     """
     if processes.agreed((folder / "done.json").exists()):
         setting.backbone.load_adapter(POLICY, folder / "adapter")
@@ -113,8 +114,8 @@ def train_policy(setting: Setting, reward: refine.RewardModel, pool: pd.DataFram
     params = setting.params
     policy, checkpoints = params.policy, folder / "checkpoints"
     scores = None if policy.kind in policy_training.ONLINE else reward.score(pool)
-    table = policy_training.examples(pool, scores, policy, runs.rng(setting.seed, f"policy/{name}"))
-    policy_training.train(setting.backbone, table, policy, runs.derive(setting.seed, f"policy/{name}"), params.training, checkpoints,
+    table = policy_training.examples(pool, scores, policy, runs.rng(setting.seed, "policy"))
+    policy_training.train(setting.backbone, table, policy, runs.derive(setting.seed, "policy"), params.training, checkpoints,
                           policy_training.Online(reward, params.sampling))
     if processes.is_main():
         setting.backbone.save_adapter(POLICY, folder / "adapter")
@@ -136,7 +137,7 @@ def _next_pool(setting: Setting, reward, known: pd.DataFrame, current: pd.DataFr
         return base.assign(logp=base["logp"] + log_ratio(ids, tilt(ids, reward.score(base), params.policy.beta)))
 
     def resample() -> pd.DataFrame:
-        train_policy(setting, reward, known, _path(here) / "policy", f"{here.folder.parent.name}/{number}")
+        train_policy(setting, reward, known, _path(here) / "policy")
         asked = setting.prompts[setting.prompts["split"].isin(params.selection.prompts.split("_and_"))]
         fresh = sample_adapted(setting.backbone, POLICY, asked, params.sampling, runs.derive(setting.seed, f"pool/{number}"), f"round {number + 1} pool")
         fresh = published.scored(fresh, params)

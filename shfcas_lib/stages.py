@@ -91,7 +91,7 @@ def policies(run: runs.Run, backbone: Backbone) -> None:
     known = pd.concat([setting.train, setting.feedback], ignore_index=True)
     for name, reward in rewards.items():
         with stage.timed(f"train the policy against {name}"):
-            loop.train_policy(setting, reward, known, stage.folder / f"policy_{name}", name)
+            loop.train_policy(setting, reward, known, stage.folder / f"policy_{name}")
 
 
 STAGES = {"pools": pools, "proxy": proxy, "rounds": rounds, "policies": policies}

@@ -33,7 +33,7 @@ def trained(what, tiny_model, scene, folder, **how):
     values = {"policy": {"kind": what, "pairs": 16, "learning_rate": 3.0e-3, "epochs": 2, "batch_size": 8, **SIZES.get(what, {})},
               "sampling": {"max_new_tokens": 6}, "evaluation": {"replicates": 0}, "training": how.model_dump()}
     setting = loop.Setting(params.check(values, "test"), 0, None, None, None, None, None, backbone)
-    loop.train_policy(setting, probe, pool, folder, "test")
+    loop.train_policy(setting, probe, pool, folder)
     return adapter_weights(backbone, POLICY)
 
 
