@@ -3,8 +3,8 @@
     python -m shfcas_lib job runs/sweeps/label_efficiency/point/helpfulness.0.40-1f2e3d4c     what Snakemake calls
     work = jobs.open_job(job)                                                                 what the notebook calls
 
-Kinds: `pool` samples completions and their gold, `cases` fits what strategies share, `point` runs strategies, `run` is the four notebooks
-in a run folder of their own. A job leaves its executed notebook, log.txt (progress) and done.json, or failed.json that says in which cell it
+Kinds: `pool` samples completions and their gold, `cases` fits what strategies share, `point` runs strategies, `policies` trains policies against
+what they refined, `run` is the four notebooks in a run folder of their own. A job leaves its executed notebook, log.txt (progress) and done.json, or failed.json that says in which cell it
 stopped.
 """
 
@@ -27,7 +27,8 @@ from shfcas_lib import runs
 from shfcas_lib.params import InputError, Params
 
 _PR_SET_PDEATHSIG = 1
-NOTEBOOKS = {"pool": ("sweep/pool",), "cases": ("sweep/cases",), "point": ("sweep/point",),
+BACKBONE = ("pool", "policies", "run")  # these kinds load the language model: one at a time, on every core
+NOTEBOOKS = {"pool": ("sweep/pool",), "cases": ("sweep/cases",), "point": ("sweep/point",), "policies": ("sweep/policies",),
              "run": ("01_proxy_bias_injection", "02_conflict_analysis", "03_targeted_feedback", "04_evaluation")}
 
 
