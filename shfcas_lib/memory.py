@@ -38,6 +38,7 @@ class Knobs:
     online_rows: int = 0         # completions that the policy's trainer writes itself, together (rloo, grpo)
     checkpointing: bool = False
     optimiser: str = "adamw_torch"
+    vllm: bool = False           # another engine writes the base policy's completions, beside the backbone
 
     @property
     def length(self) -> int:
@@ -63,6 +64,8 @@ def stages(shape: Shape, knobs: Knobs, published: dict[str, tuple[Shape, int]] |
     """The stages of a run with their peaks, in the order they run. published: reward models that score beside the backbone, by what they are
     (gold, proxy): sizes, and completions scored at once."""
     found = [_highest("sampling", _resident(shape, knobs), _sampling(shape, knobs)), _stage("scoring", _resident(shape, knobs), _scoring(shape, knobs))]
+    if knobs.vllm:
+        found.insert(0, _stage("sampling by vLLM", _resident(shape, knobs), _vllm(shape, knobs)))
     if knobs.reward_rows:
         found.append(_stage("reward training", _resident(shape, knobs), _reward(shape, knobs)))
     if knobs.policy_rows:
@@ -143,6 +146,12 @@ def _sampling(shape: Shape, knobs: Knobs) -> list[dict[str, float]]:
     return [{"activations": prefill, "cache": _cache(shape, prefilled, 1, knobs)},
             {"activations": states + layer, "logits": logits, "cache": _cache(shape, rows, knobs.prompt + 1, knobs)},
             {"activations": layer, "logits": logits, "cache": _cache(shape, rows, knobs.length, knobs)}]
+
+
+def _vllm(shape: Shape, knobs: Knobs) -> dict[str, float]:
+    """The least that vLLM works with: the model unquantised, and keys and values of a batch. It takes nine tenths of what is free."""
+    return {"weights": weights(shape, "none", knobs.compute),
+            "cache": knobs.sampling_rows * knobs.length * shape.keys * knobs.compute * 2 * shape.layers}
 
 
 def _scoring(shape: Shape, knobs: Knobs) -> dict[str, float]:

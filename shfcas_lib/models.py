@@ -41,6 +41,7 @@ class Backbone:
     system_prompt: str = ""
     peft: Any = None
     active: str | None = field(default=None)
+    model: Model = Model()  # what it was loaded as
 
     @property
     def device(self) -> torch.device:
@@ -186,7 +187,7 @@ def load_backbone(model: Model) -> Backbone:
     tokenizer = load_tokenizer(model, "model.source", model.source, model.revision)
     causal, _ = load_weights(AutoModelForCausalLM, "model.source", model.source, revision=model.revision, **common)
     templates.settle(tokenizer, model)
-    backbone = Backbone(causal, tokenizer, model.system_prompt)
+    backbone = Backbone(causal, tokenizer, model.system_prompt, model=model)
     if not backbone.stop_ids:
         raise InputError(f"model.source {model.source!r}: neither tokenizer nor generation config names an end token: no completion could end")
     if tokenizer.pad_token_id is None:
@@ -230,7 +231,7 @@ def load_weights(kind: Any, key: str, source: str, **told: Any) -> tuple[Any, An
 
 def _found(load: Callable[..., Any], key: str, source: str, revision: str | None, **told: Any) -> Any:
     try:
-        return load(_resolve(source, key), **({"revision": revision} if revision else {}), **told)
+        return load(resolved(source, key), **({"revision": revision} if revision else {}), **told)
     except InputError:
         raise
     except (OSError, ValueError) as error:
@@ -283,7 +284,8 @@ def _check_attention(model: Model, device: str, dtype: torch.dtype, key: str, so
             raise InputError(f"model.attention: found 'sdpa', which leaves out the soft-capping of {source!r}: use 'auto' or 'eager'")
 
 
-def _resolve(source: str, key: str) -> str:
+def resolved(source: str, key: str) -> str:
+    """The folder of an embedded asset or local model, or the hub id as it is. Raises InputError that calls it `key`."""
     if source in assets.ASSETS:
         return str(assets.asset_path(source))
     folder = runs.found(source)

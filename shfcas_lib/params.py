@@ -141,6 +141,8 @@ class Sampling(Block):
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="1: off")
     max_new_tokens: Count = Field(48, description="longest completion, in tokens")
     batch_size: Count = Field(128, description="completions decoded at once; never changes what is sampled")
+    engine: Literal["backbone", "vllm"] = Field(
+        "backbone", description="what writes the base policy's completions; vllm needs vLLM in an environment of its own (docs/models.md)")
 
 
 class Noise(Block):

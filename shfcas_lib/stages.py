@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from shfcas_lib import bias, data, feedback, gold, loop, models, pool, processes, published, refine, runs, sft, training_data
+from shfcas_lib import bias, data, feedback, gold, loop, models, pool, processes, published, refine, runs, sft, training_data, vllm_engine
 from shfcas_lib.params import InputError, Params
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def execute(names: list[str], params: Params) -> None:
             prompts = data.check(params)
         if "pools" in names:
             run.stage("01_proxy")  # refuses a folder of other parameters before anything is trained into it
+            run.record(**vllm_engine.check(params.sampling))
             published.try_out(params)
         model = sft.base(run, prompts if "pools" in names else None)
         with processes.main_first():
@@ -47,7 +48,9 @@ def pools(run: runs.Run, backbone: Backbone) -> None:
     first.table("dropped", lambda: data.dropped(params))
     with first.timed("sample training and evaluation prompts"):
         first.table("pool_train", lambda: published.scored(training_data.training_pool(backbone, prompts, params), params))
-        first.table("pool_evaluate", lambda: _sampled(backbone, prompts, "evaluate", "evaluation prompts", params))
+        evaluate = first.table("pool_evaluate", lambda: _sampled(backbone, prompts, "evaluate", "evaluation prompts", params))
+        if processes.is_main() and (told := vllm_engine.agreement(evaluate)):
+            print(told)
     with second.timed("sample feedback prompts"):
         second.table("pool_feedback", lambda: _sampled(backbone, prompts, "feedback", "feedback prompts", params))
 
