@@ -458,7 +458,8 @@ def test_a_sweep_of_trained_policies(tiny_model, tmp_path):
     probe = table[table["setting"] == "probe"]
     base = probe[probe["policy"] == "base"]
     np.testing.assert_allclose(base["gold"], base["tilted_gold"])  # the same prompts, the same gold: the two tables meet where they should
-    assert (probe[probe["policy"] != "base"][["kl", "tilted_kl"]] > 0).all(axis=None) or probe["kl"].abs().max() < 0.1
+    moved = probe[probe["policy"] != "base"]
+    assert (moved["tilted_kl"] > -1e-9).all() and moved["tilted_kl"].mean() > 0 and (moved["kl"] != 0).any()
 
 
 def test_without_snakemake_one_sentence_says_how_to_get_it(base, tmp_path, monkeypatch):
