@@ -276,7 +276,7 @@ def _found(load: Callable[..., Any], key: str, source: str, revision: str | None
 
 
 def free_memory() -> None:
-    """Let go of models that nobody holds any more: modules and trainers refer to each other, so that only the collector finds them."""
+    """Let go of models that nobody holds any more, also where their parts hold each other, and hand a GPU's free blocks back."""
     import torch
 
     gc.collect()

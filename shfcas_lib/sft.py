@@ -33,10 +33,10 @@ def base(run: runs.Run, prompts: pd.DataFrame | None = None) -> Model:
         if prompts is None:
             raise InputError(f"{folder} is missing: run notebook 01 with the same parameters first")
         _train(params, prompts, folder)
-        models.free_memory()  # trainers leave cycles behind: without this the backbone would stand beside the copy that it is merged into
+        models.free_memory()  # the backbone that was trained must not stand beside the copy that it is merged into
         if processes.is_main():
             _merge(params.model, folder)
-        models.free_memory()  # and that one beside the backbone that the caller loads
+        models.free_memory()  # nor that copy beside the backbone that the caller loads
         processes.wait()
     return params.model.model_copy(update={"source": str(folder.resolve()), "revision": None})
 

@@ -101,7 +101,7 @@ def test_two_backbones_never_stand_side_by_side(run, monkeypatch):
     this = run()
     prompts = data.check(this.params)
     gc.collect()
-    gc.disable()  # luck does not count
+    gc.disable()  # when it would run by itself is luck
     try:
         models.load_backbone(sft.base(this, prompts))
     finally:
