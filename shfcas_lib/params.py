@@ -94,7 +94,7 @@ class Rows(Block):
     recipe: Recipe | None = Field(None, description="a published data set that this library knows: where it is and how to read it")
     columns: Columns = Columns()
     bad_rows: Literal["auto", "stop", "drop"] = Field(
-        "auto", description="rows that cannot be used (empty or equal answers): stop at the first, or drop; auto: drop with a recipe")
+        "auto", description="rows that cannot be used (empty or equal answers; prompts that a model cannot read): stop at the first, or drop; auto: drop with a recipe")
 
     @model_validator(mode="after")
     def _one_place(self) -> Rows:

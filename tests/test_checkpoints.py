@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from toy import adapter_weights, load_tiny, make_pool, make_preferences
 
-from shfcas_lib import data, loop, params, policy_training, refine, rewards, training
+from shfcas_lib import data, loop, models, params, policy_training, refine, rewards, training
 from shfcas_lib.models import POLICY
 from shfcas_lib.params import InputError, Lora, Training
 from shfcas_lib.pool import score
 
 REWARD = params.Reward(kind="lora", learning_rate=3e-3, epochs=2, batch_size=32, lora=Lora(dropout=0.1))
+SAVE = training.Resumable._save_checkpoint
 SIZES = {"kto": {"pairs": 8}, "rloo": {"beta": 0.02, "generations": 4, "prompts": 4}, "grpo": {"generations": 4, "prompts": 4}}  # two steps a pass
 
 
@@ -184,3 +185,42 @@ def test_random_states_come_back_whole():
     drawn = [random.random(), np.random.normal(), float(torch.rand(1)), random.gauss(0, 1)]
     training._set_random_state(state)
     assert [random.random(), np.random.normal(), float(torch.rand(1)), random.gauss(0, 1)] == drawn
+
+
+@pytest.mark.parametrize("quantisation", ["nf4", "none"])
+def test_half_precision_trains_float32_adapters_and_goes_on_with_its_loss_scale(quantisation, tiny_model, scene, tmp_path, monkeypatch):
+    """accelerate autocasts to float16 and scales the loss on GPUs alone; here torch's own CPU forms of both are put in their place. A scale that doubles
+    at every step tells a resumed training from one that starts its scaler anew."""
+    import accelerate
+    import torch
+
+    start = accelerate.Accelerator.__init__
+
+    def scaled(self, *given, **named):
+        start(self, *given, **named)
+        self.native_amp, self.scaler = True, torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=1)
+    monkeypatch.setattr(accelerate.Accelerator, "__init__", scaled)
+    pool, _, probe = scene
+    policy = params.Policy(kind="dpo", pairs=8, batch_size=4, learning_rate=3e-3, lora=Lora(dropout=0.0))
+    table = policy_training.examples(pool, probe.score(pool), policy, np.random.default_rng(0))
+    model = params.Model(source=str(tiny_model), quantisation=quantisation, device="cpu", dtype="float16")
+    seen = []
+
+    def run(folder, save=SAVE):
+        def look(self, *given):
+            seen.append({weight.dtype for weight in training._trained(self.model).values()})
+            save(self, *given)
+        monkeypatch.setattr(training.Resumable, "_save_checkpoint", look)
+        backbone = models.load_backbone(model)
+        policy_training.train(backbone, table, policy, 0, Training(checkpoint_every=1), folder)
+        return adapter_weights(backbone, POLICY)
+
+    whole = run(tmp_path / "whole")
+    assert seen == [{torch.float32}] * 2 and all(bool(torch.isfinite(weight).all()) for weight in whole.values())
+    assert max(float(weight.abs().max()) for name, weight in whole.items() if "lora_B" in name) > 1e-3
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", killing(SAVE))
+    kept = json.loads((tmp_path / "killed" / "checkpoint-1" / "scaler.json").read_text())
+    assert kept["scale"] == 128.0
+    assert_close(run(tmp_path / "killed", SAVE), whole, atol=0)
+    assert json.loads((tmp_path / "killed" / "checkpoint-2" / "scaler.json").read_text())["scale"] == 256.0
