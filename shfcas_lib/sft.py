@@ -11,7 +11,6 @@ small update away.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -54,6 +53,7 @@ def _train(params: Params, prompts: pd.DataFrame, folder: Path) -> None:
     from trl import SFTConfig, SFTTrainer
 
     if processes.agreed((folder / "adapter" / "adapter_model.safetensors").exists()):
+        training.forget(folder / "checkpoints")
         return
     sft, seed = params.sft, runs.derive(params.seed, "sft")
     backbone = models.load_backbone(params.model)
@@ -65,7 +65,7 @@ def _train(params: Params, prompts: pd.DataFrame, folder: Path) -> None:
     training.fit(SFTTrainer, SFTConfig, backbone, options, folder / "checkpoints", model=backbone.peft, train_dataset=Dataset.from_list(rows))
     if processes.is_main():
         backbone.save_adapter(POLICY, folder / "adapter")
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        training.forget(folder / "checkpoints")
     processes.wait()
 
 
