@@ -201,9 +201,11 @@ def opens(folder, say, values):
 
 
 def records(folder, say, values, name, times):
-    """Record facts in run.json, again and again."""
+    """Record facts in run.json, again and again, slowly: between reading and writing, the other process gets its turn."""
     from shfcas_lib import params, runs
 
+    write = runs.write_json
+    runs.write_json = lambda *given: time.sleep(0.05) or write(*given)
     run = runs.open_run(params.check(values, "test"))
     for number in range(times):
         run.record(seconds={f"{name} {number}": 1.0})
@@ -219,7 +221,7 @@ def writes(folder, say, name, times):
 
 
 def adapter(folder, say, model):
-    """An adapter is saved twice under one name, as two runs in one folder do."""
+    """An adapter is saved twice under one name, as two runs in one folder do. Says the seed when it is saved."""
     from shfcas_lib.models import load_backbone
     from shfcas_lib.params import Lora, Model
     from shfcas_lib.runs import clear
@@ -229,6 +231,7 @@ def adapter(folder, say, model):
     for seed in (0, 1):
         backbone.add_adapter("refined", Lora(r=2), seed=seed)
         backbone.save_adapter("refined", folder / "adapter")
+        say(seed)
 
 
 def asset(folder, say, wheel, digest):
