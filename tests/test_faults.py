@@ -1,6 +1,6 @@
 """Whatever stops a process, a run that goes on equals one that was never stopped, and no answer is lost or doubled.
 
-    pytest tests/test_faults.py                 22 kills
+    pytest tests/test_faults.py                 over 20 kills
     make faults                                 more than 200, SHFCAS_KILLS says how many; prints the table of docs/reliability.md
 
 See faults.py for how a process is stopped at a chosen write.
