@@ -8,7 +8,6 @@ One call is one strategy with the whole budget. A killed run that is started aga
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from shfcas_lib import policy_training, processes, published, refine, runs
+from shfcas_lib import policy_training, processes, published, refine, runs, training
 from shfcas_lib.conflict import by_prompt, conflict_table
 from shfcas_lib.feedback import Annotator, ask
 from shfcas_lib.labels import LabelStore
@@ -74,13 +73,13 @@ def run(strategy: str, setting: Setting, annotator: Annotator, folder: runs.Stag
     params = setting.params
     reward, current = setting.proxy, setting.askable
     known = pd.concat([setting.train, setting.feedback], ignore_index=True)
-    training = setting.observed.assign(weight=1.0)
+    merged = setting.observed.assign(weight=1.0)
     labels, history, seconds = [], [], []
     with _store(folder) as store:
         for number, budget in enumerate(_shares(params.selection.budget, params.selection.rounds), 1):
             here = folder / f"round_{number}"
             conflict = here.table("conflict", lambda: conflict_table(current, reward.score(current), _logp(current, params)))
-            fitted = Fitted(reward, known, training, params.reward.l2, current) if isinstance(reward, Probe) else None
+            fitted = Fitted(reward, known, merged, params.reward.l2, current) if isinstance(reward, Probe) else None
             asked = pd.concat(labels) if labels else None
             generator = runs.rng(setting.seed, f"selection/{strategy}/{number}")
 
@@ -93,8 +92,8 @@ def run(strategy: str, setting: Setting, annotator: Annotator, folder: runs.Stag
             chosen = here.table("comparisons", choose)
             labels.append(here.table("labels", lambda: ask(chosen, with_facts(current, setting.prompts), annotator, store)))
             history.append(_summary(number, conflict, labels[-1]))
-            training = refine.merge(setting.observed, pd.concat(labels).dropna(subset=["label"]), params.reward.feedback_weight)
-            reward = refine.fit(params.reward, known, training, runs.derive(setting.seed, f"reward/{strategy}/{number}"),
+            merged = refine.merge(setting.observed, pd.concat(labels).dropna(subset=["label"]), params.reward.feedback_weight)
+            reward = refine.fit(params.reward, known, merged, runs.derive(setting.seed, f"reward/{strategy}/{number}"),
                                 name=f"refined_{strategy}", folder=_path(here), backbone=setting.backbone, base=setting.proxy, how=params.training)
             if number < params.selection.rounds:
                 current = _next_pool(setting, reward, known, current, number, here)
@@ -109,6 +108,7 @@ def train_policy(setting: Setting, reward: refine.RewardModel, pool: pd.DataFram
     sees its prompts in the same order: what differs between two policies comes from their rewards.
     """
     if processes.agreed((folder / "done.json").exists()):
+        training.forget(folder / "checkpoints")
         setting.backbone.load_adapter(POLICY, folder / "adapter")
         return
     params = setting.params
@@ -120,7 +120,7 @@ def train_policy(setting: Setting, reward: refine.RewardModel, pool: pd.DataFram
     if processes.is_main():
         setting.backbone.save_adapter(POLICY, folder / "adapter")
         runs.write_json(folder / "done.json", {"pairs" if policy.kind in ("dpo", "rso") else "examples": len(table), "kind": policy.kind})
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        training.forget(checkpoints)
     processes.wait()
 
 

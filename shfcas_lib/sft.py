@@ -11,7 +11,6 @@ small update away.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -78,12 +77,13 @@ def merge(backbone: Backbone, folder: Path) -> None:
 def _train(params: Params, prompts: pd.DataFrame, folder: Path) -> None:
     """Train the adapter and write it into `folder`/adapter, unless it stands there."""
     if processes.agreed((folder / "adapter" / "adapter_model.safetensors").exists()):
+        training.forget(folder / "checkpoints")
         return
     backbone = models.load_backbone(params.model)
     train(backbone, answers(params, prompts), params.sft, runs.derive(params.seed, "sft"), params.training, folder / "checkpoints")
     if processes.is_main():
         backbone.save_adapter(POLICY, folder / "adapter")
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        training.forget(folder / "checkpoints")
     processes.wait()
 
 

@@ -72,7 +72,7 @@ def fit(trainer: type, config: type, backbone: Backbone, settings: dict[str, Any
     """Train with a TRL trainer class and its configuration class. The backbone keeps its own forward method, hooks and flags.
 
     settings: for the configuration. given: for the trainer, model and data above all. checkpoints: a folder to keep checkpoints in and to go
-    on from; the caller removes it when the result is on disk. None: none are kept.
+    on from; the caller has it forgotten when the result is on disk, and again when it finds the result there: a kill may have come between. None: none are kept.
     """
     with tempfile.TemporaryDirectory() as scratch, as_found(backbone), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)  # TRL and PEFT still ask for it by its old name
@@ -85,12 +85,18 @@ def fit(trainer: type, config: type, backbone: Backbone, settings: dict[str, Any
                 weight.data = weight.data.float()
         last = _last(checkpoints, work._layout()) if keep else None
         if keep and last is None:  # what cannot be gone on from would stand in the way of the new ones
-            if processes.is_main():
-                shutil.rmtree(checkpoints, ignore_errors=True)
+            forget(checkpoints)
             processes.wait()
         if last:
             print(f"training goes on from step {last.name.rpartition('-')[2]}", file=sys.stderr)
         work.train(resume_from_checkpoint=str(last) if last else None)
+
+
+def forget(checkpoints: Path) -> None:
+    """Remove checkpoints, all at once: after a kill in the middle there is none that lacks a file. Of several processes the main one does."""
+    if processes.is_main() and checkpoints.exists():
+        with contextlib.suppress(OSError), runs.scratch(checkpoints.parent, checkpoints.name) as scratch:
+            checkpoints.rename(scratch / checkpoints.name)
 
 
 @contextlib.contextmanager

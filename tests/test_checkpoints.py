@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from toy import adapter_weights, load_tiny, make_pool, make_preferences
 
-from shfcas_lib import data, loop, models, params, policy_training, refine, rewards, training
+from shfcas_lib import data, loop, models, params, policy_training, refine, rewards, runs, training
 from shfcas_lib.models import POLICY
 from shfcas_lib.params import InputError, Lora, Training
 from shfcas_lib.pool import score
@@ -76,6 +76,26 @@ def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(what,
 def test_a_checkpoint_half_written_is_not_gone_on_from(tmp_path):
     (tmp_path / ".checkpoint-9").mkdir()
     assert training._last(tmp_path, {}) is None and training._last(tmp_path / "none", {}) is None
+
+
+@pytest.mark.parametrize("what", ["lora", "dpo"])
+def test_checkpoints_that_a_kill_left_beside_a_finished_training_go(what, tiny_model, scene, tmp_path):
+    weights = trained(what, tiny_model, scene, tmp_path)
+    (tmp_path / "checkpoints" / "checkpoint-4").mkdir(parents=True)
+    assert_close(trained(what, tiny_model, scene, tmp_path), weights, atol=0)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_checkpoints_go_all_at_once(tmp_path, monkeypatch):
+    """Killed while it removes files, a training must not find a checkpoint that lacks some."""
+    place = tmp_path / "checkpoints"
+    (place / "checkpoint-5").mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda *_, **__: None)
+        training.forget(place)
+    assert not place.exists() and len(list(tmp_path.rglob("checkpoint-5"))) == 1, "only its name has changed"
+    runs.clear(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_of_other_batches_is_not_gone_on_from(tmp_path, capsys):
