@@ -75,7 +75,7 @@ def _tilted_without_gold(pool: pd.DataFrame, scores: dict[str, np.ndarray], beta
     for name, reward in {"base": None, **scores}.items():
         part = policies.per_prompt(ids, policies.tilt(ids, np.zeros(len(pool)) if reward is None else reward, beta), gains).assign(policy=name)
         if reward is None:
-            part = part.assign(kendall=np.nan, mean_abs_pacs=np.nan)
+            part = part.assign(kendall=np.nan, mean_abs_pacs=np.nan, **dict.fromkeys(gains, 0.0))  # not almost: the text would say -0.000
         else:
             part = part.merge(by_prompt(conflict_table(pool, reward)), on="prompt_id")
         parts.append(part)
