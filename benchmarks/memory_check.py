@@ -22,7 +22,7 @@ from shfcas_lib import memory, models, params, plan, shapes
 SIZES = {"hidden_size": 768, "intermediate_size": 2048, "num_attention_heads": 12, "vocab_size": 16000, "max_position_embeddings": 2048}
 EMBEDDED = "smollm2-135m-instruct"
 QUICK = [("llama", "nf4", 3, 0.1, 72, 24), (EMBEDDED, "nf4", 30, 0.0, 48, 8)]
-QUICK_STAGES = {"llama": 4, EMBEDDED: 3}  # policy steps of thirty layers take a quarter of a minute
+QUICK_STAGES = {"llama": 5, EMBEDDED: 3}  # policy steps of thirty layers take a quarter of a minute
 LONG = [("llama", "none", 4, 0.1, 80, 48), ("llama", "nf4", 4, 0.1, 80, 48), ("llama", "int8", 4, 0.0, 80, 48), ("qwen2", "nf4", 4, 0.0, 80, 48),
         ("qwen3", "nf4", 4, 0.1, 80, 48), ("mistral", "nf4", 4, 0.1, 80, 48), ("gemma2", "nf4", 4, 0.0, 80, 48), ("gpt_neox", "none", 4, 0.0, 80, 48),
         ("gpt_neox", "nf4", 4, 0.1, 80, 48), (EMBEDDED, "none", 30, 0.1, 64, 48), (EMBEDDED, "nf4", 30, 0.1, 64, 48)]
@@ -38,11 +38,12 @@ def config(family: str, layers: int, **sizes):
 
 
 def settings(source: str, quantisation: str, dropout: float, completion: int, rows: int = 64, pairs: int = 4):
-    """Parameters of a run that has every stage."""
-    lora = {"dropout": dropout}
+    """Parameters of a run that has every stage; the embedded model, whose thirty layers take their time, is not fine-tuned first."""
+    lora, tuned = {"dropout": dropout}, "none" if source == EMBEDDED else "chosen"
     return params.check({
         "model": {"source": source, "quantisation": quantisation, "device": "cpu"}, "sampling": {"n": 8, "max_new_tokens": completion, "batch_size": rows},
         "reward": {"kind": "lora", "batch_size": pairs, "lora": lora}, "policy": {"kind": "dpo", "batch_size": pairs, "lora": lora},
+        "sft": {"answers": tuned, "batch_size": pairs, "lora": lora}, "preferences": {"file": "not read here"},
         "evaluation": {"replicates": 0}}, "benchmark")
 
 

@@ -46,7 +46,7 @@ class Contest:
         generator = np.random.default_rng(0)
         self.probe = rewards.Probe(np.zeros((2, 4 * hidden)), np.ones((2, 4 * hidden)), generator.normal(size=4 * hidden))
         self.judge = AutoModelForSequenceClassification.from_pretrained(
-            models._resolve(settings.model.source, "model.source"), num_labels=1, dtype=torch.float32,
+            models.resolved(settings.model.source, "model.source"), num_labels=1, dtype=torch.float32,
             quantization_config=models._quantisation(settings.model.quantisation, torch.float32)).eval()
         self.judge.config.pad_token_id = self.backbone.tokenizer.pad_token_id
         models._keep_float32(self.judge)

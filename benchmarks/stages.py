@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
-from shfcas_lib import lora_reward, models, policy_training, pool
+from shfcas_lib import lora_reward, models, policy_training, pool, sft
 from shfcas_lib.models import Backbone
 from shfcas_lib.params import Params
 
@@ -183,6 +185,16 @@ def run(backbone: Backbone, params: Params, prompt_tokens: int, meter: Meter, st
             torch.cuda.synchronize()
         return Measured(stage, meter.peak(), meter.reserved(), time.perf_counter() - start, rows * length)
 
+    if params.sft.answers != "none":
+        n = params.sft.batch_size * steps
+        given = pd.DataFrame({"prompt": np.resize(asked["prompt"], n), "completion": text(backbone, sampling.max_new_tokens - 1)})
+        once = params.sft.model_copy(update={"epochs": 1})
+        yield measured("sft training", n, lambda: sft.train(backbone, given, once, params.seed, params.training))
+        if params.model.quantisation == "none":  # where the copy that is merged into is the backbone that is at hand
+            with tempfile.TemporaryDirectory() as folder:
+                yield measured("sft merge", 0, lambda: sft.merge(backbone, Path(folder)))
+            backbone.peft = None
+        backbone.drop_adapter(models.POLICY)
     yield measured("sampling", len(asked) * sampling.n, lambda: pool.sample(backbone, asked, sampling, params.seed))
     answers = _answers(backbone, asked, sampling.max_new_tokens - 1)
     yield measured("scoring", 16, lambda: pool.score(backbone, answers.head(16)))

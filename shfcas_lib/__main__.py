@@ -81,10 +81,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options) -> int:
-    from shfcas_lib import data, jobs, params, runs
+    from shfcas_lib import data, jobs, params, runs, screening
 
     run = runs.open_run(params.load(options.params))
-    data.check(run.params)
+    data.check(run.params, None if run.finished("01_proxy") else screening.Screen(run.params))
     for stage in runs.STAGES:
         run.belongs(stage)  # refuses a folder of other parameters before any work starts
     start = time.monotonic()

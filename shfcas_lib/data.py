@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -25,8 +26,11 @@ from shfcas_lib.attributes import attribute, imported
 from shfcas_lib.formats import name as name_of
 from shfcas_lib.formats import read_jsonl
 from shfcas_lib.pairs import prompt_id
-from shfcas_lib.params import Attribute, InputError, Params, Preferences, Prompts, Split
+from shfcas_lib.params import Attribute, InputError, Params, Preferences, Prompts, Rows, Split
 from shfcas_lib.shortlist import Shortlist
+
+if TYPE_CHECKING:
+    from shfcas_lib.screening import Screen
 
 _EMBEDDED = Path(__file__).parent / "prompts"
 SPLITS = ("train", "feedback", "evaluate")
@@ -34,18 +38,19 @@ FACTS = ["prompt_id", "prompt", "category", "harmful"]
 _SAME = "prompt says the same"
 
 
-def load_prompts(params: Params) -> pd.DataFrame:
+def load_prompts(params: Params, screen: Screen | None = None) -> pd.DataFrame:
     """The prompts of a run, with their split. Raises InputError for anything wrong with files, categories or sizes.
 
+    screen: knows which prompts the run's models cannot read; they are refused, or dropped where `bad_rows` says so. None: not asked.
     With preferences of the user's own, their prompts are the training prompts (or, without prompts of the user's own, are split
     three ways like any others), and prompts that also occur among them are dropped from the other splits.
     """
-    return _load(params)[0]
+    return _load(params, screen)[0]
 
 
-def dropped(params: Params) -> pd.DataFrame:
+def dropped(params: Params, screen: Screen | None = None) -> pd.DataFrame:
     """What `load_prompts` left out: columns data (prompts or preferences), reason, rows; the reasons in their order."""
-    rows = [(*key, rows) for key, rows in _load(params)[1].items()]
+    rows = [(*key, rows) for key, rows in _load(params, screen)[1].items()]
     return pd.DataFrame(rows, columns=["data", "reason", "rows"]).astype({"data": "str", "reason": "str", "rows": "int64"})
 
 
@@ -61,8 +66,9 @@ def told(table: pd.DataFrame) -> str:
     return "\n".join([f"{same} prompts dropped because another one says the same, {unusable} rows that could not be used", *reasons])
 
 
-def _load(params: Params) -> tuple[pd.DataFrame, Counter]:
+def _load(params: Params, screen: Screen | None) -> tuple[pd.DataFrame, Counter]:
     counts: Counter = Counter()
+    room = params.sampling.max_new_tokens
     own = given = None
     if params.prompts.given:
         own, left_out = _cached(_load_own_prompts, recipes.resolved(params.prompts), params)
@@ -72,10 +78,12 @@ def _load(params: Params) -> tuple[pd.DataFrame, Counter]:
         _add(counts, "preferences", left_out)
         given = table.drop_duplicates("prompt_id")[FACTS]
         given = _without(given, given["prompt"].map(_said).duplicated(), counts, "preferences", "another one")
+        given = _readable(given, "preferences", params.preferences, counts, screen, room if own is None else 1)
     if own is not None:
         own = _without(own, own["prompt"].map(_said).duplicated(), counts, "prompts", "another one")
+        own = _readable(own, "prompts", params.prompts, counts, screen, room)
     if given is None:
-        chosen = own if own is not None else _choose(embedded_prompts(params.task), params)
+        chosen = own if own is not None else _readable(_choose(embedded_prompts(params.task), params), "prompts", params.prompts, counts, screen, room)
         return split(chosen, params.split, params.seed), counts
     if own is None:
         return split(_choose(given, params), params.split, params.seed), counts
@@ -94,6 +102,20 @@ def _without(prompts: pd.DataFrame, again: pd.Series, counts: Counter, data: str
     if again.any():
         counts[data, f"{_SAME} as {other}"] += int(again.sum())
     return prompts[~again].reset_index(drop=True)
+
+
+def _readable(prompts: pd.DataFrame, data: str, rows: Rows, counts: Counter, screen: Screen | None, room: int) -> pd.DataFrame:
+    """The prompts that the run's models can read; the others are counted, or the first of them raises InputError. room: tokens that an answer takes."""
+    refusals = [screen(prompt, room) if screen else None for prompt in prompts["prompt"]]
+    for prompt, refusal in zip(prompts["prompt"], refusals):
+        if refusal and recipes.resolved(rows).bad_rows != "drop":
+            raise InputError(f"prompt {prompt[:60]!r} {refusal.told}: change it, or set {data}.bad_rows to drop, which leaves such prompts out and counts them")
+        if refusal:
+            counts[data, f"prompt {refusal.kind}"] += 1
+    kept = prompts[np.array([refusal is None for refusal in refusals], bool)].reset_index(drop=True)
+    if len(kept) < len(prompts) and kept.empty:
+        raise InputError(f"{data}: the models of this run can read none of the {len(prompts)} prompts; the first {refusals[0].told}")
+    return kept
 
 
 def _add(counts: Counter, data: str, left_out: dict[str, int]) -> None:
@@ -126,9 +148,10 @@ def split(prompts: pd.DataFrame, shares: Split, seed: int) -> pd.DataFrame:
     return _in_order(_assign(prompts, shares.model_dump(), seed))
 
 
-def check(params: Params) -> pd.DataFrame:
-    """Load the prompts and check everything about a run that needs no model. Returns the prompts. Raises InputError."""
-    prompts = load_prompts(params)
+def check(params: Params, screen: Screen | None = None) -> pd.DataFrame:
+    """Load the prompts and check everything about a run that needs no model. Returns the prompts. screen: as for `load_prompts`. Raises
+    InputError."""
+    prompts = load_prompts(params, screen)
     known = sorted(prompts["category"].unique())
     for mechanism in params.bias:
         if isinstance(mechanism, Attribute):

@@ -89,7 +89,7 @@ def _write(plan: Plan, missing: dict[str, str], cores: int, slurm: bool) -> None
         (plan.folder / place).mkdir(parents=True, exist_ok=True)
         for left in ("failed.json", "log.txt"):
             (plan.folder / place / left).unlink(missing_ok=True)
-        threads = cores if plan.jobs[place]["kind"] in ("pool", "run") else 1
+        threads = cores if plan.jobs[place]["kind"] in jobs.BACKBONE else 1
         runs.write_json(plan.folder / place / "job.json", plan.jobs[place] | {"threads": threads})
     runs.write_json(plan.folder / "plan.json", {"sweep": plan.name, "definition": plan.definition, "slurm": slurm, "points": plan.points, "jobs": plan.jobs})
 
@@ -155,7 +155,7 @@ def _remaining(kinds: list[str], seconds: dict[str, list[float]], cores: int) ->
     if any(kind not in seconds for kind in kinds):
         return "not known yet"
     mean = {kind: sum(values) / len(values) for kind, values in seconds.items()}
-    return "about " + _clock(sum(mean[kind] / (1 if kind in ("pool", "run") else cores) for kind in kinds))
+    return "about " + _clock(sum(mean[kind] / (1 if kind in jobs.BACKBONE else cores) for kind in kinds))
 
 
 def _clock(seconds: float) -> str:

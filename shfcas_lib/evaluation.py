@@ -232,7 +232,8 @@ def contrasts(table: pd.DataFrame, params: Params, unit: str = "prompt_id") -> p
 
 def trained_policies(params: Params, prompts: pd.DataFrame, backbone: Backbone, adapters: dict[str, Path], base: pd.DataFrame,
                      base_gold: np.ndarray | None, stage: runs.Stage, rewards: dict[str, refine.RewardModel]) -> pd.DataFrame:
-    """Sample the evaluation prompts from trained policies: the table of `trained` for each, below the base policy's own rows.
+    """Sample the evaluation prompts from trained policies: the table of `trained` for each, below the base policy's own rows. Completion k of a
+    prompt draws from the same generator under every policy, the base policy's too: what they share does not blur the comparison.
 
     adapters: policy name to the folder that loop.train_policy wrote. base, base_gold: evaluation pool of the base policy. Without gold the `rewards`
     judge: kl, and `BY` for each.
@@ -246,7 +247,7 @@ def trained_policies(params: Params, prompts: pd.DataFrame, backbone: Backbone, 
     for name, folder in adapters.items():
         backbone.load_adapter(POLICY, folder / "adapter")
         sampled = stage.table(f"pool_{name}", lambda: sample_adapted(
-            backbone, POLICY, held_out, params.sampling, runs.derive(params.seed, f"evaluate/{name}"), f"policy {name}"))
+            backbone, POLICY, held_out, params.sampling, params.seed, f"policy {name}"))
         if base_gold is None:
             parts.append(_judged(published.scored(sampled, params), base, rewards).assign(policy=name))
         else:

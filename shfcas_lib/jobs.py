@@ -3,8 +3,8 @@
     python -m shfcas_lib job runs/sweeps/label_efficiency/point/helpfulness.0.40-1f2e3d4c     what Snakemake calls
     work = jobs.open_job(job)                                                                 what the notebook calls
 
-Kinds: `pool` samples completions and their gold, `cases` fits what strategies share, `point` runs strategies, `run` is the four notebooks
-in a run folder of their own. A job leaves its executed notebook, log.txt (progress) and done.json, or failed.json that says in which cell it
+Kinds: `pool` samples completions and their gold, `cases` fits what strategies share, `point` runs strategies, `policies` trains policies against
+what they refined, `run` is the four notebooks in a run folder of their own. A job leaves its executed notebook, log.txt (progress) and done.json, or failed.json that says in which cell it
 stopped.
 """
 
@@ -27,7 +27,8 @@ from shfcas_lib import runs
 from shfcas_lib.params import InputError, Params
 
 _PR_SET_PDEATHSIG = 1
-NOTEBOOKS = {"pool": ("sweep/pool",), "cases": ("sweep/cases",), "point": ("sweep/point",),
+BACKBONE = ("pool", "policies", "run")  # these kinds load the language model: one at a time, on every core
+NOTEBOOKS = {"pool": ("sweep/pool",), "cases": ("sweep/cases",), "point": ("sweep/point",), "policies": ("sweep/policies",),
              "run": ("01_proxy_bias_injection", "02_conflict_analysis", "03_targeted_feedback", "04_evaluation")}
 
 
@@ -97,26 +98,22 @@ def _changed(job: dict) -> str | None:
 def run_notebook(name: str, values: dict, executed: Path, output=None) -> str | None:
     """Run notebooks/`name`.ipynb through Papermill with parameters `values`, its executed copy to `executed`; progress bars go to `output`
     (default: nowhere). Returns one line about what went wrong, or None. Raises InputError where the notebook does not exist."""
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-
+    papermill = _papermill()
     source = _source(name)
     executed.parent.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     try:
         papermill.execute_notebook(source, executed, parameters=values, cwd=runs.home(), kernel_name="python3", progress_bar=False,
                                    stderr_file=output, extra_arguments=["--IPKernelApp.log_level=ERROR"])
-    except PapermillExecutionError as error:
+    except papermill.PapermillExecutionError as error:
         return f"{name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}"
     return None
 
 
 def prepare_notebook(name: str, values: dict, copy: Path) -> Path:
     """Write a copy of a notebook with `values` in it, as Papermill would inject them, not executed; returns its absolute path."""
-    import papermill
-
     copy.parent.mkdir(parents=True, exist_ok=True)
-    papermill.execute_notebook(_source(name), copy, parameters=values, kernel_name="python3", prepare_only=True, progress_bar=False)
+    _papermill().execute_notebook(_source(name), copy, parameters=values, kernel_name="python3", prepare_only=True, progress_bar=False)
     return copy.resolve()
 
 
@@ -125,6 +122,17 @@ def _source(name: str) -> Path:
     if not source.is_file():
         raise InputError(f"notebook {source} does not exist: run this command inside the project folder")
     return source
+
+
+def _papermill():
+    """The package. Its validator would compile the grammars of internationalised addresses, which no notebook has: a second for every job."""
+    grammars = "rfc3987_syntax"
+    unseen = sys.modules.setdefault(grammars, None) is None
+    import papermill
+
+    if unseen:
+        sys.modules.pop(grammars)
+    return papermill
 
 
 def die_with_parent() -> None:

@@ -8,7 +8,6 @@ One call is one strategy with the whole budget. A killed run that is started aga
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from shfcas_lib import policy_training, processes, published, refine, runs
+from shfcas_lib import policy_training, processes, published, refine, runs, training
 from shfcas_lib.conflict import by_prompt, conflict_table
 from shfcas_lib.feedback import Annotator, ask
 from shfcas_lib.labels import LabelStore
@@ -77,13 +76,13 @@ def run(strategy: str, setting: Setting, annotator: Annotator, folder: runs.Stag
     params = setting.params
     reward, current = setting.proxy, setting.askable
     known = pd.concat([setting.train, setting.feedback], ignore_index=True)
-    training = setting.observed.assign(weight=1.0)
+    merged = setting.observed.assign(weight=1.0)
     labels, history, seconds = [], [], []
     with _store(folder) as store:
         for number, budget in enumerate(_shares(params.selection.budget, params.selection.rounds), 1):
             here = folder / f"round_{number}"
             conflict = here.table("conflict", lambda: conflict_table(current, reward.score(current), _logp(current, params)))
-            fitted = Fitted(reward, known, training, params.reward.l2, current) if isinstance(reward, Probe) else None
+            fitted = Fitted(reward, known, merged, params.reward.l2, current) if isinstance(reward, Probe) else None
             asked = pd.concat(labels) if labels else None
             generator = runs.rng(setting.seed, f"selection/{strategy}/{number}")
 
@@ -96,8 +95,8 @@ def run(strategy: str, setting: Setting, annotator: Annotator, folder: runs.Stag
             chosen = here.table("comparisons", choose)
             labels.append(here.table("labels", lambda: ask(chosen, with_facts(current, setting.prompts), annotator, store)))
             history.append(_summary(number, conflict, labels[-1]))
-            training = refine.merge(setting.observed, pd.concat(labels).dropna(subset=["label"]), params.reward.feedback_weight)
-            reward = refine.fit(params.reward, known, training, runs.derive(setting.seed, f"reward/{strategy}/{number}"),
+            merged = refine.merge(setting.observed, pd.concat(labels).dropna(subset=["label"]), params.reward.feedback_weight)
+            reward = refine.fit(params.reward, known, merged, runs.derive(setting.seed, f"reward/{strategy}/{number}"),
                                 name=f"refined_{strategy}", folder=_path(here), backbone=setting.backbone, base=setting.proxy, how=params.training)
             if number < params.selection.rounds:
                 current = _next_pool(setting, reward, known, current, number, here)
@@ -125,24 +124,26 @@ def collected(run: runs.Run, train: pd.DataFrame, feedback: pd.DataFrame) -> tup
     return labels, pd.concat(pools, ignore_index=True)
 
 
-def train_policy(setting: Setting, reward: refine.RewardModel, pool: pd.DataFrame, folder: Path, name: str) -> None:
+def train_policy(setting: Setting, reward: refine.RewardModel, pool: pd.DataFrame, folder: Path) -> None:
     """Leave the policy adapter trained against `reward` on the backbone, read back from `folder` if it was trained before.
 
-    pool: completions of training and feedback prompts; evaluation prompts never take part.
+    pool: completions of training and feedback prompts; evaluation prompts never take part. Every policy of a run starts from the same adapter and
+    sees its prompts in the same order: what differs between two policies comes from their rewards.
     """
     if processes.agreed((folder / "done.json").exists()):
+        training.forget(folder / "checkpoints")
         setting.backbone.load_adapter(POLICY, folder / "adapter")
         return
     params = setting.params
     policy, checkpoints = params.policy, folder / "checkpoints"
     scores = None if policy.kind in policy_training.ONLINE else reward.score(pool)
-    table = policy_training.examples(pool, scores, policy, runs.rng(setting.seed, f"policy/{name}"))
-    policy_training.train(setting.backbone, table, policy, runs.derive(setting.seed, f"policy/{name}"), params.training, checkpoints,
+    table = policy_training.examples(pool, scores, policy, runs.rng(setting.seed, "policy"))
+    policy_training.train(setting.backbone, table, policy, runs.derive(setting.seed, "policy"), params.training, checkpoints,
                           policy_training.Online(reward, params.sampling))
     if processes.is_main():
         setting.backbone.save_adapter(POLICY, folder / "adapter")
         runs.write_json(folder / "done.json", {"pairs" if policy.kind in ("dpo", "rso") else "examples": len(table), "kind": policy.kind})
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        training.forget(checkpoints)
     processes.wait()
 
 
@@ -159,7 +160,7 @@ def _next_pool(setting: Setting, reward, known: pd.DataFrame, current: pd.DataFr
         return base.assign(logp=base["logp"] + log_ratio(ids, tilt(ids, reward.score(base), params.policy.beta)))
 
     def resample() -> pd.DataFrame:
-        train_policy(setting, reward, known, _path(here) / "policy", f"{here.folder.parent.name}/{number}")
+        train_policy(setting, reward, known, _path(here) / "policy")
         asked = setting.prompts[setting.prompts["split"].isin(params.selection.prompts.split("_and_"))]
         fresh = sample_adapted(setting.backbone, POLICY, asked, params.sampling, runs.derive(setting.seed, f"pool/{number}"), f"round {number + 1} pool")
         fresh = published.scored(fresh, params)

@@ -36,8 +36,13 @@ class Knobs:
     policy_rows: int = 0         # 0: no policy is trained (tilt)
     policy_rank: int = 0
     online_rows: int = 0         # completions that the policy's trainer writes itself, together (rloo, grpo)
+    sft_rows: int = 0            # 0: the model is not fine-tuned first
+    sft_rank: int = 0
+    sft_dropout: bool = False
     checkpointing: bool = False
     optimiser: str = "adamw_torch"
+    vllm: bool = False           # another engine writes the base policy's completions, beside the backbone
+    scaled: bool = False         # float16: adapters are trained in float32 whatever the backbone is
 
     @property
     def length(self) -> int:
@@ -62,7 +67,10 @@ PARTS = ("weights", "adapters", "gradients", "optimiser", "activations", "logits
 def stages(shape: Shape, knobs: Knobs, published: dict[str, tuple[Shape, int]] | None = None) -> list[Stage]:
     """The stages of a run with their peaks, in the order they run. published: reward models that score beside the backbone, by what they are
     (gold, proxy): sizes, and completions scored at once."""
-    found = [_highest("sampling", _resident(shape, knobs), _sampling(shape, knobs)), _stage("scoring", _resident(shape, knobs), _scoring(shape, knobs))]
+    found = [_stage("sft training", *_sft(shape, knobs)), _stage("sft merge", *_merge(shape, knobs))] if knobs.sft_rows else []
+    if knobs.vllm:
+        found.append(_stage("sampling by vLLM", _resident(shape, knobs), _vllm(shape, knobs)))
+    found += [_highest("sampling", _resident(shape, knobs), _sampling(shape, knobs)), _stage("scoring", _resident(shape, knobs), _scoring(shape, knobs))]
     if knobs.reward_rows:
         found.append(_stage("reward training", _resident(shape, knobs), _reward(shape, knobs)))
     if knobs.policy_rows:
@@ -145,6 +153,12 @@ def _sampling(shape: Shape, knobs: Knobs) -> list[dict[str, float]]:
             {"activations": layer, "logits": logits, "cache": _cache(shape, rows, knobs.length, knobs)}]
 
 
+def _vllm(shape: Shape, knobs: Knobs) -> dict[str, float]:
+    """The least that vLLM works with: the model unquantised, and keys and values of a batch. It takes nine tenths of what is free."""
+    return {"weights": weights(shape, "none", knobs.compute),
+            "cache": knobs.sampling_rows * knobs.length * shape.keys * knobs.compute * 2 * shape.layers}
+
+
 def _scoring(shape: Shape, knobs: Knobs) -> dict[str, float]:
     """Teacher-forced log-probabilities: hidden states of all layers, logits of the completion and their log-softmax."""
     rows, c = SCORING_ROWS, knobs.compute
@@ -159,19 +173,40 @@ def _reward(shape: Shape, knobs: Knobs) -> dict[str, float]:
             "optimiser": trained * _optimiser(knobs, 4)}
 
 
+def _sft(shape: Shape, knobs: Knobs) -> tuple[dict[str, int], dict[str, float]]:
+    """Step 0, on a backbone that holds no other adapter: what lies there, and what training takes."""
+    return {"weights": weights(shape, knobs.quantisation, knobs.compute)}, _imitated(shape, knobs, knobs.sft_rank, knobs.sft_rows, knobs.sft_dropout)
+
+
+def _merge(shape: Shape, knobs: Knobs) -> tuple[dict[str, int], dict[str, float]]:
+    """The adapter of step 0 goes into an unquantised copy, matrix by matrix: the update, widened to float32, and the matrix that it is added to."""
+    held = {"weights": weights(shape, "none", knobs.compute), "adapters": 4 * adapter(shape, knobs.sft_rank)}
+    return held, {"activations": shape.largest * (4 + 2 * knobs.compute)}
+
+
 def _policy(shape: Shape, knobs: Knobs) -> dict[str, float]:
-    """TRL trains without dropout, in bfloat16 on a quantised backbone, beside a frozen copy of the adapter in float32 (the resident one here)."""
-    trained, width = adapter(shape, knobs.policy_rank), 4 if knobs.quantisation == "none" else 2
-    tokens = knobs.policy_rows * (knobs.completion if knobs.cuda else knobs.length)
+    """TRL trains without dropout, beside a frozen copy of the adapter in float32 (the resident one here)."""
+    return _imitated(shape, knobs, knobs.policy_rank, knobs.policy_rows, False)
+
+
+def _imitated(shape: Shape, knobs: Knobs, rank: int, rows: int, dropout: bool) -> dict[str, float]:
+    """A training on the log-probabilities of given answers."""
+    trained, width = adapter(shape, rank), _width(knobs)
+    tokens = rows * (knobs.completion if knobs.cuda else knobs.length)
     tile = min(tokens, TILE_TOKENS) * min(shape.vocab, TILE_VOCAB)
     logits = tile * knobs.compute if knobs.cuda else tile * knobs.compute * TORCH_TILES
     return {"adapters": width * trained, "gradients": width * trained, "optimiser": trained * _optimiser(knobs, width),
-            "activations": _graph(shape, knobs, knobs.policy_rows, False), "logits": logits + 4 * tokens * shape.hidden}
+            "activations": _graph(shape, knobs, rows, dropout), "logits": logits + 4 * tokens * shape.hidden}
+
+
+def _width(knobs: Knobs) -> int:
+    """Bytes of a trained number: on a quantised backbone TRL makes adapters of language models bfloat16, but with loss scaling they are float32."""
+    return 4 if knobs.quantisation == "none" or knobs.scaled else 2
 
 
 def _online(shape: Shape, knobs: Knobs) -> dict[str, float]:
     """`generate` inside TRL's online trainers, between optimiser steps."""
-    trained, width, c = adapter(shape, knobs.policy_rank), 4 if knobs.quantisation == "none" else 2, knobs.compute
+    trained, width, c = adapter(shape, knobs.policy_rank), _width(knobs), knobs.compute
     return {"adapters": width * trained, "optimiser": trained * _optimiser(knobs, width), "cache": _cache(shape, knobs.online_rows, knobs.length, knobs),
             "logits": knobs.online_rows * shape.vocab * (c + 16), "activations": knobs.online_rows * knobs.prompt * _layer_forward(shape, knobs)}
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib.util
 import logging
 from collections.abc import Callable, Iterator
@@ -41,6 +42,7 @@ class Backbone:
     system_prompt: str = ""
     peft: Any = None
     active: str | None = field(default=None)
+    model: Model = Model()  # what it was loaded as
 
     @property
     def device(self) -> torch.device:
@@ -81,18 +83,26 @@ class Backbone:
         return self.tokenizer(completion, add_special_tokens=False, split_special_tokens=True)["input_ids"] + [self.stop_ids[0]]
 
     def check_prompts(self, prompts: list[str], room: int) -> None:
-        """Raise InputError for a prompt that does not leave `room` tokens of context, or that spells what only the template may write."""
-        guard = templates.Guard(self.tokenizer)
+        """Raise InputError for a prompt that `refusal` finds something against."""
         for prompt in prompts:
-            spelt = guard.spelt(dialogues.messages(prompt))
-            if spelt:
-                raise InputError(f"prompt {prompt[:60]!r} holds the model's {spelt}: remove it")
-            length = len(self.prompt_ids(prompt))
-            if length + room > self.context:
-                raise InputError(
-                    f"prompt {prompt[:60]!r} has {length} tokens; with max_new_tokens {room} that is more than the model's "
-                    f"context of {self.context}: shorten the prompt or sampling.max_new_tokens"
-                )
+            refusal = self.refusal(prompt, room)
+            if refusal:
+                raise InputError(f"prompt {prompt[:60]!r} {refusal.told}")
+
+    def refusal(self, prompt: str, room: int) -> templates.Refusal | None:
+        """What stands against a prompt: that it does not leave `room` tokens of context, or spells what only the template may write."""
+        spelt = self._guard.spelt(dialogues.messages(prompt))
+        if spelt:
+            return templates.Refusal(*2 * [f"holds the model's {spelt}"])
+        length = len(self.prompt_ids(prompt))
+        if length + room > self.context:
+            more = f"with max_new_tokens {room} that is more than the model's context of {self.context}"
+            return templates.Refusal(f"has {length} tokens; {more}", f"is too long; {more}")
+        return None
+
+    @functools.cached_property
+    def _guard(self) -> templates.Guard:
+        return templates.Guard(self.tokenizer)
 
     def add_adapter(self, name: str, lora: Lora, task: str = "CAUSAL_LM", seed: int = 0) -> None:
         """Add a fresh adapter under `name`, replacing one of that name, and put it in use. New adapters change nothing yet."""
@@ -183,15 +193,31 @@ def load_backbone(model: Model) -> Backbone:
     from transformers import AutoModelForCausalLM
 
     common = loading(model, "model.source", model.source)
-    tokenizer = load_tokenizer(model, "model.source", model.source, model.revision)
+    tokenizer = _settled_tokenizer(model)
     causal, _ = load_weights(AutoModelForCausalLM, "model.source", model.source, revision=model.revision, **common)
-    templates.settle(tokenizer, model)
-    backbone = Backbone(causal, tokenizer, model.system_prompt)
+    backbone = Backbone(causal, tokenizer, model.system_prompt, model=model)
     if not backbone.stop_ids:
         raise InputError(f"model.source {model.source!r}: neither tokenizer nor generation config names an end token: no completion could end")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = backbone.stop_ids[0]
     return backbone
+
+
+def load_reader(model: Model) -> Backbone:
+    """The backbone of a run without its weights (torch's meta device): enough to say which prompts it can read. Raises InputError."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(model, "model.source", model.source, model.revision)
+    with torch.device("meta"):
+        causal = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    return Backbone(causal, _settled_tokenizer(model), model.system_prompt)
+
+
+def _settled_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    tokenizer = load_tokenizer(model, "model.source", model.source, model.revision)
+    templates.settle(tokenizer, model)
+    return tokenizer
 
 
 def loading(model: Model, key: str, source: str, skip: list[str] | None = None) -> dict[str, Any]:
@@ -217,6 +243,13 @@ def load_tokenizer(model: Model, key: str, source: str, revision: str | None) ->
     return _found(AutoTokenizer.from_pretrained, key, source, revision=revision, trust_remote_code=model.trust_remote_code)
 
 
+def load_config(model: Model, key: str, source: str, revision: str | None) -> Any:
+    """The configuration of a hub id, local folder or embedded asset. Raises InputError that calls it `key`."""
+    from transformers import AutoConfig
+
+    return _found(AutoConfig.from_pretrained, key, source, revision=revision, trust_remote_code=model.trust_remote_code)
+
+
 def load_weights(kind: Any, key: str, source: str, **told: Any) -> tuple[Any, Any]:
     """A frozen model of transformers' class `kind`, from safetensors alone, and transformers' report of what was missing. Raises InputError
     that calls it `key`."""
@@ -230,7 +263,7 @@ def load_weights(kind: Any, key: str, source: str, **told: Any) -> tuple[Any, An
 
 def _found(load: Callable[..., Any], key: str, source: str, revision: str | None, **told: Any) -> Any:
     try:
-        return load(_resolve(source, key), **({"revision": revision} if revision else {}), **told)
+        return load(resolved(source, key), **({"revision": revision} if revision else {}), **told)
     except InputError:
         raise
     except (OSError, ValueError) as error:
@@ -241,6 +274,15 @@ def _found(load: Callable[..., Any], key: str, source: str, revision: str | None
         if isinstance(error, OSError):
             raise InputError(f"{key} {source!r}: no such embedded model, local folder or reachable hub id ({first})") from error
         raise InputError(f"{key} {source!r} cannot be loaded: {first}") from error
+
+
+def free_memory() -> None:
+    """Let go of models that nobody holds any more, also where their parts hold each other, and hand a GPU's free blocks back."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def pick_device(wanted: str) -> str:
@@ -269,7 +311,6 @@ def _keep_float32(model: PreTrainedModel) -> None:
 def _check_attention(model: Model, device: str, dtype: torch.dtype, key: str, source: str) -> None:
     """Raise InputError for an attention that is not installed, does not run here, or would change what the model computes."""
     import torch
-    from transformers import AutoConfig
 
     if model.attention == "flash_attention_2":
         if importlib.util.find_spec("flash_attn") is None:
@@ -277,13 +318,13 @@ def _check_attention(model: Model, device: str, dtype: torch.dtype, key: str, so
         if device == "cpu" or dtype == torch.float32:
             raise InputError("model.attention: found 'flash_attention_2', which runs on a GPU in bfloat16 or float16: use 'auto'")
     if model.attention == "sdpa":
-        config = _found(AutoConfig.from_pretrained, key, source, revision=None if key != "model.source" else model.revision,
-                        trust_remote_code=model.trust_remote_code)
+        config = load_config(model, key, source, None if key != "model.source" else model.revision)
         if getattr(config.get_text_config(), "attn_logit_softcapping", None):
             raise InputError(f"model.attention: found 'sdpa', which leaves out the soft-capping of {source!r}: use 'auto' or 'eager'")
 
 
-def _resolve(source: str, key: str) -> str:
+def resolved(source: str, key: str) -> str:
+    """The folder of an embedded asset or local model, or the hub id as it is. Raises InputError that calls it `key`."""
     if source in assets.ASSETS:
         return str(assets.asset_path(source))
     folder = runs.found(source)

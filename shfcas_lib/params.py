@@ -94,7 +94,7 @@ class Rows(Block):
     recipe: Recipe | None = Field(None, description="a published data set that this library knows: where it is and how to read it")
     columns: Columns = Columns()
     bad_rows: Literal["auto", "stop", "drop"] = Field(
-        "auto", description="rows that cannot be used (empty or equal answers): stop at the first, or drop; auto: drop with a recipe")
+        "auto", description="rows that cannot be used (empty or equal answers; prompts that a model cannot read): stop at the first, or drop; auto: drop with a recipe")
 
     @model_validator(mode="after")
     def _one_place(self) -> Rows:
@@ -141,6 +141,8 @@ class Sampling(Block):
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="1: off")
     max_new_tokens: Count = Field(48, description="longest completion, in tokens")
     batch_size: Count = Field(128, description="completions decoded at once; never changes what is sampled")
+    engine: Literal["backbone", "vllm"] = Field(
+        "backbone", description="what writes the base policy's completions; vllm needs vLLM in an environment of its own (docs/models.md)")
 
 
 class Noise(Block):

@@ -44,7 +44,7 @@ class Plan:
     knobs: Knobs
     stages: list[Stage]
     gpu: float
-    unknown: list[str]      # published reward models whose config.json is not within reach: they are left out
+    notes: list[str]        # what the estimate does not know: lengths of answers, published reward models without a config.json
     alone: list[Turn]       # single changes that make it fit
     together: list[Turn]    # where there is none: changes one after the other, each with the peak that it leads to
 
@@ -59,7 +59,7 @@ class Plan:
 
     def text(self) -> str:
         """The plan as it is printed."""
-        return "\n".join([self.title, "", *_table(self.stages), "", *self.unknown, *_verdict(self)])
+        return "\n".join([self.title, "", *_table(self.stages), "", *self.notes, *_verdict(self)])
 
 
 def make(params: Params, gpu_memory: float | str | None = None, config: Path | None = None, prompt_tokens: int | None = None,
@@ -69,12 +69,15 @@ def make(params: Params, gpu_memory: float | str | None = None, config: Path | N
     read = shapes.read_config(params.model.source, params.model.revision, config)
     shape = shapes.measure(read)
     asked = knobs(params, prompt_tokens or longest_prompt(params), completion_tokens)
-    published, unknown = _published(params)
+    published, notes = _published(params)
+    if params.preferences.given and completion_tokens is None:
+        notes.append(f"the answers of your preferences are not cut and were not measured: taken to be {asked.completion} tokens long (sampling.max_new_tokens); "
+                     "say how long they get with --completion-tokens")
     stages = memory.stages(shape, asked, published)
     alone, together = _turns(asked, params, lambda tried: needed(memory.stages(shape, tried, published), tried), gpu)
     title = (f"{params.model.source}: {shape.parameters / 1e9:.3f} billion parameters, {asked.quantisation}, computing in {8 * asked.compute} bits; prompts up to "
              f"{asked.prompt} tokens, completions up to {asked.completion}")
-    return Plan(title, shape, asked, stages, gpu, unknown, alone, together)
+    return Plan(title, shape, asked, stages, gpu, notes, alone, together)
 
 
 def _published(params: Params) -> tuple[dict[str, tuple[Shape, int]], list[str]]:
@@ -97,7 +100,7 @@ def needed(stages: list[Stage], asked: Knobs) -> float:
 
 def knobs(params: Params, prompt_tokens: int, completion_tokens: int | None = None) -> Knobs:
     """What a run's parameters ask of memory. With `_choices`, the one place that knows their names."""
-    lora, trained = params.reward.kind == "lora", params.policy.kind != "tilt"
+    lora, trained, tuned = params.reward.kind == "lora", params.policy.kind != "tilt", params.sft.answers != "none"
     cuda = params.model.device != "cpu"
     narrow = params.model.dtype in ("bfloat16", "float16") or (params.model.dtype == "auto" and cuda)
     micro = params.training.micro_batch
@@ -109,8 +112,9 @@ def knobs(params: Params, prompt_tokens: int, completion_tokens: int | None = No
         reward_dropout=params.reward.lora.dropout > 0, reward_adapters=1 + len(params.selection.strategies) if lora else 0,
         policy_rows=_answers(params) * (micro or _micro(params.policy.batch_size)) if trained else 0,
         policy_rank=params.policy.lora.r if trained else 0,
-        online_rows=params.policy.batch_size if params.policy.kind in ("rloo", "grpo") else 0, checkpointing=params.training.gradient_checkpointing,
-        optimiser=params.training.optimiser)
+        online_rows=params.policy.batch_size if params.policy.kind in ("rloo", "grpo") else 0, sft_rows=(micro or _micro(params.sft.batch_size)) if tuned else 0,
+        sft_rank=params.sft.lora.r if tuned else 0, sft_dropout=params.sft.lora.dropout > 0, checkpointing=params.training.gradient_checkpointing,
+        optimiser=params.training.optimiser, scaled=params.model.dtype == "float16", vllm=params.sampling.engine == "vllm")
 
 
 def _answers(params: Params) -> int:
@@ -125,21 +129,27 @@ def _micro(batch_size: int) -> int:
 
 def _choices(asked: Knobs, params: Params) -> Iterator[tuple[str, object, list[tuple[object, Knobs]]]]:
     """Knobs, from those that leave results alone to those that change the method: key, value now, and (value, what is asked then) from mild to drastic."""
-    micro = max(asked.reward_rows // 2, asked.policy_rows // _answers(params))
+    micro = max(asked.reward_rows // 2, asked.policy_rows // _answers(params), asked.sft_rows)
+    batches = [params.reward.batch_size, params.policy.batch_size, *([params.sft.batch_size] if asked.sft_rows else [])]
     yield "training.micro_batch", params.training.micro_batch, [
-        (size, replace(asked, reward_rows=min(asked.reward_rows, 2 * size), policy_rows=min(asked.policy_rows, _answers(params) * size)))
-        for size in _halves(micro, 1) if all(batch % size == 0 for batch in (params.reward.batch_size, params.policy.batch_size))]
+        (size, replace(asked, reward_rows=min(asked.reward_rows, 2 * size), policy_rows=min(asked.policy_rows, _answers(params) * size),
+                       sft_rows=min(asked.sft_rows, size)))
+        for size in _halves(micro, 1) if all(batch % size == 0 for batch in batches)]
     if not asked.checkpointing:
         yield "training.gradient_checkpointing", False, [(True, replace(asked, checkpointing=True))]
     if asked.optimiser == "adamw_torch":
         yield "training.optimiser", asked.optimiser, [("paged_adamw_8bit", replace(asked, optimiser="paged_adamw_8bit"))]
     yield "sampling.batch_size", params.sampling.batch_size, [
         (rows, replace(asked, sampling_rows=rows)) for rows in _halves(asked.sampling_rows, asked.n)]
+    if asked.vllm:
+        yield "sampling.engine", "vllm", [("backbone", replace(asked, vllm=False))]
     milder = ["none", "int8", "nf4"]
     yield "model.quantisation", asked.quantisation, [
         (kind, replace(asked, quantisation=kind)) for kind in milder[milder.index(asked.quantisation) + 1 :]]
     if asked.completion == params.sampling.max_new_tokens:
         yield "sampling.max_new_tokens", asked.completion, [(tokens, replace(asked, completion=tokens)) for tokens in _halves(asked.completion, 16)]
+    if asked.sft_rows:
+        yield "sft.answers", params.sft.answers, [("none", replace(asked, sft_rows=0, sft_rank=0))]
     if asked.reward_rows:
         yield "reward.kind", params.reward.kind, [("probe", replace(asked, reward_rows=0, reward_rank=0, reward_adapters=0))]
     if asked.policy_rows:
@@ -215,7 +225,8 @@ def _table(stages: list[Stage]) -> list[str]:
 def _verdict(plan: Plan) -> list[str]:
     highest = max(plan.stages, key=lambda stage: stage.total)
     beside = f", with {CONTEXT / GB} GB for CUDA itself and {FRAGMENTS:.0%} for gaps between tensors" if plan.knobs.cuda else ""
-    lines = [f"peak {plan.peak / GB:.1f} GB in {highest.name}{beside}; the card has {plan.gpu / GB:.1f} GB: " + ("it fits" if plan.fits else "it does not fit")]
+    told = ["sampling by vLLM is the least it works with, not measured: it takes nine tenths of what is free"] if plan.knobs.vllm else []
+    lines = [*told, f"peak {plan.peak / GB:.1f} GB in {highest.name}{beside}; the card has {plan.gpu / GB:.1f} GB: " + ("it fits" if plan.fits else "it does not fit")]
     if plan.fits:
         return lines
     if plan.alone:

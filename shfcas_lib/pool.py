@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from shfcas_lib import processes
+from shfcas_lib import processes, vllm_engine
 from shfcas_lib.params import InputError, Sampling
 
 if TYPE_CHECKING:
@@ -37,14 +37,27 @@ def sample(backbone: Backbone, prompts: pd.DataFrame, sampling: Sampling, seed: 
     generator, named by (seed, prompt_id, index): the order of prompts does not change what is sampled, and another batch
     size changes it only where rounding decides between two tokens (in float32 about one completion in a hundred).
     Log-probabilities and features are recorded by the decode steps themselves; no second forward pass is made. Several processes share out
-    whole batches, and each returns the whole pool.
+    whole batches, and each returns the whole pool. With `sampling.engine` vllm another engine writes the base policy's completions (module
+    vllm_engine); log-probabilities and features are then a second pass's, and the column logp_vllm is added. Adapters are sampled here always.
     Raises InputError for a prompt that does not fit the context, and when every completion of the pool is empty.
     """
-    from tqdm import tqdm
-
     backbone.check_prompts(list(prompts["prompt"]), room=sampling.max_new_tokens)
     texts = dict(zip(prompts["prompt_id"], prompts["prompt"]))
     ids = {prompt_id: backbone.prompt_ids(text) for prompt_id, text in texts.items()}
+    if sampling.engine == "vllm" and backbone.active is None:
+        pool = _drawn_by_vllm(backbone, texts, ids, sampling, seed, label)
+    else:
+        pool = _drawn(backbone, ids, sampling, seed, label).assign(prompt=lambda t: t["prompt_id"].map(texts))
+    pool = pool.sort_values(["prompt_id", "index"], ignore_index=True)
+    if not pool["completion"].str.strip().astype(bool).any():
+        raise InputError("every sampled completion is empty: check model.source, its chat template and sampling.max_new_tokens")
+    return pool
+
+
+def _drawn(backbone: Backbone, ids: dict[str, list[int]], sampling: Sampling, seed: int, label: str) -> pd.DataFrame:
+    """Completions by the backbone itself, a pool table without its prompts."""
+    from tqdm import tqdm
+
     order = sorted(ids, key=lambda p: (len(ids[p]), p))  # prompts of like length share a batch: little padding
     per_batch = max(1, sampling.batch_size // sampling.n)
     mine = processes.share([order[start : start + per_batch] for start in range(0, len(order), per_batch)])
@@ -53,11 +66,14 @@ def sample(backbone: Backbone, prompts: pd.DataFrame, sampling: Sampling, seed: 
         for batch in mine:
             rows += _decode(backbone, batch, [ids[p] for p in batch], sampling, seed)
             bar.update(len(batch) * sampling.n)
-    pool = processes.gathered(pd.DataFrame(rows, columns=COLUMNS)).assign(prompt=lambda t: t["prompt_id"].map(texts))
-    pool = pool.sort_values(["prompt_id", "index"], ignore_index=True)
-    if not pool["completion"].str.strip().astype(bool).any():
-        raise InputError("every sampled completion is empty: check model.source, its chat template and sampling.max_new_tokens")
-    return pool
+    return processes.gathered(pd.DataFrame(rows, columns=COLUMNS))
+
+
+def _drawn_by_vllm(backbone: Backbone, texts: dict[str, str], ids: dict[str, list[int]], sampling: Sampling, seed: int, label: str) -> pd.DataFrame:
+    """Completions by vLLM, read once by the backbone: a pool table and the column logp_vllm."""
+    drawn = vllm_engine.draw(backbone, ids, sampling, seed)
+    pool = score(backbone, drawn.assign(prompt=drawn["prompt_id"].map(texts)), label=f"{label}, written by vLLM")
+    return pool.assign(logp_vllm=drawn["logp_vllm"].to_numpy())
 
 
 def sample_adapted(backbone: Backbone, adapter: str, prompts: pd.DataFrame, sampling: Sampling, seed: int, label: str) -> pd.DataFrame:

@@ -15,17 +15,18 @@ conflict, and a weight learnt there would condemn the proxy everywhere.
 
 from __future__ import annotations
 
-import gc
+import functools
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
 
 from shfcas_lib import dialogues, models, runs, templates
-from shfcas_lib.params import Classifier, InputError, Model, Params
+from shfcas_lib.params import Classifier, Gold, InputError, Model, Params, Reward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,9 +85,21 @@ def scored(pool: pd.DataFrame, params: Params) -> pd.DataFrame:
 def try_out(params: Params) -> None:
     """Load every published model that the run names and score one text with it: what is wrong with a model shows before hours of sampling."""
     text = pd.DataFrame({"prompt_id": ["a trial"], "index": [0], "prompt": ["Hello"], "completion": ["Hello."]})
-    for key, block in (("gold.kind", params.gold), ("reward.proxy", params.reward)):
-        if block.published:
-            score(text, block.published, block.model, params.model, key)
+    for key, block in _named(params):
+        score(text, block.published, block.model, params.model, key)
+
+
+def readers(params: Params) -> Iterator[Callable[[str, int], templates.Refusal | None]]:
+    """For each published model that the run names: why it cannot be shown a prompt with an answer of so many tokens. Tokenizer and
+    configuration are loaded, no weights."""
+    for key, block in _named(params):
+        asked = (params.model, key, block.published, block.model.revision)
+        yield _Reader(models.load_tokenizer(*asked), models.load_config(*asked), block.model, f"{key} {block.published!r}").refusal
+
+
+def _named(params: Params) -> list[tuple[str, Gold | Reward]]:
+    """The blocks that name a published model, each with the key that does."""
+    return [(key, block) for key, block in (("gold.kind", params.gold), ("reward.proxy", params.reward)) if block.published]
 
 
 def score(table: pd.DataFrame, source: str, read: Classifier, backbone: Model, key: str) -> np.ndarray:
@@ -100,8 +113,7 @@ def score(table: pd.DataFrame, source: str, read: Classifier, backbone: Model, k
     from tqdm import tqdm
 
     tokenizer, model, column = load(source, read, backbone, key)
-    sequences = _sequences(table, tokenizer, read, key, source)
-    _check_lengths(sequences, table, model.config, key, source)
+    sequences = _sequences(table, _Reader(tokenizer, model.config, read, f"{key} {source!r}"))
     pad = model.config.get_text_config().pad_token_id
     order = sorted(range(len(sequences)), key=lambda k: (len(sequences[k]), k))
     scores = np.zeros(len(sequences))
@@ -111,9 +123,7 @@ def score(table: pd.DataFrame, source: str, read: Classifier, backbone: Model, k
         with torch.inference_mode():
             scores[rows] = model(input_ids=tokens, attention_mask=mask).logits[:, column].double().cpu().numpy()
     del model
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    models.free_memory()
     bad = np.flatnonzero(~np.isfinite(scores))
     if len(bad):
         row = table.iloc[bad[0]]
@@ -149,27 +159,57 @@ def _column(config, label: int | str | None, key: str, source: str) -> int:
     return number
 
 
-def _sequences(table: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, read: Classifier, key: str, source: str) -> list[list[int]]:
-    """Token ids of every completion with its prompt. Raises InputError for a prompt that spells a turn marker of this model."""
-    guard = templates.Guard(tokenizer)
-    for prompt in table["prompt"].unique():
-        spelt = guard.spelt(dialogues.messages(prompt))
+@dataclass(frozen=True)
+class _Reader:
+    """How a published model is shown a prompt and a completion. name: what messages call it."""
+
+    tokenizer: PreTrainedTokenizerBase
+    config: Any
+    read: Classifier
+    name: str
+
+    @property
+    def longest(self) -> int:
+        """Tokens that the model reads at most."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+
+    def refusal(self, prompt: str, room: int) -> templates.Refusal | None:
+        """What stands against a prompt: that it spells a turn marker of this model, or leaves no room for an answer of `room` tokens."""
+        spelt = self._guard.spelt(dialogues.messages(prompt))
         if spelt:
-            raise InputError(f"prompt {prompt[:60]!r} holds the {spelt} of {key} {source!r}: remove it")
-    if read.text is None and tokenizer.chat_template is not None:
-        chats = ([*dialogues.messages(row.prompt), {"role": "assistant", "content": row.completion}] for row in table.itertuples())
-        return [tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"] for chat in chats]
-    text = read.text or "{prompt}\n\n{completion}"
-    parts = ({"prompt": dialogues.plain(row.prompt), "completion": row.completion} for row in table.itertuples())
-    return [tokenizer(re.sub(r"\{(prompt|completion)\}", lambda place: part[place[1]], text))["input_ids"] for part in parts]
+            return templates.Refusal(*2 * [f"holds the {spelt} of {self.name}"])
+        length = len(self.ids(prompt, ""))
+        if length + room > self.longest:
+            more = f"with an answer of {room} tokens that is more than the {self.longest} that {self.name} reads"
+            return templates.Refusal(f"has {length} tokens; {more}", f"is too long; {more}")
+        return None
+
+    def ids(self, prompt: str, completion: str) -> list[int]:
+        """Token ids of a completion with its prompt."""
+        if self.read.text is None and self.tokenizer.chat_template is not None:
+            chat = [*dialogues.messages(prompt), {"role": "assistant", "content": completion}]
+            return self.tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]
+        part = {"prompt": dialogues.plain(prompt), "completion": completion}
+        text = self.read.text or "{prompt}\n\n{completion}"
+        return self.tokenizer(re.sub(r"\{(prompt|completion)\}", lambda place: part[place[1]], text))["input_ids"]
+
+    @functools.cached_property
+    def _guard(self) -> templates.Guard:
+        return templates.Guard(self.tokenizer)
 
 
-def _check_lengths(sequences: list[list[int]], table: pd.DataFrame, config, key: str, source: str) -> None:
-    room = getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+def _sequences(table: pd.DataFrame, reader: _Reader) -> list[list[int]]:
+    """Token ids of every completion with its prompt. Raises InputError for a prompt that cannot be read, and for a completion too long."""
+    for prompt in table["prompt"].unique():
+        refusal = reader.refusal(prompt, 0)
+        if refusal:
+            raise InputError(f"prompt {prompt[:60]!r} {refusal.told}")
+    sequences = [reader.ids(row.prompt, row.completion) for row in table.itertuples()]
     for prompt_id, index, sequence in zip(table["prompt_id"], table["index"], sequences):
-        if len(sequence) > room:
-            raise InputError(f"{key} {source!r} reads at most {room} tokens, but completion {index} of prompt {prompt_id} has {len(sequence)} with "
+        if len(sequence) > reader.longest:
+            raise InputError(f"{reader.name} reads at most {reader.longest} tokens, but completion {index} of prompt {prompt_id} has {len(sequence)} with "
                              "its prompt: choose another model, or leave long prompts out")
+    return sequences
 
 
 def _padded(sequences: list[list[int]], pad: int | None, model):

@@ -6,7 +6,6 @@ preferences: there the labels alone train a correction on top of it (`published`
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -65,13 +64,10 @@ def fit(settings: Reward, pool: pd.DataFrame | None, preferences: pd.DataFrame |
     is only read; raises InputError where there is none. base: the run's proxy; where it is a published model, what is trained is a
     correction on top of it. how: see module training; checkpoints lie in `folder` until the reward is there.
     """
-    if _stands(folder, "published.json"):
-        return published.load_base(folder)
-    if _stands(folder, "correction.json"):
-        facts = runs.read_json(folder / "correction.json")
-        return published.Corrected(published.Published(facts["base"]), _read(settings, name, folder / "correction", backbone), facts["spread"])
-    if _stands(folder, "reward.safetensors" if settings.kind == "probe" else "reward.json"):
-        return _read(settings, name, folder, backbone)
+    found = _found(settings, name, folder, backbone)
+    if found is not None:
+        training.forget(folder / "checkpoints")
+        return found
     if pool is None:
         raise InputError(f"{folder} holds no finished reward: run the earlier notebooks with the same parameters first")
     offset = base.score(pool) if isinstance(base, published.Published) else None
@@ -84,9 +80,21 @@ def fit(settings: Reward, pool: pd.DataFrame | None, preferences: pd.DataFrame |
         _save(trained, folder if offset is None else folder / "correction")
         if offset is not None:
             runs.write_json(folder / "correction.json", {"base": base.spread, "spread": reward.spread})
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        training.forget(folder / "checkpoints")
     processes.wait()
     return reward
+
+
+def _found(settings: Reward, name: str, folder: Path | None, backbone: Backbone | None) -> RewardModel | None:
+    """The finished reward in a folder, of whatever kind; None where there is none."""
+    if _stands(folder, "published.json"):
+        return published.load_base(folder)
+    if _stands(folder, "correction.json"):
+        facts = runs.read_json(folder / "correction.json")
+        return published.Corrected(published.Published(facts["base"]), _read(settings, name, folder / "correction", backbone), facts["spread"])
+    if _stands(folder, "reward.safetensors" if settings.kind == "probe" else "reward.json"):
+        return _read(settings, name, folder, backbone)
+    return None
 
 
 def _stands(folder: Path | None, marker: str) -> bool:

@@ -9,8 +9,10 @@ reward `probe`, policy `tilt` and simulated feedback. Gold reaches a strategy th
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -20,6 +22,9 @@ from shfcas_lib.conflict import conflict_table
 from shfcas_lib.feedback import SimulatedHuman
 from shfcas_lib.params import Params
 from shfcas_lib.selection import all_pairs
+
+if TYPE_CHECKING:
+    from shfcas_lib.models import Backbone
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,29 @@ def strategies(params: Params, prompts: pd.DataFrame, pool: pd.DataFrame, folder
         tables["timing"] = pd.DataFrame({"policy": list(outcomes), "seconds": [outcome.seconds for outcome in outcomes.values()]})
         parts.append({name: table.assign(seed=k) for name, table in tables.items()})
     return _stacked(parts)
+
+
+def trained(params: Params, prompts: pd.DataFrame, pool: pd.DataFrame, folder: Path, backbone: Backbone, stage: runs.Stage) -> pd.DataFrame:
+    """Policies trained against the proxy, every strategy's refined reward and the clean one, for the first seed of replicates, sampled anew on its
+    evaluation prompts. folder: where `references` kept that seed's rewards. stage: keeps what is done, so that a killed job goes on.
+
+    Returns policy, prompt_id, gold, kl and win of the trained policy, with tilted_gold and tilted_kl, those of the closed form with the same
+    reward on the same prompts.
+    """
+    closed = params.model_copy(update={"evaluation": params.evaluation.model_copy(update={"replicates": 1})})
+    case = build_case(params, prompts, first(pool, params.sampling.n), seeds(closed)[0], folder)
+    setting = dataclasses.replace(case.setting, backbone=backbone)
+    outcomes = {name: loop.run(name, setting, case.human, stage / name) for name in params.selection.strategies}
+    models = {"proxy": setting.proxy, **{name: outcome.reward for name, outcome in reversed(outcomes.items())}, "clean": case.clean}
+    known, adapters = pd.concat([setting.train, setting.feedback], ignore_index=True), {}
+    for name, reward in models.items():
+        adapters[name] = stage.folder / f"policy_{name}"
+        loop.train_policy(setting, reward, known, adapters[name])
+    gold = case.evaluate["gold"].to_numpy()
+    table = evaluation.trained_policies(params, setting.prompts, backbone, adapters, case.evaluate, gold, stage)
+    tilted = evaluation.tilted(case.evaluate, gold, {name: reward.score(case.evaluate) for name, reward in models.items()}, params.policy.beta)
+    tilted = tilted[["policy", "prompt_id", "gold", "kl"]].rename(columns={"gold": "tilted_gold", "kl": "tilted_kl"})
+    return table.merge(tilted, on=["policy", "prompt_id"])
 
 
 def first(pool: pd.DataFrame, n: int) -> pd.DataFrame:

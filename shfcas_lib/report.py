@@ -188,19 +188,24 @@ def overhead(timing: pd.DataFrame, rounds: pd.DataFrame, setting: str, budget: f
     return (here[0].groupby("policy")["seconds"].median() / here[1]["round"].max()).reset_index()
 
 
-def trained(table: pd.DataFrame) -> pd.DataFrame:
-    """Trained policies over the sweep's runs: setting, budget, policy, value, low, high (gold, mean over prompts; bootstrap over runs), over_proxy
-    with its interval, paired by run, and runs. One run has no interval."""
-    means = table.groupby(["setting", "budget", "pool", "policy"], sort=False)["gold"].mean().unstack("policy")
+def trained(table: pd.DataFrame, against: str = "proxy") -> pd.DataFrame:
+    """Trained policies of a sweep: setting, budget, policy, value, low, high (gold), over, over_low, over_high (gold over that of the policy
+    `against`, paired by prompt), kl, and pools. Intervals are stats.nested_interval's: pools, each with trainings of its own, then prompts. One
+    pool has none: its prompts say nothing about another training."""
     rows = []
-    for (setting, budget), part in means.groupby(["setting", "budget"], sort=False):
-        for policy in part:
-            own, over = part[policy].dropna(), (part[policy] - part["proxy"]).dropna()
-            if len(own):
-                intervals = [stats.mean_interval(v, runs.rng(0, f"trained/{setting}/{budget}/{policy}")) for v in (own, over) if len(v)]
-                limits = [(i.value, i.low, i.high) if len(own) > 1 else (i.value, np.nan, np.nan) for i in (*intervals, intervals[-1])][:2]
-                rows.append((setting, budget, policy, *limits[0], *limits[1], len(own)))
-    return pd.DataFrame(rows, columns=["setting", "budget", "policy", "value", "low", "high", "over_proxy", "over_proxy_low", "over_proxy_high", "runs"])
+    for (setting, budget), part in table.groupby(["setting", "budget"], sort=False):
+        wide = part.pivot(index=["pool", "prompt_id"], columns="policy", values="gold")
+        for policy, own in part.groupby("policy", sort=False):
+            values = {"gold": wide[policy], "over": wide[policy] - wide[against]}
+            intervals = [_over_pools(v.dropna().rename("gold").reset_index(), f"trained/{setting}/{budget}/{policy}/{name}") for name, v in values.items()]
+            rows.append((setting, budget, policy, *intervals[0], *intervals[1], own["kl"].mean() if "kl" in own else np.nan, own["pool"].nunique()))
+    return pd.DataFrame(rows, columns=["setting", "budget", "policy", "value", "low", "high", "over", "over_low", "over_high", "kl", "pools"])
+
+
+def _over_pools(table: pd.DataFrame, name: str) -> tuple[float, float, float]:
+    """Mean gold with its interval, pool by pool; NaN for limits that one pool cannot give."""
+    found = stats.nested_interval(table, "pool", "gold", runs.rng(0, name), 2000)
+    return (found.value, found.low, found.high) if table["pool"].nunique() > 1 else (found.value, np.nan, np.nan)
 
 
 def main_setting(measures: pd.DataFrame) -> tuple[str, float]:
@@ -232,8 +237,10 @@ def _is_number(text: str) -> bool:
 
 
 def _point_tables(plan: Plan, place: str, job: dict) -> dict[str, pd.DataFrame]:
-    """The tables of a finished point with those of the cases it started from; of a run of four notebooks, its trained policies."""
+    """The tables of a finished point with those of the cases it started from; where policies were trained, what they wrote was worth."""
     folder = plan.folder / place
+    if job["kind"] == "policies":
+        return {"trained": pd.read_parquet(folder / "trained.parquet")}
     if job["kind"] == "run":
         name = "per_prompt" if job["params"]["policy"]["kind"] == "tilt" else "trained_per_prompt"
         return {"trained": pd.read_parquet(folder / "run" / "04_evaluation" / f"{name}.parquet")}

@@ -42,7 +42,7 @@ _JUDGE_LIMITS = ("concurrency", "timeout", "retries", "backoff", "max_tokens", "
 # What decides how much memory and time a training takes, and not what comes out: free to change as well.
 _TRAINING_LIMITS = ("gradient_checkpointing", "checkpoint_every")
 # Keys that runs of earlier versions did not have: at their defaults they change nothing, and are left out.
-_NEWER = {"sft": tuple(Sft.model_fields), "training": tuple(Training.model_fields), "policy": ("generations", "prompts"), "gold": ("model",),
+_NEWER = {"sft": tuple(Sft.model_fields), "training": tuple(Training.model_fields), "policy": ("generations", "prompts"), "gold": ("model",), "sampling": ("engine",),
           "model": ("attention", "template", "trust_remote_code"), "reward": ("proxy", "model")}
 _TEMPORARY = ".part"  # ends the name of what is being written
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)  # faults of the place, not of the caller

@@ -11,14 +11,13 @@ small update away.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pandas as pd
 
 from shfcas_lib import data, models, processes, runs, training
 from shfcas_lib.models import POLICY, Backbone
-from shfcas_lib.params import InputError, Model, Params
+from shfcas_lib.params import InputError, Model, Params, Sft, Training
 
 
 def base(run: runs.Run, prompts: pd.DataFrame | None = None) -> Model:
@@ -33,8 +32,10 @@ def base(run: runs.Run, prompts: pd.DataFrame | None = None) -> Model:
         if prompts is None:
             raise InputError(f"{folder} is missing: run notebook 01 with the same parameters first")
         _train(params, prompts, folder)
+        models.free_memory()  # the backbone that was trained must not stand beside the copy that it is merged into
         if processes.is_main():
             _merge(params.model, folder)
+        models.free_memory()  # nor that copy beside the backbone that the caller loads
         processes.wait()
     return params.model.model_copy(update={"source": str(folder.resolve()), "revision": None})
 
@@ -48,37 +49,49 @@ def answers(params: Params, prompts: pd.DataFrame) -> pd.DataFrame:
     return mine[["prompt", "chosen"]].drop_duplicates().rename(columns={"chosen": "completion"}).reset_index(drop=True)
 
 
-def _train(params: Params, prompts: pd.DataFrame, folder: Path) -> None:
-    """Train the adapter and write it into `folder`/adapter, unless it stands there."""
+def train(backbone: Backbone, table: pd.DataFrame, sft: Sft, seed: int, how: Training = training.PLAIN, checkpoints: Path | None = None) -> None:
+    """Replace the policy adapter by one that imitates the completions of a table (columns prompt, completion). how, checkpoints: see module
+    training."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    if processes.agreed((folder / "adapter" / "adapter_model.safetensors").exists()):
-        return
-    sft, seed = params.sft, runs.derive(params.seed, "sft")
-    backbone = models.load_backbone(params.model)
     backbone.add_adapter(POLICY, sft.lora, seed=seed)
-    rows = [_row(backbone, *row) for row in answers(params, prompts).itertuples(index=False)]
-    options = training.arguments(params.training, backbone, sft.batch_size, 4, seed) | {
+    rows = [_row(backbone, row.prompt, row.completion) for row in table.itertuples()]
+    options = training.arguments(how, backbone, sft.batch_size, 4, seed) | {
         "num_train_epochs": sft.epochs, "learning_rate": sft.learning_rate, "lr_scheduler_type": "cosine", "max_length": None, "logging_steps": 10,
         "completion_only_loss": True}
-    training.fit(SFTTrainer, SFTConfig, backbone, options, folder / "checkpoints", model=backbone.peft, train_dataset=Dataset.from_list(rows))
-    if processes.is_main():
-        backbone.save_adapter(POLICY, folder / "adapter")
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    processes.wait()
+    training.fit(SFTTrainer, SFTConfig, backbone, options, checkpoints, model=backbone.peft, train_dataset=Dataset.from_list(rows))
 
 
-def _merge(model: Model, folder: Path) -> None:
-    """Write the merged, unquantised model into `folder`; config.json comes last and marks it whole."""
-    backbone = models.load_backbone(model.model_copy(update={"quantisation": "none"}))
-    backbone.load_adapter(POLICY, folder / "adapter")
+def merge(backbone: Backbone, folder: Path) -> None:
+    """Add the policy adapter to the weights of an unquantised backbone and write the model into `folder`; config.json comes last and marks it
+    whole."""
     merged = backbone.peft.merge_and_unload()
     with runs.scratch(folder, "merged") as scratch:
         merged.save_pretrained(scratch, safe_serialization=True)
         backbone.tokenizer.save_pretrained(scratch)
         for file in sorted(scratch.iterdir(), key=lambda path: path.name == "config.json"):
             file.replace(folder / file.name)
+
+
+def _train(params: Params, prompts: pd.DataFrame, folder: Path) -> None:
+    """Train the adapter and write it into `folder`/adapter, unless it stands there."""
+    if processes.agreed((folder / "adapter" / "adapter_model.safetensors").exists()):
+        training.forget(folder / "checkpoints")
+        return
+    backbone = models.load_backbone(params.model)
+    train(backbone, answers(params, prompts), params.sft, runs.derive(params.seed, "sft"), params.training, folder / "checkpoints")
+    if processes.is_main():
+        backbone.save_adapter(POLICY, folder / "adapter")
+        training.forget(folder / "checkpoints")
+    processes.wait()
+
+
+def _merge(model: Model, folder: Path) -> None:
+    """Merge `folder`/adapter into an unquantised copy of the model, in `folder`."""
+    backbone = models.load_backbone(model.model_copy(update={"quantisation": "none"}))
+    backbone.load_adapter(POLICY, folder / "adapter")
+    merge(backbone, folder)
 
 
 def _row(backbone: Backbone, prompt: str, completion: str) -> dict:

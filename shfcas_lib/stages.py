@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from shfcas_lib import bias, data, feedback, gold, loop, models, pool, processes, published, refine, runs, sft, training_data
+from shfcas_lib import bias, data, feedback, gold, loop, models, pool, processes, published, refine, runs, sft, training_data, vllm_engine
 from shfcas_lib.params import InputError, Params
+from shfcas_lib.screening import Screen
 
 if TYPE_CHECKING:
     from shfcas_lib.models import Backbone
@@ -26,9 +27,10 @@ def execute(names: list[str], params: Params) -> None:
     try:
         run = runs.open_run(params)
         with processes.main_first():  # whatever has to be fetched is fetched once
-            prompts = data.check(params)
+            prompts = data.check(params, Screen(params) if "pools" in names else None)
         if "pools" in names:
             run.stage("01_proxy")  # refuses a folder of other parameters before anything is trained into it
+            run.record(**vllm_engine.check(params.sampling))
             published.try_out(params)
         model = sft.base(run, prompts if "pools" in names else None)
         with processes.main_first():
@@ -43,11 +45,14 @@ def execute(names: list[str], params: Params) -> None:
 def pools(run: runs.Run, backbone: Backbone) -> None:
     """Completions of the base policy, fine-tuned first where `sft` asks for it: of training and evaluation prompts (notebook 01) and of feedback prompts (notebook 02)."""
     params, first, second = run.params, run.stage("01_proxy"), run.stage("02_conflict")
-    prompts = first.table("prompts", lambda: data.check(params))
-    first.table("dropped", lambda: data.dropped(params))
+    screen = Screen(params)
+    prompts = first.table("prompts", lambda: data.check(params, screen))
+    first.table("dropped", lambda: data.dropped(params, screen))
     with first.timed("sample training and evaluation prompts"):
         first.table("pool_train", lambda: published.scored(training_data.training_pool(backbone, prompts, params), params))
-        first.table("pool_evaluate", lambda: _sampled(backbone, prompts, "evaluate", "evaluation prompts", params))
+        evaluate = first.table("pool_evaluate", lambda: _sampled(backbone, prompts, "evaluate", "evaluation prompts", params))
+        if processes.is_main() and (told := vllm_engine.agreement(evaluate)):
+            print(told)
     with second.timed("sample feedback prompts"):
         second.table("pool_feedback", lambda: _sampled(backbone, prompts, "feedback", "feedback prompts", params))
 
@@ -56,7 +61,7 @@ def proxy(run: runs.Run, backbone: Backbone) -> None:
     """Preferences, spoilt preferences, and the two rewards trained on them (notebook 01)."""
     params, stage = run.params, run.stage("01_proxy")
     prompts, train = (run.require("01_proxy", name) for name in ("prompts", "pool_train"))
-    clean = stage.table("preferences_clean", lambda: training_data.clean_preferences(train, prompts, params))
+    clean = stage.table("preferences_clean", lambda: training_data.clean_preferences(train, prompts, params, stage))
     category = dict(zip(prompts["prompt_id"], prompts["category"]))
     biased = stage.table("preferences_biased", lambda: bias.inject(
         training_data.seen_by_proxy(clean, params), train, category, params.bias, params.seed))
@@ -91,7 +96,7 @@ def policies(run: runs.Run, backbone: Backbone) -> None:
     known = pd.concat([setting.train, setting.feedback], ignore_index=True)
     for name, reward in rewards.items():
         with stage.timed(f"train the policy against {name}"):
-            loop.train_policy(setting, reward, known, stage.folder / f"policy_{name}", name)
+            loop.train_policy(setting, reward, known, stage.folder / f"policy_{name}")
 
 
 STAGES = {"pools": pools, "proxy": proxy, "rounds": rounds, "policies": policies}

@@ -4,8 +4,8 @@
     driver.drive(plan)
 
 A sweep crosses lists. Points that the closed forms can answer (reward probe, policy tilt, simulated human) share what they can: one `pool`
-per (task, model, sampling, seed), one set of `cases` per (pool, bias, split, reward), and a `point` for what is left. Any other point is a
-`run` of the four notebooks. Every job's folder is named by the digest of its parameters, of the library modules and notebooks that it
+per (task, model, sampling, seed), one set of `cases` per (pool, bias, split, reward), and a `point` for what is left. Where the policies are
+trained, `policies` stands for `point`: it starts from the same pools and proxies. Any other point is a `run` of the four notebooks. Every job's folder is named by the digest of its parameters, of the library modules and notebooks that it
 uses, and of the jobs it needs: a change anywhere makes exactly the jobs that depend on it new, and what is done stays done.
 """
 
@@ -31,7 +31,7 @@ MOST_POINTS = 100_000
 # The blocks of parameters that each kind of job depends on; whatever else a point sets does not make a new one.
 _POOL = ("seed", "task", "model", "prompts", "sampling", "gold")
 _CASES = (*_POOL, "split", "preferences", "bias", "reward", "policy", "evaluation")
-_KEYS = {"pool": _POOL, "cases": _CASES, "point": tuple(Params.model_fields), "run": tuple(Params.model_fields)}
+_KEYS = {"pool": _POOL, "cases": _CASES} | dict.fromkeys(("point", "policies", "run"), tuple(Params.model_fields))
 
 
 @dataclass(frozen=True)
@@ -149,16 +149,23 @@ def _text(value) -> str:
 
 
 def _add_point(made: dict[str, dict], label: dict[str, str], params: Params, most: dict[str, int]) -> str:
-    closed = (params.reward.kind, params.reward.proxy, params.policy.kind, params.feedback.kind) == ("probe", "trained", "tilt", "gold")
-    if not closed:
+    simulated = (params.reward.kind, params.reward.proxy, params.feedback.kind) == ("probe", "trained", "gold")
+    trained = params.policy.kind != "tilt"
+    if not simulated or (trained and params.preferences.given):
         return _add(made, "run", label, params, {})
-    if params.preferences.given or not params.evaluation.replicates:
+    if params.preferences.given or not (trained or params.evaluation.replicates):
         raise InputError("a sweep point with reward probe and policy tilt needs evaluation.replicates above 0 and no preferences of your own")
     # Completion k of a prompt is the same whatever N is: points that differ in N alone share the largest pool.
     wide = params.model_copy(update={"sampling": params.sampling.model_copy(update={"n": most[_but_n(params)]})})
     pool = _add(made, "pool", label, wide, {})
-    cases = _add(made, "cases", label, params, {"pool": pool})
-    return _add(made, "point", label, params, {"pool": pool, "cases": cases})
+    cases = _add(made, "cases", label, _closed(params) if trained else params, {"pool": pool})
+    return _add(made, "policies" if trained else "point", label, params, {"pool": pool, "cases": cases})
+
+
+def _closed(params: Params) -> Params:
+    """The closed form of a point whose policies are trained: the same pool and proxy, the first seed of replicates."""
+    return params.model_copy(update={"policy": params.policy.model_copy(update={"kind": "tilt"}),
+                                     "evaluation": params.evaluation.model_copy(update={"replicates": 1})})
 
 
 def _add(made: dict[str, dict], kind: str, label: dict[str, str], params: Params, needs: dict[str, str]) -> str:
@@ -194,7 +201,7 @@ def _but_n(params: Params) -> str:
 def _inputs(params: Params, kind: str) -> dict[str, str]:
     """What else decides a job's result: versions of packages, and the contents of files and modules of the user's that it reads."""
     files = {place for block in (params.prompts, params.preferences) for place in (block.file, block.source) if place}
-    if kind in ("point", "run") and params.feedback.file:
+    if kind in ("point", "policies", "run") and params.feedback.file:
         files.add(params.feedback.file)
     named = [params.gold.kind] + ([getattr(m, "attribute", "") for m in params.bias] if kind != "pool" else [])
     modules = [name.partition(":")[0] for name in named if re.fullmatch(r"[\w.]+:\w+", name) and not name.startswith(("model:", "keyword:"))]

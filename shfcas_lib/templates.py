@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from shfcas_lib import dialogues
 from shfcas_lib.params import InputError, Model
@@ -44,6 +44,13 @@ def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> int | None:
         return None
     after = tokenizer(around[2].strip(), add_special_tokens=False)["input_ids"]
     return after[0] if after and after[0] in _control(tokenizer) else None
+
+
+class Refusal(NamedTuple):
+    """Why a model cannot be shown a prompt, as what follows the word 'prompt'. kind: the same without this prompt's numbers."""
+
+    told: str
+    kind: str
 
 
 class Guard:

@@ -72,7 +72,7 @@ def fit(trainer: type, config: type, backbone: Backbone, settings: dict[str, Any
     """Train with a TRL trainer class and its configuration class. The backbone keeps its own forward method, hooks and flags.
 
     settings: for the configuration. given: for the trainer, model and data above all. checkpoints: a folder to keep checkpoints in and to go
-    on from; the caller removes it when the result is on disk. None: none are kept.
+    on from; the caller has it forgotten when the result is on disk, and again when it finds the result there: a kill may have come between. None: none are kept.
     """
     with tempfile.TemporaryDirectory() as scratch, as_found(backbone), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)  # TRL and PEFT still ask for it by its old name
@@ -80,14 +80,23 @@ def fit(trainer: type, config: type, backbone: Backbone, settings: dict[str, Any
         args = config(output_dir=str(checkpoints if keep else scratch), **settings | ({} if keep else {"save_strategy": "no"}))
         resumable = type(trainer.__name__, (Resumable, trainer), {})
         work = resumable(args=args, processing_class=backbone.tokenizer, **given)
+        if args.fp16:  # TRL makes adapters on a quantised backbone bfloat16, whose gradients cannot be unscaled on a GPU
+            for weight in _trained(work.model).values():
+                weight.data = weight.data.float()
         last = _last(checkpoints, work._layout()) if keep else None
         if keep and last is None:  # what cannot be gone on from would stand in the way of the new ones
-            if processes.is_main():
-                shutil.rmtree(checkpoints, ignore_errors=True)
+            forget(checkpoints)
             processes.wait()
         if last:
             print(f"training goes on from step {last.name.rpartition('-')[2]}", file=sys.stderr)
         work.train(resume_from_checkpoint=str(last) if last else None)
+
+
+def forget(checkpoints: Path) -> None:
+    """Remove checkpoints, all at once: after a kill in the middle there is none that lacks a file. Of several processes the main one does."""
+    if processes.is_main() and checkpoints.exists():
+        with contextlib.suppress(OSError), runs.scratch(checkpoints.parent, checkpoints.name) as scratch:
+            checkpoints.rename(scratch / checkpoints.name)
 
 
 @contextlib.contextmanager
@@ -139,6 +148,8 @@ class Resumable:
             runs.write_json(fresh / "optimiser.json", facts)
             runs.write_json(fresh / "schedule.json", self.lr_scheduler.state_dict())
             runs.write_json(fresh / "layout.json", self._layout())
+            if self.accelerator.scaler is not None:
+                runs.write_json(fresh / "scaler.json", self.accelerator.scaler.state_dict())
             self.state.save_to_json(str(fresh / "trainer_state.json"))
         processes.wait()
         if processes.is_main():
@@ -167,7 +178,9 @@ class Resumable:
         self.lr_scheduler.load_state_dict(json.loads((folder / "schedule.json").read_text()))
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        """bfloat16 and float32 need no scaler."""
+        """The loss is scaled in float16 alone."""
+        if checkpoint is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(json.loads((Path(checkpoint) / "scaler.json").read_text()))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

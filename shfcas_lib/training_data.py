@@ -1,7 +1,7 @@
 """Where the proxy's training data comes from: the user's own pairs, or sampled completions that gold compared. And what judges it.
 
     pool = training_pool(backbone, prompts, params)
-    clean = clean_preferences(pool, prompts, params)
+    clean = clean_preferences(pool, prompts, params, stage)
 
 Both ways end in the same two tables: a pool of completions, and clean preferences (prompt_id, i, j, label) among them.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from shfcas_lib import data, gold
+from shfcas_lib import data, gold, runs
 from shfcas_lib.params import Params
 from shfcas_lib.pool import sample, score
 from shfcas_lib.rewards import locate
@@ -33,15 +33,15 @@ def training_pool(backbone: Backbone, prompts: pd.DataFrame, params: Params) -> 
     return score(backbone, completions, label="completions of the preferences")
 
 
-def clean_preferences(pool: pd.DataFrame, prompts: pd.DataFrame, params: Params) -> pd.DataFrame:
-    """The annotated data set before bias: the data's own labels, or gold labels on random pairs of the pool. Without either it is empty,
-    and the proxy a published model."""
+def clean_preferences(pool: pd.DataFrame, prompts: pd.DataFrame, params: Params, stage: runs.Stage | runs.Memory) -> pd.DataFrame:
+    """The annotated data set before bias: the data's own labels, or gold labels on random pairs of the pool. Gold's scores of the pool are kept
+    in the stage's table `gold_train`: a published gold takes its time. Without either it is empty, and the proxy a published model."""
     if params.preferences.given:
         _, preferences = data.as_completions(_own_pairs(params, prompts[prompts["split"] == "train"]))
         return preferences.drop_duplicates(["prompt_id", "i", "j"], keep="last", ignore_index=True)
     if not params.gold.known:
         return pd.DataFrame({"prompt_id": pd.Series(dtype="str"), **{name: pd.Series(dtype=kind) for name, kind in (("i", int), ("j", int), ("label", float))}})
-    scores = pool[["prompt_id", "index"]].assign(gold=gold_scores(pool, prompts, params))
+    scores = stage.table("gold_train", lambda: gold_table(pool, prompts, params))
     return data.preferences_from_gold(scores, params.preferences.per_prompt, params.seed)
 
 

@@ -83,6 +83,16 @@ def no_secret_is_left(tmp_path):
     assert leaks(tmp_path) == []
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_secret_is_left_between_tests(tmp_path_factory):
+    """The same of the folders that the tests of a module share."""
+    place = tmp_path_factory.getbasetemp()
+    before = set(place.iterdir())
+    yield
+    shared = [folder for folder in place.iterdir() if folder not in before and not folder.is_symlink() and not folder.name.startswith("test_")]
+    assert [leak for folder in shared for leak in leaks(folder)] == []
+
+
 def leaks(folder):
     """The files below a folder that hold a canary."""
     values = [value.encode() for value in CANARIES.values()]

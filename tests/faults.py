@@ -9,6 +9,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -24,10 +25,14 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = {"01_proxy": "01_proxy_bias_injection", "02_conflict": "02_conflict_analysis", "03_feedback": "03_targeted_feedback", "04_evaluation": "04_evaluation"}
 _CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "shutil.rmtree", "shutil.copyfile"}
+_BASE = re.compile(rb"/[^\s\":]*(?=/01_proxy/base)")  # adapters name the folder of the model that they belong to
+_NESTED = {"os.remove", "os.rmdir"}  # within shutil.rmtree they name a file of an open folder: (name, handle of the folder)
 _PRELOAD = ["faults", "torch", "transformers", "safetensors.torch", "pyarrow.parquet", "matplotlib.pyplot", "seaborn", "scipy.optimize", "scipy.stats",
             "statsmodels.api", "transformers.models.llama.modeling_llama", "shfcas_lib.widget", "shfcas_lib.replication", "shfcas_lib.exchange",
             "shfcas_lib.diagnosis", "shfcas_lib.evaluation", "shfcas_lib.sweep_figures", "transformers.models.auto.modeling_auto", "peft", "bitsandbytes",
-            "matplotlib.backends.backend_svg", "matplotlib.backends.backend_agg", "PIL.PngImagePlugin", "pyarrow.pandas_compat", "tiny_gold", "team_run"]
+            "matplotlib.backends.backend_svg", "matplotlib.backends.backend_agg", "PIL.PngImagePlugin", "pyarrow.pandas_compat", "tiny_gold", "team_run",
+            "shfcas_lib.stages", "trl.trainer.reward_trainer", "trl.trainer.dpo_trainer", "trl.trainer.sft_trainer", "datasets",
+            "shfcas_lib.lora_reward", "shfcas_lib.provenance", "peft.tuners.lora.bnb", "peft.utils.transformers_weight_conversion", "warm"]
 
 
 def server(preload=_PRELOAD):
@@ -87,6 +92,10 @@ def watch(folder, kill_at):
         if event == "open":
             if arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and str(arguments[0]).startswith(inside):
                 change()
+        elif event in _NESTED and arguments[1] > 0:
+            with contextlib.suppress(OSError):  # no /proc
+                if os.readlink(f"/proc/self/fd/{arguments[1]}").startswith(inside):
+                    change()
         elif event in _CHANGES and any(str(argument).startswith(inside) for argument in arguments[:2]):
             change()
 
@@ -105,6 +114,23 @@ def notebook(folder, say, stage, values):
     for cell in book.cells:
         if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):
             exec(cell.source, space)  # noqa: S102 (a cell of this repository)
+
+
+def stages(folder, say, values, names, copies=None):
+    """Stages as a command, which fine-tune, train LoRA rewards and policies. With `copies`, every checkpoint is copied there as it was written."""
+    from shfcas_lib import params, training
+    from shfcas_lib import stages as commands
+
+    save = training.Resumable._save_checkpoint
+
+    def save_and_copy(trainer, *given):
+        save(trainer, *given)
+        whole = Path(trainer.args.output_dir, f"checkpoint-{trainer.state.global_step}")
+        shutil.copytree(whole, copies / whole.relative_to(folder))
+
+    if copies:
+        training.Resumable._save_checkpoint = save_and_copy
+    commands.execute(names, params.check(values, "test"))
 
 
 def comparisons(n=24):
@@ -175,9 +201,11 @@ def opens(folder, say, values):
 
 
 def records(folder, say, values, name, times):
-    """Record facts in run.json, again and again."""
+    """Record facts in run.json, again and again, slowly: between reading and writing, the other process gets its turn."""
     from shfcas_lib import params, runs
 
+    write = runs.write_json
+    runs.write_json = lambda *given: time.sleep(0.05) or write(*given)
     run = runs.open_run(params.check(values, "test"))
     for number in range(times):
         run.record(seconds={f"{name} {number}": 1.0})
@@ -193,7 +221,7 @@ def writes(folder, say, name, times):
 
 
 def adapter(folder, say, model):
-    """An adapter is saved twice under one name, as two runs in one folder do."""
+    """An adapter is saved twice under one name, as two runs in one folder do. Says the seed when it is saved."""
     from shfcas_lib.models import load_backbone
     from shfcas_lib.params import Lora, Model
     from shfcas_lib.runs import clear
@@ -203,6 +231,7 @@ def adapter(folder, say, model):
     for seed in (0, 1):
         backbone.add_adapter("refined", Lora(r=2), seed=seed)
         backbone.save_adapter("refined", folder / "adapter")
+        say(seed)
 
 
 def asset(folder, say, wheel, digest):
@@ -272,14 +301,14 @@ def whole(folder):
         if path.suffix == ".parquet":
             found[name] = pd.read_parquet(path).drop(columns="time", errors="ignore")
         elif path.suffix == ".json":
-            facts = json.loads(path.read_text())
+            facts = json.loads(_BASE.sub(b"", path.read_bytes()))
             found[name] = sorted(facts.pop("seconds", {})) if path.name == "run.json" else facts
         elif path.suffix == ".safetensors":
             found[name] = load_file(path)
         elif path.suffix == ".sqlite":
             found[name] = rows(path)
         else:
-            found[name] = path.read_bytes()
+            found[name] = _BASE.sub(b"", path.read_bytes())
     return found
 
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from toy import assert_same_weights, load_tiny, make_pool, make_preferences, weights_of
+from toy import adapter_weights, assert_same_weights, load_tiny, make_pool, make_preferences, weights_of
 
-from shfcas_lib import loop, lora_reward, params, policy_training, rewards
+from shfcas_lib import evaluation, loop, lora_reward, params, policy_training, rewards, runs, training_data
 from shfcas_lib.models import POLICY
 from shfcas_lib.params import InputError, Lora
 from shfcas_lib.pool import sample, sample_adapted, score
@@ -58,7 +58,7 @@ def test_a_policy_moves_what_it_optimises_and_nothing_else(scene, tmp_path, kind
     measure = (lambda adapter: mean_reward(backbone, reward, pool, adapter)) if kind != "kto" else None
     before = measure(None) if measure else desirable_margin(backbone, pool)
     scores = known["lora"].score(pool)
-    loop.train_policy(setting(backbone, kind), reward, pool, tmp_path, "test")
+    loop.train_policy(setting(backbone, kind), reward, pool, tmp_path)
     assert backbone.active is None and "ref" not in backbone.peft.peft_config
     assert_same_weights(weights_of(backbone, but=POLICY), others)
     np.testing.assert_array_equal(known["lora"].score(pool), scores)
@@ -75,7 +75,7 @@ def test_a_reward_turned_round_turns_the_policy_round(scene, tmp_path):
     backbone, pool, known = scene
     probe = known["probe"]
     against = rewards.Probe(probe.mean, probe.std, -probe.weight, probe.spread)
-    loop.train_policy(setting(backbone, "rloo", learning_rate=1.0e-2), against, pool, tmp_path, "test")
+    loop.train_policy(setting(backbone, "rloo", learning_rate=1.0e-2), against, pool, tmp_path)
     assert mean_reward(backbone, probe, pool, POLICY) < mean_reward(backbone, probe, pool, None) - 0.1
 
 
@@ -83,7 +83,7 @@ def test_a_lora_reward_scores_and_stays_as_it_is(scene, tmp_path):
     """Its adapter goes on and the policy's off in the middle of every step: only the policy's weights may move."""
     backbone, pool, known = scene
     others, start = weights_of(backbone, but=POLICY), known["lora"].score(pool)
-    loop.train_policy(setting(backbone, "grpo", epochs=1), known["lora"], pool, tmp_path, "test")
+    loop.train_policy(setting(backbone, "grpo", epochs=1), known["lora"], pool, tmp_path)
     assert_same_weights(weights_of(backbone, but=POLICY), others)
     np.testing.assert_array_equal(known["lora"].score(pool), start)
     assert all(bool(weight.any()) for name, weight in backbone.causal.named_parameters() if f"lora_B.{POLICY}." in name)
@@ -91,10 +91,10 @@ def test_a_lora_reward_scores_and_stays_as_it_is(scene, tmp_path):
 
 def test_a_trained_policy_is_read_back(scene, tiny_model, tmp_path, monkeypatch):
     backbone, pool, known = scene
-    loop.train_policy(setting(backbone, "rloo", epochs=1, prompts=4), known["probe"], pool, tmp_path, "test")
+    loop.train_policy(setting(backbone, "rloo", epochs=1, prompts=4), known["probe"], pool, tmp_path)
     monkeypatch.setattr(policy_training, "train", None)
     other = load_tiny(tiny_model)
-    loop.train_policy(setting(other, "rloo"), known["probe"], pool, tmp_path, "test")
+    loop.train_policy(setting(other, "rloo"), known["probe"], pool, tmp_path)
     with backbone.using(POLICY), other.using(POLICY):
         np.testing.assert_allclose(score(other, pool)["logp"], score(backbone, pool)["logp"], rtol=0, atol=1e-6)
 
@@ -186,3 +186,28 @@ def test_fewer_prompts_than_a_step_takes_are_an_error(fresh_backbone, scene):
     few = policy_training.examples(pool, None, settings("rloo", prompts=3, epochs=1), np.random.default_rng(0))
     with pytest.raises(InputError, match="takes 4 prompts .* there are 3"):
         policy_training.train(fresh_backbone, few, settings("rloo"), 0, online=policy_training.Online(known["probe"], params.Sampling()))
+
+
+def test_policies_of_one_reward_are_one_policy(scene, tmp_path):
+    """Start, order and pairs are the run's, not the policy's: two policies differ by what their rewards differ."""
+    backbone, pool, known = scene
+    weights = []
+    for name in ("proxy", "shf_cas"):
+        loop.train_policy(setting(backbone, "kto", epochs=1), known["probe"], pool, tmp_path / name)
+        weights.append(adapter_weights(backbone, POLICY))
+    assert_same_weights(*weights)
+
+
+def test_a_policy_that_learned_nothing_writes_what_the_base_policy_wrote(scene, tmp_path):
+    backbone, pool, _ = scene
+    settings = params.check({"gold": {"kind": "tiny_gold:vowels"}, "policy": POLICIES["kto"], "sampling": SAMPLING, "evaluation": {"replicates": 0}}, "test")
+    prompts = pool[["prompt_id", "prompt"]].drop_duplicates().assign(split="evaluate", harmful=False)
+    base = sample(backbone, prompts, settings.sampling, settings.seed)
+    backbone.add_adapter(POLICY, settings.policy.lora, seed=3)
+    backbone.save_adapter(POLICY, tmp_path / "adapter")
+    stage = runs.Stage(tmp_path / "stage", None)
+    table = evaluation.trained_policies(settings, prompts, backbone, {"fresh": tmp_path}, base, training_data.gold_scores(base, prompts, settings), stage)
+    assert list(stage.table("pool_fresh", None)["completion"]) == list(base["completion"])
+    gold = table.pivot(index="prompt_id", columns="policy", values="gold")
+    np.testing.assert_allclose(gold["fresh"], gold["base"])
+    np.testing.assert_allclose(table["kl"], 0, atol=1e-4)

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from toy import adapter_weights, load_tiny, make_pool, make_preferences
 
-from shfcas_lib import data, loop, params, policy_training, refine, rewards, training
+from shfcas_lib import data, loop, models, params, policy_training, refine, rewards, runs, training
 from shfcas_lib.models import POLICY
 from shfcas_lib.params import InputError, Lora, Training
 from shfcas_lib.pool import score
 
 REWARD = params.Reward(kind="lora", learning_rate=3e-3, epochs=2, batch_size=32, lora=Lora(dropout=0.1))
+SAVE = training.Resumable._save_checkpoint
 SIZES = {"kto": {"pairs": 8}, "rloo": {"beta": 0.02, "generations": 4, "prompts": 4}, "grpo": {"generations": 4, "prompts": 4}}  # two steps a pass
 
 
@@ -33,7 +34,7 @@ def trained(what, tiny_model, scene, folder, **how):
     values = {"policy": {"kind": what, "pairs": 16, "learning_rate": 3.0e-3, "epochs": 2, "batch_size": 8, **SIZES.get(what, {})},
               "sampling": {"max_new_tokens": 6}, "evaluation": {"replicates": 0}, "training": how.model_dump()}
     setting = loop.Setting(params.check(values, "test"), 0, None, None, None, None, None, backbone)
-    loop.train_policy(setting, probe, pool, folder, "test")
+    loop.train_policy(setting, probe, pool, folder)
     return adapter_weights(backbone, POLICY)
 
 
@@ -75,6 +76,26 @@ def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(what,
 def test_a_checkpoint_half_written_is_not_gone_on_from(tmp_path):
     (tmp_path / ".checkpoint-9").mkdir()
     assert training._last(tmp_path, {}) is None and training._last(tmp_path / "none", {}) is None
+
+
+@pytest.mark.parametrize("what", ["lora", "dpo"])
+def test_checkpoints_that_a_kill_left_beside_a_finished_training_go(what, tiny_model, scene, tmp_path):
+    weights = trained(what, tiny_model, scene, tmp_path)
+    (tmp_path / "checkpoints" / "checkpoint-4").mkdir(parents=True)
+    assert_close(trained(what, tiny_model, scene, tmp_path), weights, atol=0)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_checkpoints_go_all_at_once(tmp_path, monkeypatch):
+    """Killed while it removes files, a training must not find a checkpoint that lacks some."""
+    place = tmp_path / "checkpoints"
+    (place / "checkpoint-5").mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda *_, **__: None)
+        training.forget(place)
+    assert not place.exists() and len(list(tmp_path.rglob("checkpoint-5"))) == 1, "only its name has changed"
+    runs.clear(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_of_other_batches_is_not_gone_on_from(tmp_path, capsys):
@@ -184,3 +205,42 @@ def test_random_states_come_back_whole():
     drawn = [random.random(), np.random.normal(), float(torch.rand(1)), random.gauss(0, 1)]
     training._set_random_state(state)
     assert [random.random(), np.random.normal(), float(torch.rand(1)), random.gauss(0, 1)] == drawn
+
+
+@pytest.mark.parametrize("quantisation", ["nf4", "none"])
+def test_half_precision_trains_float32_adapters_and_goes_on_with_its_loss_scale(quantisation, tiny_model, scene, tmp_path, monkeypatch):
+    """accelerate autocasts to float16 and scales the loss on GPUs alone; here torch's own CPU forms of both are put in their place. A scale that doubles
+    at every step tells a resumed training from one that starts its scaler anew."""
+    import accelerate
+    import torch
+
+    start = accelerate.Accelerator.__init__
+
+    def scaled(self, *given, **named):
+        start(self, *given, **named)
+        self.native_amp, self.scaler = True, torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=1)
+    monkeypatch.setattr(accelerate.Accelerator, "__init__", scaled)
+    pool, _, probe = scene
+    policy = params.Policy(kind="dpo", pairs=8, batch_size=4, learning_rate=3e-3, lora=Lora(dropout=0.0))
+    table = policy_training.examples(pool, probe.score(pool), policy, np.random.default_rng(0))
+    model = params.Model(source=str(tiny_model), quantisation=quantisation, device="cpu", dtype="float16")
+    seen = []
+
+    def run(folder, save=SAVE):
+        def look(self, *given):
+            seen.append({weight.dtype for weight in training._trained(self.model).values()})
+            save(self, *given)
+        monkeypatch.setattr(training.Resumable, "_save_checkpoint", look)
+        backbone = models.load_backbone(model)
+        policy_training.train(backbone, table, policy, 0, Training(checkpoint_every=1), folder)
+        return adapter_weights(backbone, POLICY)
+
+    whole = run(tmp_path / "whole")
+    assert seen == [{torch.float32}] * 2 and all(bool(torch.isfinite(weight).all()) for weight in whole.values())
+    assert max(float(weight.abs().max()) for name, weight in whole.items() if "lora_B" in name) > 1e-3
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", killing(SAVE))
+    kept = json.loads((tmp_path / "killed" / "checkpoint-1" / "scaler.json").read_text())
+    assert kept["scale"] == 128.0
+    assert_close(run(tmp_path / "killed", SAVE), whole, atol=0)
+    assert json.loads((tmp_path / "killed" / "checkpoint-2" / "scaler.json").read_text())["scale"] == 256.0

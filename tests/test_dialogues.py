@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shfcas_lib import data, dialogues, params, policy_training, refine, training_data
+from shfcas_lib import data, dialogues, params, policy_training, refine, runs, training_data
 
 TURNS = [{"role": "user", "content": "Name a bird."}, {"role": "assistant", "content": "The wren."}, {"role": "user", "content": "Another?"}]
 
@@ -88,7 +88,7 @@ def test_a_dialogue_of_a_preference_file_goes_through_scoring_both_rewards_and_p
     settings_ = params.check({"preferences": {"file": str(path)}, "evaluation": {"replicates": 0}, "selection": {"budget": 2}}, "test")
     train = data.load_prompts(settings_).assign(split="train")
     pool = training_data.training_pool(fresh_backbone, train, settings_)
-    preferences = training_data.clean_preferences(pool, train, settings_)
+    preferences = training_data.clean_preferences(pool, train, settings_, runs.Memory())
     assert (preferences["label"] == 0.5).sum() == 1 and len(pool) == 20
     history = pool[pool["prompt"] == dialogues.encode(TURNS)]
     expected = fresh_backbone.tokenizer("a good answer 0", add_special_tokens=False)["input_ids"]

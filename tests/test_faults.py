@@ -1,6 +1,6 @@
 """Whatever stops a process, a run that goes on equals one that was never stopped, and no answer is lost or doubled.
 
-    pytest tests/test_faults.py                 20 kills
+    pytest tests/test_faults.py                 over 20 kills
     make faults                                 more than 200, SHFCAS_KILLS says how many; prints the table of docs/reliability.md
 
 See faults.py for how a process is stopped at a chosen write.
@@ -8,6 +8,7 @@ See faults.py for how a process is stopped at a chosen write.
 
 import contextlib
 import functools
+import json
 import os
 import resource
 import shutil
@@ -22,12 +23,15 @@ import numpy as np
 import pytest
 import soak
 import test_notebooks
+import toy
 
 from shfcas_lib import runs
 from shfcas_lib.labels import LabelStore
 
 KILLS = int(os.environ.get("SHFCAS_KILLS", 20))
-SHARES = {"01_proxy": 0.15, "02_conflict": 0.1, "03_feedback": 0.3, "04_evaluation": 0.1, "person": 0.15, "team": 0.1, "takes_over": 0.05, "adapter": 0.05}
+SHARES = {"01_proxy": 0.1, "02_conflict": 0.1, "03_feedback": 0.2, "04_evaluation": 0.1, "person": 0.1, "team": 0.1, "takes_over": 0.05, "adapter": 0.05,
+          "pools": 0.05, "proxy": 0.1, "rounds": 0.05, "policies": 0.1}
+TRAINED = {"pools": "fine-tuning, merging, pools", "proxy": "LoRA rewards", "rounds": "rounds with LoRA rewards", "policies": "DPO"}
 TOLD = []  # (what, kind of fault, how often, changes of an undisturbed attempt)
 
 
@@ -83,9 +87,10 @@ def beginning(stage, undisturbed, folder):
     return folder
 
 
-def kill_and_resume(context, work, arguments, begin, expected, changes, kills, check=None):
+def kill_and_resume(context, work, arguments, begin, expected, changes, kills, check=None, between=None):
     """Stop attempts at `work` again and again, half of them at a change of the folder and half at a moment, and let every fourth attempt or so
-    end. After each: nothing that can be read is torn or wrong; at the end: all is as undisturbed, nothing is left. Returns the number of kills."""
+    end. After each: nothing that can be read is torn or wrong; at the end: all is as undisturbed, nothing is left. Returns the number of kills.
+    between: files that stand there before the end alone."""
     generator, killed, chain, longest = np.random.default_rng(KILLS), 0, 0, 1.0
     while killed < kills:
         folder, said = begin(chain), []
@@ -102,7 +107,7 @@ def kill_and_resume(context, work, arguments, begin, expected, changes, kills, c
             killed += 1
             at = 1 + int(generator.integers(changes) * generator.random())
             (check or (lambda *_: None))(folder, said)
-            wrong = faults.differences(faults.whole(folder), expected, partly=True) if expected else []
+            wrong = faults.differences(faults.whole(folder), expected | (between or {}), partly=True) if expected else []
             assert not wrong, f"torn or wrong after a kill: {wrong}"
         start = time.monotonic()
         code, heard = faults.run(context, work, folder, *arguments)
@@ -140,6 +145,51 @@ def test_a_stage_killed_anywhere_and_resumed_equals_an_undisturbed_one(context, 
     kills = kill_and_resume(context, faults.notebook, (stage, values), lambda chain: beginning(stage, undisturbed, tmp_path / f"{chain}"), expected,
                             undisturbed[1][stage], kills_of(stage), run_json_apart)
     TOLD.append((f"stage {stage}", "SIGKILL", kills, undisturbed[1][stage]))
+
+
+@pytest.fixture(scope="module")
+def trained(context, tiny_model, tmp_path_factory):
+    """A run that trains all it can, which nothing disturbed: parameters, the checkpoints it went through, and by stage (its folder, what it holds, changes)."""
+    folder, copies = (tmp_path_factory.mktemp(name) for name in ("trained", "checkpoints"))
+    pool = toy.make_pool()
+    pairs = pool[pool["index"] == 0].merge(pool[pool["index"] == 1], on="prompt")
+    rows = [{"prompt": row.prompt, "chosen": row.completion_x, "rejected": row.completion_y} for row in pairs.itertuples()]
+    (copies / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    small = {"learning_rate": 3e-3, "epochs": 1, "batch_size": 4, "lora": {"r": 4, "dropout": 0.1}}
+    values = {"run": "r", "model": {"source": str(tiny_model), "quantisation": "none", "device": "cpu"}, "prompts": {"n": 16}, "gold": {"kind": "tiny_gold:vowels"},
+              "preferences": {"file": str(copies / "pairs.jsonl")}, "sampling": {"n": 4, "max_new_tokens": 4}, "training": {"checkpoint_every": 1},
+              "sft": {"answers": "chosen"} | small, "reward": {"kind": "lora"} | small, "policy": {"kind": "dpo", "pairs": 12} | small,
+              "selection": {"strategies": ["shf_cas"], "budget": 4, "rounds": 1}, "evaluation": {"replicates": 0}}
+    found = {}
+    for stage in TRAINED:
+        changes = done(faults.run(context, faults.stages, folder, values, [stage], copies / "runs"))
+        found[stage] = shutil.copytree(folder, tmp_path_factory.mktemp(stage) / "runs"), faults.whole(folder), changes
+    return values, copies / "runs", found
+
+
+@pytest.mark.parametrize("stage", TRAINED)
+def test_a_training_killed_anywhere_and_resumed_equals_an_undisturbed_one(context, trained, tmp_path, stage):
+    """Bit for bit: adapters, heads, merged weights, tables; and on the way every checkpoint that could be gone on from."""
+    values, copies, found = trained
+    _, expected, changes = found[stage]
+    before = [*TRAINED].index(stage)
+
+    def begin(chain):
+        if before:
+            shutil.copytree(found[[*TRAINED][before - 1]][0], tmp_path / f"{chain}")
+        return tmp_path / f"{chain}"
+
+    def whole_checkpoints(folder, said):
+        for place in folder.rglob("checkpoints"):
+            if place.parent.name.startswith("."):
+                continue  # is being removed
+            steps = sorted(place.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+            if steps:
+                files, undisturbed = ({file.name for file in step.iterdir()} for step in (steps[-1], copies / steps[-1].relative_to(folder)))
+                assert files == undisturbed, steps[-1]
+
+    kills = kill_and_resume(context, faults.stages, (values, [stage]), begin, expected, changes, kills_of(stage), whole_checkpoints, faults.whole(copies))
+    TOLD.append((f"stage {stage} as a command: {TRAINED[stage]}", "SIGKILL", kills, changes))
 
 
 def test_a_person_killed_anywhere_loses_no_saved_answer_and_doubles_none(context, tmp_path):
@@ -192,13 +242,15 @@ def test_an_adapter_saved_over_another_can_be_read_at_any_moment(context, tiny_m
         found = faults.whole(folder)
         weights, config = "adapter/adapter_model.safetensors", "adapter/adapter_config.json"
         assert config in found or weights not in found, "weights without their configuration"
+        assert weights in found or not said, "the older adapter is gone before the new one is there"
         if weights in found:
             assert all(found[weights][key].shape == value.shape for key, value in expected[weights].items()) and found[config] == expected[config]
 
-    for at in [changes - 3] + [1 + int(changes * k / kills_of("adapter")) for k in range(kills_of("adapter") - 1)]:  # late ones: over the first adapter
+    for at in [int(0.75 * changes)] + [1 + int(changes * k / kills_of("adapter")) for k in range(kills_of("adapter") - 1)]:  # first: in the middle of the second saving
         folder = tmp_path / "killed"
-        assert faults.run(context, faults.adapter, folder, tiny_model, kill_at=at)[0] == -signal.SIGKILL
-        readable(folder, [])
+        code, said = faults.run(context, faults.adapter, folder, tiny_model, kill_at=at)
+        assert code == -signal.SIGKILL
+        readable(folder, said)
         done(faults.run(context, faults.adapter, folder, tiny_model))
         assert not faults.differences(faults.whole(folder), expected) and not faults.hidden(folder)
         shutil.rmtree(folder)

@@ -141,7 +141,7 @@ def measured(tmp_path_factory):
 def test_estimates_are_within_a_fifth_of_measured_peaks(measured):
     rows = [json.loads(line) for line in measured[1].splitlines() if line.startswith("{")]
     stages = ["sampling", "scoring", "reward training", "policy training"]
-    assert [(row["model"], row["stage"]) for row in rows] == [("llama", name) for name in stages] + [("smollm2-135m-instruct", name) for name in stages[:3]]
+    assert [(row["model"], row["stage"]) for row in rows] == [("llama", name) for name in ["sft training", *stages]] + [("smollm2-135m-instruct", name) for name in stages[:3]]
     assert all(abs(row["ratio"] - 1) < 0.2 for row in rows), rows
 
 
@@ -228,6 +228,47 @@ def test_a_published_reward_model_out_of_reach_is_left_out_and_named(llama_confi
     made = plan.make(settings(gold={"kind": f"model:{tmp_path}"}), 80, llama_config)
     assert "published gold" not in [stage.name for stage in made.stages]
     assert f"gold model left out: no config.json for '{tmp_path}'" in made.text()
+
+
+def tuned(**changes):
+    return settings(sft={"answers": "chosen"}, preferences={"recipe": "ultrafeedback"}, **changes)
+
+
+def test_step_0_is_trained_alone_and_merged_into_an_unquantised_copy(llama_config):
+    made = plan.make(tuned(), 80, llama_config)
+    assert [stage.name for stage in made.stages][:3] == ["sft training", "sft merge", "sampling"]
+    training, merge, sampling = made.stages[:3]
+    assert training.parts["weights"] == sampling.parts["weights"] == memory.weights(made.shape, "nf4", 2)
+    assert training.parts["adapters"] == 2 * memory.adapter(made.shape, 8) < sampling.parts["adapters"], "no reward lies beside it yet"
+    assert merge.parts["weights"] == memory.weights(made.shape, "none", 2) == 2 * 8_030_261_248
+    assert "sft training" not in [stage.name for stage in plan.make(settings(), 80, llama_config).stages]
+
+
+def test_where_the_merge_does_not_fit_only_leaving_it_out_helps(llama_config):
+    smaller = {"training": {"gradient_checkpointing": True, "micro_batch": 1}, "policy": {"kind": "tilt"}, "reward": {"kind": "probe"},
+               "sampling": {"n": 8, "max_new_tokens": 64, "batch_size": 8}}
+    made = plan.make(tuned(**smaller), 16, llama_config, prompt_tokens=128)
+    assert not made.fits and [(turn.key, turn.after) for turn in made.alone] == [("sft.answers", "none")]
+    assert plan.make(settings(**smaller), 16, llama_config, prompt_tokens=128).peak == made.alone[0].peak
+
+
+def test_micro_batches_help_step_0_too(llama_config):
+    one, four = (plan.make(tuned(training={"micro_batch": size}), 80, llama_config).stages[0].total for size in (1, 4))
+    assert one < four == plan.make(tuned(), 80, llama_config).stages[0].total
+
+
+def test_answers_of_the_users_own_whose_length_was_not_said_are_pointed_out(llama_config):
+    told = "the answers of your preferences are not cut and were not measured: taken to be 256 tokens long"
+    given = settings(preferences={"recipe": "ultrafeedback"})
+    assert told in plan.make(given, 80, llama_config).text()
+    assert "answers of your preferences" not in plan.make(given, 80, llama_config, completion_tokens=700).text()
+    assert "answers of your preferences" not in plan.make(settings(), 80, llama_config).text()
+
+
+def test_in_float16_adapters_on_a_quantised_backbone_take_twice_as_much(llama_config):
+    half, brain = (plan.make(settings(model=RUN["model"] | {"dtype": dtype}), 80, llama_config) for dtype in ("float16", "bfloat16"))
+    policy = [next(stage for stage in made.stages if stage.name == "policy training") for made in (half, brain)]
+    assert policy[0].parts["gradients"] == 2 * policy[1].parts["gradients"] and policy[0].parts["optimiser"] == 2 * policy[1].parts["optimiser"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 6, 8, 9, 10])

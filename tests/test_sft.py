@@ -1,6 +1,8 @@
 """Step 0: the fine-tuned model is a model of its own, and with it everything that is called the base policy."""
 
+import gc
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -73,7 +75,9 @@ def test_a_merge_that_was_interrupted_is_done_again_without_training(run, monkey
         sft.base(this, prompts)
     monkeypatch.setattr(sft, "_merge", merge)
     monkeypatch.setattr(sft.training, "fit", None)
-    assert sft.base(this, prompts).source.endswith("base")
+    left = this.folder / "01_proxy" / "base" / "checkpoints"
+    left.mkdir()  # killed before it removed them
+    assert sft.base(this, prompts).source.endswith("base") and not left.exists()
 
 
 def test_an_adapter_half_saved_is_no_finished_training(run, monkeypatch):
@@ -84,6 +88,27 @@ def test_an_adapter_half_saved_is_no_finished_training(run, monkeypatch):
     monkeypatch.setattr(sft, "_merge", lambda *_: None)
     sft.base(this, data.check(this.params))
     assert (adapter / "adapter_model.safetensors").exists()
+
+
+def test_two_backbones_never_stand_side_by_side(run, monkeypatch):
+    """The one that was trained is gone when the copy to merge into is loaded, and that one when the caller loads what came out."""
+    alive, load = [], models.load_backbone
+
+    def loading(model):
+        assert [ref for ref in alive if ref() is not None] == []
+        backbone = load(model)
+        alive.append(weakref.ref(backbone.causal))
+        return backbone
+    monkeypatch.setattr(models, "load_backbone", loading)
+    this = run()
+    prompts = data.check(this.params)
+    gc.collect()
+    gc.disable()  # when it would run by itself is luck
+    try:
+        models.load_backbone(sft.base(this, prompts))
+    finally:
+        gc.enable()
+    assert len(alive) == 3
 
 
 def test_without_it_the_model_is_the_base_policy(run):

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import families
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
+from conftest import CANARIES, leaks
 from safetensors.numpy import load_file
 
 from shfcas_lib import __main__ as command
@@ -52,6 +54,7 @@ def both(tiny_model, tmp_path_factory):
     # accelerate's --cpu starts one process whatever --num_processes says; --multi_gpu starts them, and the run's model.device makes them gloo's.
     done = subprocess.run([*launch, "-m", "shfcas_lib", "stage", *NAMES, path], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
+    assert not any(value in done.stdout + done.stderr for value in CANARIES.values())
     return one / "staged", two / "staged"
 
 
@@ -82,6 +85,28 @@ def test_adapters_do_not_depend_on_the_number_of_processes(both):
         for key in mine:
             np.testing.assert_allclose(other[key], mine[key], rtol=0, atol=1e-4, err_msg=f"{name} {key}")
     assert len(pd.read_parquet(one / "01_proxy" / "preferences_biased.parquet")) % 2 == 0, "an odd pair would be filled up with the first"
+
+
+@pytest.mark.parametrize("kind", ["kto", "rloo", "grpo"])
+def test_no_key_is_in_what_stages_plan_and_trace_write_and_print(kind, tiny_model, tmp_path, runs_folder, capfd):
+    """With fine-tuning, checkpoints, and, where the policy allows it, published models as proxy and gold; a failure too."""
+    answers = [{"prompt": f"question {k}", "chosen": f"an honest answer {k}", "rejected": f"{k} 42"} for k in range(16)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, answers)))
+    values = settings(tiny_model, preferences={"file": str(tmp_path / "pairs.jsonl")}, prompts={"n": 16}, sft={"answers": "chosen", "epochs": 1}, training={"checkpoint_every": 1},
+                      policy={"kind": kind, "pairs": 4, "prompts": 4, "epochs": 1, "batch_size": 4, "lora": {"dropout": 0.0}})
+    if kind == "kto":
+        proxy, known = (f"model:{families.save(family, tmp_path / family, head=True)}" for family in ("qwen2", "mistral"))
+        values["gold"], values["reward"]["proxy"] = {"kind": known}, proxy
+    path = write(tmp_path, values)
+    assert command.main(["stage", *NAMES, path]) == 0
+    assert command.main(["plan", path, "--gpu-memory", "24", "--config", str(tiny_model)]) == 0
+    done = runs_folder / "staged" / "03_feedback" / "policy_shf_cas" / "done.json"
+    assert json.loads(done.read_text())["kind"] == kind
+    assert command.main(["trace", str(done)]) == 0
+    assert command.main(["stage", "proxy", write(tmp_path, values | {"seed": 1})]) != 0
+    printed = "".join(capfd.readouterr())
+    assert "made by     run staged" in printed and "it fits" in printed and "other parameters (seed" in printed
+    assert not any(value in printed for value in CANARIES.values()) and leaks(tmp_path) == []
 
 
 def test_what_is_done_is_not_done_again(both, tiny_model, monkeypatch, tmp_path):

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -79,8 +80,14 @@ def test_two_points_that_mean_the_same_share_one_job(base, tmp_path):
     assert len(plan.points) == 2 and kinds(plan) == {"pool": 1, "cases": 1, "point": 1}
 
 
-def test_a_point_with_a_trained_policy_is_a_whole_run(base, tmp_path):
-    plan = planned(tmp_path, set={"evaluation.replicates": 0}, cross={"policy.kind": ["dpo", "rso"]})
+def test_trained_policies_share_the_pool_and_the_proxies_of_the_closed_form(base, tmp_path):
+    plan = planned(tmp_path, set={"evaluation.replicates": 0}, cross={"policy.kind": ["dpo", "rso"]}, grids={
+        "trained": {"selection.budget": [5, 6]}, "closed": {"policy.kind": ["tilt"], "evaluation.replicates": [1]}})
+    assert kinds(plan) == {"pool": 1, "cases": 1, "policies": 4, "point": 1}
+
+
+def test_a_point_with_a_trained_reward_is_a_whole_run(base, tmp_path):
+    plan = planned(tmp_path, set={"evaluation.replicates": 0, "reward.kind": "lora"}, cross={"policy.kind": ["tilt", "dpo"]})
     assert kinds(plan) == {"run": 2}
 
 
@@ -238,10 +245,14 @@ def test_bands_leave_out_units_without_a_value():
 
 
 def test_trained_policies_of_different_settings_stay_apart_and_one_run_has_no_interval():
-    table = measured(("proxy", "shf_cas"), budgets=(10,), settings=("dpo", "rso"))
+    table = measured(("proxy", "shf_cas"), budgets=(10,), settings=("dpo", "rso")).rename(columns={"seed": "prompt_id"})
     found = report.trained(table)
-    assert found.set_index(["setting", "policy"])["runs"].to_dict() == {(s, p): 2 for s in ("dpo", "rso") for p in ("proxy", "shf_cas")}
+    assert found.set_index(["setting", "policy"])["pools"].to_dict() == {(s, p): 2 for s in ("dpo", "rso") for p in ("proxy", "shf_cas")}
     assert report.trained(table[table["pool"] == 0])["low"].isna().all()
+    one = found.query("setting == 'dpo' and policy == 'shf_cas'").iloc[0]
+    here = table.query("setting == 'dpo'").pivot(index=["pool", "prompt_id"], columns="policy", values="gold")
+    assert one["over"] == pytest.approx((here["shf_cas"] - here["proxy"]).mean()) and one["over_low"] < one["over"] < one["over_high"]
+    assert (found.query("policy == 'proxy'")[["over", "over_low", "over_high"]] == 0).all(axis=None)
 
 
 def test_overhead_is_for_one_selection_in_one_setting():
@@ -435,13 +446,20 @@ def test_a_failed_point_keeps_its_notebook_and_the_others_go_on(tiny_model, tmp_
     assert "6 to run" in again and again.count("failed before") == 2
 
 
-def test_a_sweep_of_trained_policies_runs_the_four_notebooks(tiny_model, tmp_path):
+def test_a_sweep_of_trained_policies(tiny_model, tmp_path):
+    """With a probe they start from the shared pool and proxies; a trained reward makes each a run of the four notebooks."""
     path = write_sweep(tmp_path, tiny_model, set={"policy": {"kind": "dpo", "pairs": 4}, "evaluation.replicates": 0, "selection.budget": 6, "prompts.n": 30,
-                                                  "selection.strategies": ["shf_cas", "random"]}, cross={"seed": [0]})
+                                                  "selection.strategies": ["shf_cas", "random"]}, cross={"seed": [0], "reward.kind": ["probe", "lora"]})
     done = drive(path, tmp_path / "runs")
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    tables = report.open_tables(tmp_path / "runs/sweeps/tiny")
-    assert set(report.trained(tables["trained"])["policy"]) == {"base", "proxy", "shf_cas", "random"}
+    table = report.open_tables(tmp_path / "runs/sweeps/tiny")["trained"]
+    policies = {setting: set(part["policy"]) for setting, part in report.trained(table).groupby("setting")}
+    assert policies == {"probe": {"base", "proxy", "shf_cas", "random", "clean"}, "lora": {"base", "proxy", "shf_cas", "random"}}
+    probe = table[table["setting"] == "probe"]
+    base = probe[probe["policy"] == "base"]
+    np.testing.assert_allclose(base["gold"], base["tilted_gold"])  # the same prompts, the same gold: the two tables meet where they should
+    moved = probe[probe["policy"] != "base"]
+    assert (moved["tilted_kl"] > -1e-9).all() and moved["tilted_kl"].mean() > 0 and (moved["kl"] != 0).any()
 
 
 def test_without_snakemake_one_sentence_says_how_to_get_it(base, tmp_path, monkeypatch):
