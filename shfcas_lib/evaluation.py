@@ -231,7 +231,7 @@ def contrasts(table: pd.DataFrame, params: Params, unit: str = "prompt_id") -> p
 
 
 def trained_policies(params: Params, prompts: pd.DataFrame, backbone: Backbone, adapters: dict[str, Path], base: pd.DataFrame,
-                     base_gold: np.ndarray | None, stage: runs.Stage, rewards: dict[str, refine.RewardModel]) -> pd.DataFrame:
+                     base_gold: np.ndarray | None, stage: runs.Stage, rewards: dict[str, refine.RewardModel] | None = None) -> pd.DataFrame:
     """Sample the evaluation prompts from trained policies: the table of `trained` for each, below the base policy's own rows. Completion k of a
     prompt draws from the same generator under every policy, the base policy's too: what they share does not blur the comparison.
 
@@ -240,7 +240,7 @@ def trained_policies(params: Params, prompts: pd.DataFrame, backbone: Backbone, 
     """
     held_out = prompts[prompts["split"] == "evaluate"]
     if base_gold is None:
-        parts = [_judged(base, base, rewards).assign(policy="base", kl=0.0)]
+        parts = [_judged(base, base, rewards or {}).assign(policy="base", kl=0.0)]
     else:
         even = pd.DataFrame({"prompt_id": base["prompt_id"], "gold": base_gold}).groupby("prompt_id").mean().reset_index()
         parts = [even.assign(policy="base", kl=0.0, win=0.5)]
@@ -249,7 +249,7 @@ def trained_policies(params: Params, prompts: pd.DataFrame, backbone: Backbone, 
         sampled = stage.table(f"pool_{name}", lambda: sample_adapted(
             backbone, POLICY, held_out, params.sampling, params.seed, f"policy {name}"))
         if base_gold is None:
-            parts.append(_judged(published.scored(sampled, params), base, rewards).assign(policy=name))
+            parts.append(_judged(published.scored(sampled, params), base, rewards or {}).assign(policy=name))
         else:
             gold = gold_values(stage.table(f"gold_{name}", lambda: gold_table(sampled, prompts, params)))
             parts.append(trained(name, sampled, gold, base, base_gold))
