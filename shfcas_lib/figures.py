@@ -28,18 +28,26 @@ LABELS = {"base": "base policy", "proxy": "biased proxy", "random": "random labe
 PAPER = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5}  # keeps text readable over points
 
 
+_NEEDS = {"proxy_errors": "gold, or preferences of your own that did not train the proxy", "attribute_pull": "gold, or an attribute that bias injects",
+          "label_agreement": "reward.kind probe, and ten decided labels on two prompts"}
+
+
 def drawn(draw: Callable) -> Callable:
-    """Make draw(axes_factory, table, ...) a function (table, path, ...) that writes path.png, .svg and .csv and returns the figure."""
+    """Make draw(axes_factory, table, ...) a function (table, path, ...) that writes path.png, .svg and .csv and returns the figure. Where there is
+    nothing to draw (table is None, or draw returns None), mostly for want of gold, one printed line says so and None is returned."""
 
     @functools.wraps(draw)
-    def draw_and_write(table: pd.DataFrame, path: Path, **options):
+    def draw_and_write(table: pd.DataFrame | None, path: Path, **options):
         import matplotlib.pyplot as plt
         import seaborn as sns
 
         np.random.seed(0)  # seaborn jitters points from the global generator: the same table gives the same picture
         style = {"text.parse_math": False, "svg.hashsalt": "shfcas", "figure.dpi": 110, "savefig.bbox": "tight", "axes.titlesize": 12, "axes.titleweight": "bold"}
         with sns.axes_style("whitegrid"), sns.plotting_context("notebook"), plt.rc_context(style):
-            figure = draw(texts.shown(table), **options)
+            figure = None if table is None else draw(texts.shown(table), **options)
+            if figure is None:
+                print(f"figure {path.name}: left out, it needs {_NEEDS.get(draw.__name__, 'gold')}")
+                return None
             figure.tight_layout()
             path.parent.mkdir(parents=True, exist_ok=True)
             for suffix, extra in ((".png", {"dpi": 160}), (".svg", {"metadata": {"Date": None}})):
@@ -54,14 +62,15 @@ def drawn(draw: Callable) -> Callable:
 
 
 @drawn
-def proxy_errors(table: pd.DataFrame):
-    """Where the proxy is wrong. table: group, reward (proxy or clean), value, low, high: pair accuracy on held-out prompts."""
+def proxy_errors(table: pd.DataFrame, judge: str = "gold ranks"):
+    """Where the proxy is wrong. table: group, reward (proxy or clean), value, low, high: pair accuracy on held-out prompts, as the judge has it."""
     groups = list(dict.fromkeys(table["group"]))
     figure, axes = subplots(7.5, 0.8 + 0.42 * len(groups))
-    for shift, (name, part) in zip((-0.13, 0.13), table.groupby("reward", sort=False)):
+    shifts = (-0.13, 0.13) if table["reward"].nunique() > 1 else (0,)
+    for shift, (name, part) in zip(shifts, table.groupby("reward", sort=False)):
         dots(axes, part, [groups.index(g) + shift for g in part["group"]], name)
     axes.axvline(0.5, color="0.5", linestyle=":", zorder=0)
-    axes.set(yticks=range(len(groups)), yticklabels=[short(g) for g in groups], xlabel="share of pairs ranked as gold ranks them (0.5: chance)",
+    axes.set(yticks=range(len(groups)), yticklabels=[short(g) for g in groups], xlabel=f"share of pairs ranked as {judge} them (0.5: chance)",
              title="Where the proxy is wrong")
     axes.invert_yaxis()
     legend(axes)
@@ -172,8 +181,10 @@ def contradictions(table: pd.DataFrame):
 
 @drawn
 def figure_of_merit(table: pd.DataFrame, measure: str = "gold", label: str = "gold reward on held-out prompts"):
-    """One measure for every policy. table: policy, measure, value, low, high."""
+    """One measure for every policy. table: policy, measure, value, low, high. None where nobody measured it, as gold in a run without."""
     part = table[table["measure"] == measure]
+    if not len(part):
+        return None
     figure, axes = subplots(7.5, 1 + 0.48 * len(part))
     for row, (_, line) in enumerate(part.iterrows()):
         dots(axes, line.to_frame().T, [row], line["policy"])
@@ -187,22 +198,47 @@ def figure_of_merit(table: pd.DataFrame, measure: str = "gold", label: str = "go
 
 
 @drawn
+def label_agreement(table: pd.DataFrame):
+    """Which reward ranks labelled pairs as their labels do? table: asked, reward, labels, value, low, high; a panel for each strategy that asked."""
+    import matplotlib.pyplot as plt
+
+    asked = list(dict.fromkeys(table["asked"]))
+    order = list(dict.fromkeys(table["reward"]))
+    figure, panels = plt.subplots(1, len(asked), figsize=(2 + 3.4 * len(asked), 1.5 + 0.5 * len(order)), sharey=True, sharex=True, squeeze=False)
+    for axes, name in zip(panels[0], asked):
+        part = table[table["asked"] == name].set_index("reward")
+        for row, reward in enumerate(order):
+            line = part.loc[[reward]]
+            dots(axes, line, [row], reward)
+            axes.annotate(f"{line['value'].iloc[0]:.0%}", (line["value"].iloc[0], row - 0.18), ha="center", va="bottom", fontsize=10)
+        axes.axvline(0.5, color="0.5", linestyle=":", zorder=0)
+        chosen = "random pairs" if name == "random" else f"pairs that {name_of(name).removesuffix(' labels')} chose"
+        axes.set(title=f"{part['labels'].iloc[0]} labels on\n{chosen}", yticks=range(len(order)), xlabel="share of pairs ranked as labelled\n(0.5: chance, bar: 95% interval)",
+                 yticklabels=["proxy" if reward == "proxy" else f"refined: {name_of(reward)}" for reward in order])
+        axes.set_ylim(len(order) - 0.5, -0.7)
+    return figure
+
+
+@drawn
 def over_optimisation(table: pd.DataFrame):
-    """Gold and own reward against KL as beta falls. table: policy, beta, kl, reward_gain, gold_gain."""
+    """Gold and own reward against KL as beta falls. table: policy, beta, kl, reward_gain, gold_gain; without gold refined_gain in its place."""
+    judge = "gold_gain" if "gold_gain" in table else "refined_gain"
+    title = ("Over-optimisation: solid is gold, dashed is what the reward believes" if judge == "gold_gain"
+             else "Solid: what the refined reward says; dashed: what the reward believes")
     figure, axes = subplots(8, 4.2)
     ends = []
     for name, part in table.groupby("policy", sort=False):
         part = part.sort_values("kl")
-        axes.plot(part["kl"], part["gold_gain"], color=COLOURS.get(name), marker="o", markersize=4, linewidth=2.2)
+        axes.plot(part["kl"], part[judge], color=COLOURS.get(name), marker="o", markersize=4, linewidth=2.2)
         axes.plot(part["kl"], part["reward_gain"], color=COLOURS.get(name), linestyle="--", linewidth=1.1, alpha=0.7)
-        ends.append((part["gold_gain"].iloc[-1], part["kl"].iloc[-1], name))
+        ends.append((part[judge].iloc[-1], part["kl"].iloc[-1], name))
     lowest = -np.inf
     for height, right, name in sorted(ends):  # labels pushed apart where lines end close together
         lowest = max(height, lowest + 0.09)
         axes.annotate(name_of(name), (right, height), xytext=(max(e[1] for e in ends) + 0.05, lowest), color=COLOURS.get(name), va="center", fontsize=10)
     axes.axhline(0, color="0.5", linestyle=":")
     axes.set(xlabel="KL from the base policy, nats (right: harder optimisation)", ylabel="gain, standard deviations",
-             title="Over-optimisation: solid is gold, dashed is what the reward believes")
+             title=title)
     axes.set_xlim(0, max(e[1] for e in ends) * 1.32 + 0.1)
     return figure
 

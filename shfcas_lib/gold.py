@@ -22,6 +22,8 @@ safety: rules, applied in this order to the completion.
 instructions: IFEval's check of the constraint at the end of the prompt (`instructions`).
 
 `model:ID` is a published reward model (`published`).
+
+Where there is none (gold.kind: none), what would need it is None: `values` of a gold table, tables made with them, figures of those.
 """
 
 from __future__ import annotations
@@ -100,6 +102,11 @@ def load_gold(params: Params) -> Gold:
 
     checked.at_once = kind.startswith("model:")  # a published model is loaded at each call: better one call for all
     return checked
+
+
+def values(table: pd.DataFrame) -> np.ndarray | None:
+    """The column of a table that `training_data.gold_table` made, (rows,); None for a run without gold."""
+    return table["gold"].to_numpy() if "gold" in table else None
 
 
 def safety(completion: str, prompt: str, harmful: bool) -> float:

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from shfcas_lib.models import Backbone
 
 
+_APART = 10**6  # more completions than a prompt has in any round
+
+
 @dataclass(frozen=True)
 class Setting:
     """What every strategy starts from: pools of the training and the feedback prompts, the biased preferences that the proxy
@@ -99,6 +102,26 @@ def run(strategy: str, setting: Setting, annotator: Annotator, folder: runs.Stag
                 current = _next_pool(setting, reward, known, current, number, here)
                 known = pd.concat([known, current]).drop_duplicates(["prompt_id", "index"], ignore_index=True)
     return Outcome(reward, pd.concat(labels, ignore_index=True), pd.DataFrame(history), known, sum(seconds))
+
+
+def collected(run: runs.Run, train: pd.DataFrame, feedback: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
+    """The labels of every strategy of a finished run, and a pool of all completions that they and the preferences name.
+
+    train, feedback: the run's pools. Completions that trained policies wrote for a later round get an index of their own, because those of two
+    strategies have the same; so do the labels about them. Raises InputError where a round is missing.
+    """
+    labels, pools = {}, [train, feedback]
+    for place, strategy in enumerate(run.params.selection.strategies, 1):
+        parts = []
+        for number in range(1, run.params.selection.rounds + 1):
+            part = run.require("03_feedback", f"{strategy}/round_{number}/labels")
+            before = f"{strategy}/round_{number - 1}/next_pool"
+            if (run.folder / "03_feedback" / f"{before}.parquet").exists():
+                part = part.assign(i=part["i"] + place * _APART, j=part["j"] + place * _APART)
+                pools.append(run.require("03_feedback", before).pipe(lambda pool, far: pool.assign(index=pool["index"] + far), place * _APART))
+            parts.append(part)
+        labels[strategy] = pd.concat(parts, ignore_index=True)
+    return labels, pd.concat(pools, ignore_index=True)
 
 
 def train_policy(setting: Setting, reward: refine.RewardModel, pool: pd.DataFrame, folder: Path) -> None:

@@ -208,7 +208,7 @@ class Reward(Block):
 
 class Gold(Block):
     kind: str = Field(
-        "task", description="task (the task's own), relevance, safety, instructions, model:ID, your own module:function, or none")
+        "task", description="task (the task's own), relevance, safety, instructions, model:ID, your own module:function, or none: nobody knows the truth")
     model: Classifier = Classifier()
 
     @model_validator(mode="after")
@@ -222,6 +222,11 @@ class Gold(Block):
     def published(self) -> str | None:
         """Hub id or folder of the published model that is gold, if one is."""
         return self.kind.removeprefix("model:") if self.kind.startswith("model:") else None
+
+    @property
+    def known(self) -> bool:
+        """Is there a gold reward?"""
+        return self.kind != "none"
 
 
 Strategy = Literal["shf_cas", "shf_cas_threshold", "pacs", "kendall", "pacs_difference", "random", "random_prompts", "margin", "uncertainty",
@@ -363,6 +368,21 @@ class Params(Block):
     training: Training = Training()
 
     @model_validator(mode="after")
+    def _nothing_needs_gold_where_there_is_none(self) -> Params:
+        if self.gold.known:
+            return self
+        key, who = ("person", self.feedback.person) if self.feedback.kind == "mixed" else ("kind", self.feedback.kind)
+        if who == "gold":
+            others = "person, team or replay" if key == "person" else "person, team, judge, mixed or replay"
+            raise ValueError(f"feedback.{key} gold needs a gold reward, but gold.kind is none: expected {others}")
+        if not self.preferences.given and not self.reward.published:
+            raise ValueError("the proxy would learn from samples that gold compares, but gold.kind is none: give preferences of your own "
+                             "(preferences.file, source or recipe), or a published reward model (reward.proxy)")
+        if self.evaluation.replicates:
+            raise ValueError("evaluation.replicates needs a gold reward as human and as judge, but gold.kind is none: set it to 0")
+        return self
+
+    @model_validator(mode="after")
     def _kinds_that_go_together(self) -> Params:
         sighted = [name for name in self.selection.strategies if name in ("uncertainty", "bald", "d_optimal")]
         if sighted and self.reward.kind != "probe":
@@ -384,8 +404,6 @@ class Params(Block):
         who = self.feedback.person if self.feedback.kind == "mixed" else self.feedback.kind
         if who == "replay" and not self.feedback.file:
             raise ValueError("feedback.kind replay needs feedback.file, a table of answers")
-        if who == "gold" and self.gold.kind == "none":
-            raise ValueError("feedback.kind gold needs a gold reward, but gold.kind is none")
         if self.sft.answers == "chosen" and not self.preferences.given:
             raise ValueError("sft.answers chosen needs preferences of your own (preferences.file, source or recipe): built from samples, they teach nothing new")
         return self

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from shfcas_lib import processes, published, rewards, runs, training
-from shfcas_lib.params import InputError, Reward, Training
+from shfcas_lib.params import InputError, Params, Reward, Training
 
 if TYPE_CHECKING:
     from shfcas_lib.models import Backbone
@@ -47,6 +47,13 @@ def proxy(settings: Reward, pool: pd.DataFrame, preferences: pd.DataFrame, seed:
         reward.save(folder)
     processes.wait()
     return reward
+
+
+def ceiling(params: Params, pool: pd.DataFrame, clean: pd.DataFrame, folder: Path, backbone: Backbone | None, base: RewardModel) -> dict[str, RewardModel]:
+    """The reward of clean preferences under the name `clean`; nothing where there is no gold to say which preferences are clean."""
+    if not params.gold.known:
+        return {}
+    return {"clean": fit(params.reward, pool, clean, params.seed, "clean", folder, backbone, base=base, how=params.training)}
 
 
 def fit(settings: Reward, pool: pd.DataFrame | None, preferences: pd.DataFrame | None, seed: int, name: str = "reward", folder: Path | None = None,
@@ -114,34 +121,3 @@ def _read(settings: Reward, name: str, folder: Path, backbone: Backbone | None) 
     from shfcas_lib import lora_reward
 
     return lora_reward.load(backbone, name, folder)
-
-
-def agreement_so_far(settings: Reward, pool: pd.DataFrame, biased: pd.DataFrame, labels: pd.DataFrame, before: RewardModel, folds: int = 5) -> dict | None:
-    """What have the labels changed? How often `before` and the refined reward rank a labelled pair as the label does.
-
-    The refined reward is cross-validated: a pair is judged by a reward that saw the other folds' labels alone, folds being whole prompts. Returns
-    labels (how many decided ones), before, after and error (standard error of `after`); None below ten decided labels, two
-    prompts, or for a reward that is no probe. About two seconds on one core for the quickstart.
-    """
-    named = pd.MultiIndex.from_frame(pool[["prompt_id", "index"]])
-    held = [pd.MultiIndex.from_frame(labels[["prompt_id", side]]).isin(named) for side in ("i", "j")]
-    labels = labels[held[0] & held[1] & labels["label"].notna()].reset_index(drop=True)
-    decided = labels["label"] != 0.5
-    prompts = np.sort(labels["prompt_id"].unique())
-    if settings.kind != "probe" or decided.sum() < 10 or len(prompts) < 2:
-        return None
-    fold = labels["prompt_id"].map({prompt: k % min(folds, len(prompts)) for k, prompt in enumerate(prompts)})
-    asked = pool[pool["prompt_id"].isin(prompts)]
-    right = pd.Series(np.nan, index=labels.index)
-    for k in sorted(fold.unique()):
-        probe = fit(settings, pool, merge(biased, labels[fold != k], settings.feedback_weight), seed=0, base=before)
-        right[fold == k] = _agrees(probe, asked, labels[fold == k])
-    after = right[decided].mean()
-    return {"labels": int(decided.sum()), "before": float(_agrees(before, asked, labels[decided]).mean()), "after": float(after),
-            "error": float(np.sqrt(after * (1 - after) / decided.sum()))}
-
-
-def _agrees(reward: RewardModel, pool: pd.DataFrame, labels: pd.DataFrame) -> np.ndarray:
-    score = pd.Series(reward.score(pool), index=pd.MultiIndex.from_frame(pool[["prompt_id", "index"]]))
-    first, second = (score.reindex(pd.MultiIndex.from_frame(labels[["prompt_id", side]])).to_numpy() for side in ("i", "j"))
-    return (np.sign(first - second) == np.sign(labels["label"].to_numpy() - 0.5)).astype(float)

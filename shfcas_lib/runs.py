@@ -210,12 +210,14 @@ class Stage:
         """A sub-folder of the stage with the same services."""
         return Stage(self.folder / name, self.run)
 
-    def table(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    def table(self, name: str, make: Callable[[], pd.DataFrame | None]) -> pd.DataFrame | None:
         """Read `name`.parquet, or make it and write it whole. A killed run picks up at the first table that is missing. Where several
-        processes work together all of them make it, and the main one writes."""
+        processes work together all of them make it, and the main one writes. A table that a run without gold cannot have is None, and not written."""
         path = self.folder / f"{name}.parquet"
         if not processes.agreed(path.exists()):
             table = make()
+            if table is None:
+                return None
             if processes.is_main():
                 with atomic(path) as target:
                     table.to_parquet(target, index=False)
@@ -320,6 +322,11 @@ def write_json(path: Path, values: dict) -> None:
     """Write a dict as indented JSON, whole or not at all. NaN and infinity are refused."""
     with atomic(path) as target:
         target.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+def records(table: pd.DataFrame | None) -> list[dict]:
+    """A table for JSON, row by row, NaN as null; nothing where there is no table."""
+    return [] if table is None else table.astype(object).where(table.notna(), None).to_dict("records")
 
 
 def read_json(path: Path) -> dict:

@@ -67,7 +67,7 @@ def proxy(run: runs.Run, backbone: Backbone) -> None:
         training_data.seen_by_proxy(clean, params), train, category, params.bias, params.seed))
     with stage.timed("train the proxy"):
         trained = refine.proxy(params.reward, train, bias.observed(biased), params.seed, stage.folder / "proxy", backbone, how=params.training)
-        refine.fit(params.reward, train, clean, params.seed, "clean", stage.folder / "clean", backbone, base=trained, how=params.training)
+        refine.ceiling(params, train, clean, stage.folder / "clean", backbone, trained)
 
 
 def rounds(run: runs.Run, backbone: Backbone) -> None:
@@ -75,7 +75,7 @@ def rounds(run: runs.Run, backbone: Backbone) -> None:
     params, stage = run.params, run.stage("03_feedback")
     if processes.count() > 1 and params.feedback.kind not in ("gold", "replay"):
         raise InputError(f"stage rounds: feedback.kind {params.feedback.kind} asks one by one and needs one process: run it without a launcher, or notebook 03")
-    known = None if params.gold.kind == "none" else gold.load_gold(params)
+    known = gold.load_gold(params) if params.gold.known else None
     annotator = feedback.load_annotator(params.feedback, known, params.seed, stage.folder)
     setting = _setting(run, backbone)
     with stage.timed("rounds"):

@@ -62,6 +62,15 @@ def cluster_interval(table: pd.DataFrame, cluster: str, statistic: Callable[[pd.
     return Interval(value, low, high, level)
 
 
+def cluster_mean(values, clusters, generator: np.random.Generator, resamples: int = 4000, level: float = 0.95) -> Interval:
+    """Mean of all values with a bootstrap interval that resamples clusters (prompts), each with all its values: `cluster_interval` for a mean, faster.
+    values, clusters: (rows,)."""
+    groups = pd.Series(np.asarray(values, float)).groupby(np.asarray(clusters))
+    sums, sizes = groups.sum().to_numpy(), groups.size().to_numpy()
+    drawn = generator.integers(0, len(sums), (resamples, len(sums)))
+    return Interval(float(np.mean(values)), *np.quantile(sums[drawn].sum(1) / sizes[drawn].sum(1), [(1 - level) / 2, (1 + level) / 2]), level)
+
+
 def spearman(first, second) -> float:
     """Spearman's rank correlation (scipy); NaN where one side does not vary."""
     from scipy.stats import spearmanr

@@ -58,6 +58,8 @@ def compile_plan(path: str | Path) -> Plan:
     for label, params in crossed:
         if params.feedback.kind in ("person", "team", "mixed"):
             raise InputError(f"{path}: a sweep cannot wait for people: feedback.kind must be gold, replay or judge")
+        if not params.gold.known:
+            raise InputError(f"{path}: the report of a sweep compares by gold, but gold.kind is none: set a gold reward, or run the points one by one")
         data.check(params)
         points.append({"label": label, "place": _add_point(made, label, params, most)})
     return Plan(sweep["sweep"], runs.runs_dir().resolve() / "sweeps" / sweep["sweep"], made, points, _whole(sweep, path.parent))

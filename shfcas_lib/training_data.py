@@ -1,4 +1,4 @@
-"""Where the proxy's training data comes from: the user's own pairs, or sampled completions that gold compared.
+"""Where the proxy's training data comes from: the user's own pairs, or sampled completions that gold compared. And what judges it.
 
     pool = training_pool(backbone, prompts, params)
     clean = clean_preferences(pool, prompts, params, stage)
@@ -16,9 +16,11 @@ import pandas as pd
 from shfcas_lib import data, gold, runs
 from shfcas_lib.params import Params
 from shfcas_lib.pool import sample, score
+from shfcas_lib.rewards import locate
 
 if TYPE_CHECKING:
     from shfcas_lib.models import Backbone
+    from shfcas_lib.refine import RewardModel
 
 
 def training_pool(backbone: Backbone, prompts: pd.DataFrame, params: Params) -> pd.DataFrame:
@@ -33,11 +35,13 @@ def training_pool(backbone: Backbone, prompts: pd.DataFrame, params: Params) -> 
 
 def clean_preferences(pool: pd.DataFrame, prompts: pd.DataFrame, params: Params, stage: runs.Stage | runs.Memory) -> pd.DataFrame:
     """The annotated data set before bias: the data's own labels, or gold labels on random pairs of the pool. Gold's scores of the pool are kept
-    in the stage's table `gold_train`: a published gold takes its time."""
+    in the stage's table `gold_train`: a published gold takes its time. Without either it is empty, and the proxy a published model."""
     if params.preferences.given:
         _, preferences = data.as_completions(_own_pairs(params, prompts[prompts["split"] == "train"]))
         return preferences.drop_duplicates(["prompt_id", "i", "j"], keep="last", ignore_index=True)
-    scores = stage.table("gold_train", lambda: pool[["prompt_id", "index"]].assign(gold=gold_scores(pool, prompts, params)))
+    if not params.gold.known:
+        return pd.DataFrame({"prompt_id": pd.Series(dtype="str"), **{name: pd.Series(dtype=kind) for name, kind in (("i", int), ("j", int), ("label", float))}})
+    scores = stage.table("gold_train", lambda: gold_table(pool, prompts, params))
     return data.preferences_from_gold(scores, params.preferences.per_prompt, params.seed)
 
 
@@ -50,6 +54,33 @@ def seen_by_proxy(clean: pd.DataFrame, params: Params) -> pd.DataFrame:
 def gold_scores(pool: pd.DataFrame, prompts: pd.DataFrame, params: Params) -> np.ndarray:
     """Gold of every completion of a pool, (rows,). For building the annotated data set and for evaluation prompts only."""
     return gold.load_gold(params)(with_facts(pool, prompts))
+
+
+def gold_table(pool: pd.DataFrame, prompts: pd.DataFrame, params: Params) -> pd.DataFrame:
+    """prompt_id, index and gold of every completion of a pool; without the column gold where the run has none."""
+    ids = pool[["prompt_id", "index"]]
+    return ids.assign(gold=gold_scores(pool, prompts, params)) if params.gold.known else ids
+
+
+def held_out(backbone: Backbone, train: pd.DataFrame, clean: pd.DataFrame, prompts: pd.DataFrame, proxy: RewardModel, params: Params) -> pd.DataFrame | None:
+    """What judges the proxy where there is no gold: preferences of the user's own that did not train it. Columns prompt_id, i, j, label, margin
+    (the proxy's reward of i minus that of j). None where there is gold, or no such preference.
+
+    They are those on prompts outside the training split; for a published proxy those on training prompts, none of which trained it.
+    train, clean: training pool, and its preferences before bias.
+    """
+    if params.gold.known or not params.preferences.given:
+        return None
+    pool, preferences = train, clean
+    if not params.reward.published:
+        others = prompts[prompts["split"] != "train"]
+        completions, preferences = data.as_completions(_own_pairs(params, others))
+        if not len(preferences):
+            return None
+        backbone.check_prompts(list(completions["prompt"].unique()), room=1)
+        pool = score(backbone, completions, label="held-out preferences")
+    reward = proxy.score(pool)
+    return preferences.assign(margin=reward[locate(pool, preferences, "i")] - reward[locate(pool, preferences, "j")])
 
 
 def with_facts(pool: pd.DataFrame, prompts: pd.DataFrame) -> pd.DataFrame:

@@ -19,8 +19,8 @@ import anywidget
 import pandas as pd
 import traitlets
 
+from shfcas_lib import agreement, loop, runs
 from shfcas_lib import labels as stores
-from shfcas_lib import loop, refine, runs
 from shfcas_lib.feedback import Annotator, Person, Unanswered
 from shfcas_lib.labels import SCALES, LabelStore
 from shfcas_lib.params import InputError
@@ -201,7 +201,7 @@ class _Rounds:
 
         def found() -> str | None:
             pool = pd.concat([setting.train, setting.feedback], ignore_index=True)
-            numbers = refine.agreement_so_far(setting.params.reward, pool, setting.observed, labels, setting.proxy)
+            numbers = agreement.so_far(setting.params.reward, pool, setting.observed, labels, setting.proxy)
             return numbers and (f"So far, on {numbers['labels']} decided labels: the biased proxy agrees with {numbers['before']:.0%} of them, the refined reward "
                                 f"with {numbers['after']:.0%} ± {numbers['error']:.0%} (cross-validated).")
 

@@ -278,4 +278,4 @@ def test_a_kind_that_leads_nowhere(kind, words):
 
 def test_none_is_refused_where_gold_is_needed():
     with pytest.raises(InputError, match="gold.kind: found 'none'"):
-        load(gold={"kind": "none"}, feedback={"kind": "replay", "file": "answers.csv"}, evaluation={"replicates": 0})
+        load(gold={"kind": "none"}, preferences={"file": "pairs.jsonl"}, feedback={"kind": "replay", "file": "answers.csv"}, evaluation={"replicates": 0})
