@@ -4,7 +4,7 @@
     table(params, pool, biased, {"random": labels}, proxy)    # what notebook 04 shows
 
 A refined reward is cross-validated: a pair is judged by a reward that was trained without the labels of the pair's prompt. Labels of `random` are a
-fair sample of all pairs of the prompts asked about. Those that a strategy chose are not: it looks for pairs on which the proxy may be wrong.
+fair sample of the pairs of feedback prompts, as long as only those are asked about and policies are not trained between rounds. Those that a strategy chose are not: it looks for pairs on which the proxy may be wrong.
 Without gold this is the evidence there is that labels improved the reward; it says nothing about prompts of another kind.
 """
 
@@ -16,14 +16,14 @@ import pandas as pd
 from shfcas_lib import refine, runs, stats
 from shfcas_lib.params import Params, Reward
 
-FEWEST = 10  # decided labels; a share of fewer says nothing
-NEEDS = "reward.kind probe, and ten decided labels on two prompts"
+FEWEST = {"labels": 10, "prompts": 5}  # decided ones: a share of fewer says nothing, and neither does an interval over fewer prompts
+NEEDS = "reward.kind probe, and ten decided labels on five prompts"
 
 
 def so_far(settings: Reward, pool: pd.DataFrame, biased: pd.DataFrame, labels: pd.DataFrame, before: refine.RewardModel, folds: int = 5) -> dict | None:
     """What have the labels changed? How often `before` and the refined reward rank a labelled pair as the label does.
 
-    Returns labels (how many decided ones), before, after and error (standard error of `after`); None below ten decided labels, two
+    Returns labels (how many decided ones), before, after and error (standard error of `after`); None below ten decided labels, five
     prompts, or for a reward that is no probe. About two seconds on one core for the quickstart.
     """
     labels = _held(labels, pool)
@@ -60,9 +60,9 @@ def table(params: Params, pool: pd.DataFrame, biased: pd.DataFrame, labels: dict
     """How often each reward ranks a labelled pair as its label does, with 95% bootstrap intervals over prompts.
 
     labels: strategy to its labels. Columns asked (the strategy that chose the pairs), reward (proxy, or refined with the labels of a strategy), labels
-    (decided ones), value, low, high, and gain, gain_low, gain_high over the proxy (missing for the proxy itself), verdict: 'higher', 'lower' or
-    'not significant'. None where the reward is no probe (cross-validation would train it anew in each of five folds), or no strategy has ten
-    decided labels on two prompts.
+    (decided ones), value, low, high, and gain, gain_low, gain_high over the proxy (missing for the proxy itself), verdict: 'higher', 'lower',
+    'not significant', or nothing for the proxy. None where the reward is no probe (cross-validation would train it anew in each of five folds), or no strategy has ten
+    decided labels on five prompts.
     """
     held = {name: _held(part, pool) for name, part in labels.items()}
     judged = {name: part[part["label"] != 0.5] for name, part in held.items() if _enough(params.reward, part)}
@@ -82,10 +82,10 @@ def table(params: Params, pool: pd.DataFrame, biased: pd.DataFrame, labels: dict
 
 
 def agrees(reward: refine.RewardModel, pool: pd.DataFrame, labels: pd.DataFrame) -> np.ndarray:
-    """(rows,): 1 where the reward ranks the pair as its decided label does, else 0. labels: prompt_id, i, j, label."""
+    """(rows,): 1 where the reward ranks the pair as its decided label does, ½ where it gives both the same, else 0. labels: prompt_id, i, j, label."""
     score = pd.Series(reward.score(pool), index=pd.MultiIndex.from_frame(pool[["prompt_id", "index"]]))
     first, second = (score.reindex(pd.MultiIndex.from_frame(labels[["prompt_id", side]])).to_numpy() for side in ("i", "j"))
-    return (np.sign(first - second) == np.sign(labels["label"].to_numpy() - 0.5)).astype(float)
+    return (np.sign(first - second) * np.sign(labels["label"].to_numpy() - 0.5) + 1) / 2
 
 
 def _held(labels: pd.DataFrame, pool: pd.DataFrame) -> pd.DataFrame:
@@ -96,7 +96,8 @@ def _held(labels: pd.DataFrame, pool: pd.DataFrame) -> pd.DataFrame:
 
 
 def _enough(settings: Reward, labels: pd.DataFrame) -> bool:
-    return settings.kind == "probe" and (labels["label"] != 0.5).sum() >= FEWEST and labels["prompt_id"].nunique() >= 2
+    decided = labels[labels["label"] != 0.5]
+    return settings.kind == "probe" and len(decided) >= FEWEST["labels"] and decided["prompt_id"].nunique() >= FEWEST["prompts"]
 
 
 def _interval(values: np.ndarray, labels: pd.DataFrame, params: Params, name: str) -> stats.Interval:

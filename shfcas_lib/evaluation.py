@@ -233,14 +233,16 @@ def contrasts(table: pd.DataFrame, params: Params, unit: str = "prompt_id") -> p
 def trained_policies(params: Params, prompts: pd.DataFrame, backbone: Backbone, adapters: dict[str, Path], base: pd.DataFrame,
                      base_gold: np.ndarray | None, stage: runs.Stage, rewards: dict[str, refine.RewardModel] | None = None) -> pd.DataFrame:
     """Sample the evaluation prompts from trained policies: the table of `trained` for each, below the base policy's own rows. Completion k of a
-    prompt draws from the same generator under every policy, the base policy's too: what they share does not blur the comparison.
+    prompt draws from the same generator under every policy, the base policy's too unless vLLM wrote those: what they share does not blur the
+    comparison.
 
     adapters: policy name to the folder that loop.train_policy wrote. base, base_gold: evaluation pool of the base policy. Without gold the `rewards`
     judge: kl, and `BY` for each.
     """
     held_out = prompts[prompts["split"] == "evaluate"]
     if base_gold is None:
-        parts = [_judged(base, base, rewards or {}).assign(policy="base", kl=0.0)]
+        before = {name: reward.score(base) for name, reward in (rewards or {}).items()}
+        parts = [_gains_by(base, base, rewards or {}, before).assign(policy="base", kl=0.0)]
     else:
         even = pd.DataFrame({"prompt_id": base["prompt_id"], "gold": base_gold}).groupby("prompt_id").mean().reset_index()
         parts = [even.assign(policy="base", kl=0.0, win=0.5)]
@@ -249,20 +251,21 @@ def trained_policies(params: Params, prompts: pd.DataFrame, backbone: Backbone, 
         sampled = stage.table(f"pool_{name}", lambda: sample_adapted(
             backbone, POLICY, held_out, params.sampling, params.seed, f"policy {name}"))
         if base_gold is None:
-            parts.append(_judged(published.scored(sampled, params), base, rewards or {}).assign(policy=name))
+            parts.append(_gains_by(published.scored(sampled, params), base, rewards or {}, before).assign(policy=name))
         else:
             gold = gold_values(stage.table(f"gold_{name}", lambda: gold_table(sampled, prompts, params)))
             parts.append(trained(name, sampled, gold, base, base_gold))
     return pd.concat(parts, ignore_index=True)
 
 
-def _judged(sampled: pd.DataFrame, base: pd.DataFrame, rewards: dict[str, refine.RewardModel]) -> pd.DataFrame:
-    """A trained policy's samples by every reward: prompt_id, kl, and `BY`, from the mean of the base policy's completions of the prompt."""
+def _gains_by(sampled: pd.DataFrame, base: pd.DataFrame, rewards: dict[str, refine.RewardModel], before: dict[str, np.ndarray]) -> pd.DataFrame:
+    """What every reward believes a policy gained: prompt_id, kl, and `BY`, from the mean of the base policy's completions of the prompt. before: the
+    rewards of those."""
     table = sampled[["prompt_id"]].assign(kl=sampled["logp"] - sampled["logp_reference"] if "logp_reference" in sampled else 0.0)
     for name, reward in rewards.items():
-        before = reward.score(base)
-        mean = pd.Series(before).groupby(base["prompt_id"].to_numpy()).mean()
-        table[BY + name] = (reward.score(sampled) - sampled["prompt_id"].map(mean).to_numpy()) / spread(before, base["prompt_id"].to_numpy())
+        ids = base["prompt_id"].to_numpy()
+        mean = pd.Series(before[name]).groupby(ids).mean()
+        table[BY + name] = (reward.score(sampled) - sampled["prompt_id"].map(mean).to_numpy()) / spread(before[name], ids)
     return table.groupby("prompt_id").mean().reset_index()
 
 

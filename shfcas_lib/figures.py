@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from shfcas_lib import runs, stats, texts
+from shfcas_lib.agreement import NEEDS
 
 COLOURS = {"base": "#7f7f7f", "proxy": "#d55e00", "random": "#56b4e9", "shf_cas": "#009e73", "clean": "#000000",
            "shf_cas_threshold": "#cc79a7", "pacs": "#0072b2", "kendall": "#e69f00", "full": "#555555", "pacs_difference": "#882255",
@@ -29,7 +30,7 @@ PAPER = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5}  
 
 
 _NEEDS = {"proxy_errors": "gold, or preferences of your own that did not train the proxy", "attribute_pull": "gold, or an attribute that bias injects",
-          "label_agreement": "reward.kind probe, and ten decided labels on two prompts"}
+          "label_agreement": NEEDS}
 
 
 def drawn(draw: Callable) -> Callable:

@@ -128,7 +128,7 @@ def train_policy(setting: Setting, reward: refine.RewardModel, pool: pd.DataFram
     """Leave the policy adapter trained against `reward` on the backbone, read back from `folder` if it was trained before.
 
     pool: completions of training and feedback prompts; evaluation prompts never take part. Every policy of a run starts from the same adapter and
-    sees its prompts in the same order: what differs between two policies comes from their rewards.
+    takes its prompts in the same order, as far as the rewards tell their completions apart.
     """
     if processes.agreed((folder / "done.json").exists()):
         training.forget(folder / "checkpoints")

@@ -93,7 +93,8 @@ class Backbone:
         """What stands against a prompt: that it does not leave `room` tokens of context, or spells what only the template may write."""
         spelt = self._guard.spelt(dialogues.messages(prompt))
         if spelt:
-            return templates.Refusal(*2 * [f"holds the model's {spelt}"])
+            text = f"holds the model's {spelt}"
+            return templates.Refusal(text, text)
         length = len(self.prompt_ids(prompt))
         if length + room > self.context:
             more = f"with max_new_tokens {room} that is more than the model's context of {self.context}"

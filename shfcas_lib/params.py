@@ -399,6 +399,9 @@ class Params(Block):
             raise ValueError("evaluation.replicates needs reward.kind probe, policy.kind tilt and feedback.kind gold: set it to 0")
         if self.evaluation.replicates and self.preferences.given:
             raise ValueError("evaluation.replicates builds its preferences from samples, not from preferences of your own: set it to 0")
+        if self.sampling.engine == "vllm" and self.policy.kind != "tilt" and self.model.quantisation != "none":
+            raise ValueError(f"sampling.engine vllm writes with unquantised weights, and policies trained with policy.kind {self.policy.kind} with those of "
+                             f"model.quantisation {self.model.quantisation}: set that to none, sampling.engine to backbone, or policy.kind to tilt")
         if self.feedback.people > 1 and self.feedback.kind != "person":
             raise ValueError("feedback.people above 1 needs feedback.kind person")
         who = self.feedback.person if self.feedback.kind == "mixed" else self.feedback.kind

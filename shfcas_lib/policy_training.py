@@ -64,15 +64,17 @@ def prompts(pool: pd.DataFrame, policy: Policy, generator: np.random.Generator) 
 def pairs(pool: pd.DataFrame, reward: np.ndarray, policy: Policy, generator: np.random.Generator) -> pd.DataFrame:
     """At most `policy.pairs` preference pairs that the reward makes: columns prompt, chosen, rejected. reward: (rows,).
 
-    Prompts take turns in random order, so that a small number of pairs still touches many prompts.
+    Prompts take turns in random order, so that a small number of pairs still touches many prompts. The order, and what is drawn for a prompt, do
+    not depend on the reward; a prompt on which the reward tells no pair apart is passed over.
     """
     weights = tilt(pool["prompt_id"].to_numpy(), reward, policy.beta)
     table = pool.assign(reward=reward, weight=weights)
     prompts = [part.reset_index(drop=True) for _, part in table.groupby("prompt_id")]
     rows = []
-    for turn in range(int(np.ceil(policy.pairs / max(1, len(prompts))))):
-        for k in generator.permutation(len(prompts)):
-            pair = _best_and_worst(prompts[k], turn) if policy.kind == "dpo" else _two_draws(prompts[k], generator)
+    orders = [generator.permutation(len(prompts)) for _ in range(int(np.ceil(policy.pairs / max(1, len(prompts)))))]
+    for turn, order in enumerate(orders):
+        for k, seed in zip(order, generator.integers(2**63, size=len(order))):
+            pair = _best_and_worst(prompts[k], turn) if policy.kind == "dpo" else _two_draws(prompts[k], np.random.default_rng(seed))
             if pair and len(rows) < policy.pairs:
                 rows.append((prompts[k].at[0, "prompt"], *pair))
     if not rows:

@@ -177,7 +177,8 @@ class _Reader:
         """What stands against a prompt: that it spells a turn marker of this model, or leaves no room for an answer of `room` tokens."""
         spelt = self._guard.spelt(dialogues.messages(prompt))
         if spelt:
-            return templates.Refusal(*2 * [f"holds the {spelt} of {self.name}"])
+            text = f"holds the {spelt} of {self.name}"
+            return templates.Refusal(text, text)
         length = len(self.ids(prompt, ""))
         if length + room > self.longest:
             more = f"with an answer of {room} tokens that is more than the {self.longest} that {self.name} reads"

@@ -4,7 +4,7 @@
     outcome = loop.run("shf_cas", case.setting, case.human, runs.Memory())
 
 `pool` is a pool table of all prompts with the column gold. A seed decides split, bias, fit and selection; the completions stay. Only for
-reward `probe`, policy `tilt` and simulated feedback. Gold reaches a strategy through the answers to what it asked, never otherwise.
+reward `probe` and simulated feedback, and but for `trained` only for policy `tilt`. Gold reaches a strategy through the answers to what it asked, never otherwise.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import pandas as pd
 
 from shfcas_lib import bias, data, diagnosis, evaluation, loop, policies, refine, runs
 from shfcas_lib.conflict import conflict_table
-from shfcas_lib.feedback import SimulatedHuman
+from shfcas_lib.feedback import SimulatedHuman, load_annotator
+from shfcas_lib.gold import load_gold
 from shfcas_lib.params import Params
 from shfcas_lib.selection import all_pairs
 
@@ -46,7 +47,11 @@ class Case:
 
 def seeds(params: Params) -> list[int]:
     """The seeds of a run's replicates."""
-    return [runs.derive(params.seed, f"replicate/{k}") for k in range(params.evaluation.replicates)]
+    return [_seed(params, k) for k in range(params.evaluation.replicates)]
+
+
+def _seed(params: Params, k: int) -> int:
+    return runs.derive(params.seed, f"replicate/{k}")
 
 
 def build_case(params: Params, prompts: pd.DataFrame, pool: pd.DataFrame, seed: int, folder: Path | None = None) -> Case:
@@ -132,24 +137,24 @@ def strategies(params: Params, prompts: pd.DataFrame, pool: pd.DataFrame, folder
 
 
 def trained(params: Params, prompts: pd.DataFrame, pool: pd.DataFrame, folder: Path, backbone: Backbone, stage: runs.Stage) -> pd.DataFrame:
-    """Policies trained against the proxy, every strategy's refined reward and the clean one, for the first seed of replicates, sampled anew on its
-    evaluation prompts. folder: where `references` kept that seed's rewards. stage: keeps what is done, so that a killed job goes on.
+    """Policies trained against the proxy, every strategy's refined reward and, as a ceiling, the clean one, for the first seed of replicates, sampled
+    anew on its evaluation prompts. folder: where `references` kept that seed's rewards. stage: keeps what is done, so that a killed job goes on.
 
     Returns policy, prompt_id, gold, kl and win of the trained policy, with tilted_gold and tilted_kl, those of the closed form with the same
     reward on the same prompts.
     """
-    closed = params.model_copy(update={"evaluation": params.evaluation.model_copy(update={"replicates": 1})})
-    case = build_case(params, prompts, first(pool, params.sampling.n), seeds(closed)[0], folder)
+    case = build_case(params, prompts, first(pool, params.sampling.n), _seed(params, 0), folder)
     setting = dataclasses.replace(case.setting, backbone=backbone)
-    outcomes = {name: loop.run(name, setting, case.human, stage / name) for name in params.selection.strategies}
+    human = load_annotator(params.feedback, load_gold(params), setting.seed)  # later rounds ask about completions that the pool does not hold
+    outcomes = {name: loop.run(name, setting, human, stage / name) for name in params.selection.strategies}
     models = {"proxy": setting.proxy, **{name: outcome.reward for name, outcome in reversed(outcomes.items())}, "clean": case.clean}
     known, adapters = pd.concat([setting.train, setting.feedback], ignore_index=True), {}
     for name, reward in models.items():
         adapters[name] = stage.folder / f"policy_{name}"
         loop.train_policy(setting, reward, known, adapters[name])
-    gold = case.evaluate["gold"].to_numpy()
-    table = evaluation.trained_policies(params, setting.prompts, backbone, adapters, case.evaluate, gold, stage)
-    tilted = evaluation.tilted(case.evaluate, gold, {name: reward.score(case.evaluate) for name, reward in models.items()}, params.policy.beta)
+    truth = case.evaluate["gold"].to_numpy()
+    table = evaluation.trained_policies(params, setting.prompts, backbone, adapters, case.evaluate, truth, stage)
+    tilted = evaluation.tilted(case.evaluate, truth, {name: reward.score(case.evaluate) for name, reward in models.items()}, params.policy.beta)
     tilted = tilted[["policy", "prompt_id", "gold", "kl"]].rename(columns={"gold": "tilted_gold", "kl": "tilted_kl"})
     return table.merge(tilted, on=["policy", "prompt_id"])
 

@@ -190,7 +190,7 @@ def overhead(timing: pd.DataFrame, rounds: pd.DataFrame, setting: str, budget: f
 
 def trained(table: pd.DataFrame, against: str = "proxy") -> pd.DataFrame:
     """Trained policies of a sweep: setting, budget, policy, value, low, high (gold), over, over_low, over_high (gold over that of the policy
-    `against`, paired by prompt), kl, and pools. Intervals are stats.nested_interval's: pools, each with trainings of its own, then prompts. One
+    `against`, paired by prompt), kl (evaluation.trained's mean log-ratio, which is no exact KL at a temperature other than 1), and pools. Intervals are stats.nested_interval's: pools, each with trainings of its own, then prompts. One
     pool has none: its prompts say nothing about another training."""
     rows = []
     for (setting, budget), part in table.groupby(["setting", "budget"], sort=False):
@@ -198,7 +198,7 @@ def trained(table: pd.DataFrame, against: str = "proxy") -> pd.DataFrame:
         for policy, own in part.groupby("policy", sort=False):
             values = {"gold": wide[policy], "over": wide[policy] - wide[against]}
             intervals = [_over_pools(v.dropna().rename("gold").reset_index(), f"trained/{setting}/{budget}/{policy}/{name}") for name, v in values.items()]
-            rows.append((setting, budget, policy, *intervals[0], *intervals[1], own["kl"].mean() if "kl" in own else np.nan, own["pool"].nunique()))
+            rows.append((setting, budget, policy, *intervals[0], *intervals[1], own.groupby("pool")["kl"].mean().mean() if "kl" in own else np.nan, own["pool"].nunique()))
     return pd.DataFrame(rows, columns=["setting", "budget", "policy", "value", "low", "high", "over", "over_low", "over_high", "kl", "pools"])
 
 

@@ -27,9 +27,12 @@ def execute(names: list[str], params: Params) -> None:
     try:
         run = runs.open_run(params)
         with processes.main_first():  # whatever has to be fetched is fetched once
-            prompts = data.check(params, Screen(params) if "pools" in names else None)
+            screen = Screen(params) if "pools" in names else None
+            prompts = data.check(params, screen)
         if "pools" in names:
-            run.stage("01_proxy")  # refuses a folder of other parameters before anything is trained into it
+            first = run.stage("01_proxy")  # refuses a folder of other parameters before anything is trained into it
+            first.table("prompts", lambda: prompts)
+            first.table("dropped", lambda: data.dropped(params, screen))
             run.record(**vllm_engine.check(params.sampling))
             published.try_out(params)
         model = sft.base(run, prompts if "pools" in names else None)
@@ -45,9 +48,7 @@ def execute(names: list[str], params: Params) -> None:
 def pools(run: runs.Run, backbone: Backbone) -> None:
     """Completions of the base policy, fine-tuned first where `sft` asks for it: of training and evaluation prompts (notebook 01) and of feedback prompts (notebook 02)."""
     params, first, second = run.params, run.stage("01_proxy"), run.stage("02_conflict")
-    screen = Screen(params)
-    prompts = first.table("prompts", lambda: data.check(params, screen))
-    first.table("dropped", lambda: data.dropped(params, screen))
+    prompts = run.require("01_proxy", "prompts")
     with first.timed("sample training and evaluation prompts"):
         first.table("pool_train", lambda: published.scored(training_data.training_pool(backbone, prompts, params), params))
         evaluate = first.table("pool_evaluate", lambda: _sampled(backbone, prompts, "evaluate", "evaluation prompts", params))

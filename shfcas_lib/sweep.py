@@ -23,9 +23,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from shfcas_lib import data, jobs, runs
+from shfcas_lib import data, jobs, runs, vllm_engine
 from shfcas_lib import params as parameters
-from shfcas_lib.params import InputError, Params
+from shfcas_lib.params import InputError, Params, Policy
 
 MOST_POINTS = 100_000
 # The blocks of parameters that each kind of job depends on; whatever else a point sets does not make a new one.
@@ -164,8 +164,7 @@ def _add_point(made: dict[str, dict], label: dict[str, str], params: Params, mos
 
 def _closed(params: Params) -> Params:
     """The closed form of a point whose policies are trained: the same pool and proxy, the first seed of replicates."""
-    return params.model_copy(update={"policy": params.policy.model_copy(update={"kind": "tilt"}),
-                                     "evaluation": params.evaluation.model_copy(update={"replicates": 1})})
+    return params.model_copy(update={"policy": Policy(beta=params.policy.beta), "evaluation": params.evaluation.model_copy(update={"replicates": 1})})
 
 
 def _add(made: dict[str, dict], kind: str, label: dict[str, str], params: Params, needs: dict[str, str]) -> str:
@@ -214,6 +213,8 @@ def _inputs(params: Params, kind: str) -> dict[str, str]:
         model = runs.found(source)
         if model.is_dir():  # by names and sizes: weights are large
             found[source] = parameters.fingerprint(sorted((p.name, p.stat().st_size) for p in model.iterdir() if p.is_file()))
+    if kind in jobs.BACKBONE:
+        found |= vllm_engine.check(params.sampling)
     return dict(sorted((found | runs.versions()).items()))
 
 

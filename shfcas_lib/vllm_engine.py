@@ -44,9 +44,11 @@ def check(sampling: Sampling) -> dict[str, str]:
 @functools.cache
 def _version(python: str) -> str:
     try:
-        done = subprocess.run([python, "-P", "-c", _VERSION], capture_output=True, text=True)
+        done = subprocess.run([python, "-c", _VERSION], capture_output=True, text=True, env=_environment())
     except OSError as error:
         raise InputError(f"{PYTHON}: {python!r} cannot be run ({error.strerror}), expected the python of the environment that vLLM is installed in") from error
+    if done.returncode and "KeyError: 'vllm'" not in done.stderr:
+        raise InputError(f"{PYTHON}: {python} cannot say which vLLM it has: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     if done.returncode:
         raise InputError(f"sampling.engine: found 'vllm', which needs the package vllm, and {python} has none: install it in an environment of its own "
                          f"and name that environment's python in {PYTHON} (docs/models.md), or use 'backbone'")
@@ -87,6 +89,11 @@ def _python() -> str:
     return os.environ.get(PYTHON) or sys.executable
 
 
+def _environment() -> dict[str, str]:
+    """For vLLM's Python: nothing is imported from the folder that it starts in, nor from this library's."""
+    return os.environ | {"PYTHONSAFEPATH": "1"}
+
+
 def _ask(asked: dict) -> list[tuple[list[int], float]]:
     """Put a question to the worker process and wait for its answer."""
     import torch
@@ -97,7 +104,7 @@ def _ask(asked: dict) -> list[tuple[list[int], float]]:
         question, answer, log = (Path(folder) / name for name in ("question.json", "answer.json", "log.txt"))
         question.write_text(json.dumps(asked))
         with open(log, "w") as messages:
-            done = subprocess.run([_python(), "-P", vllm_worker.__file__, str(question), str(answer)], stdout=messages, stderr=messages)
+            done = subprocess.run([_python(), vllm_worker.__file__, str(question), str(answer)], stdout=messages, stderr=messages, env=_environment())
         if done.returncode:
             lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
             told = next((line for line in reversed(lines) if "Error" in line and "WARNING" not in line), (lines or ["no message"])[-1])

@@ -211,3 +211,20 @@ def test_a_policy_that_learned_nothing_writes_what_the_base_policy_wrote(scene, 
     gold = table.pivot(index="prompt_id", columns="policy", values="gold")
     np.testing.assert_allclose(gold["fresh"], gold["base"])
     np.testing.assert_allclose(table["kl"], 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["dpo", "rso"])
+def test_two_rewards_take_the_prompts_in_one_order(kind):
+    """Also where one of them draws other completions, and tells those of some prompts not apart."""
+    pool = make_pool()
+    policy = params.Policy(kind=kind, pairs=3 * pool["prompt_id"].nunique())
+    generator = np.random.default_rng(4)
+    one, other = generator.normal(size=(2, len(pool)))
+    flat = pool["prompt_id"].isin(pool["prompt_id"].unique()[:2]).to_numpy()
+    asked = [policy_training.pairs(pool, reward, policy, np.random.default_rng(1)) for reward in (one, other, np.where(flat, 0.0, other))]
+    firsts = [list(table["prompt"].drop_duplicates()) for table in asked]
+    silent = set(pool.loc[flat, "prompt"])
+    assert [p for p in firsts[0] if p not in silent] == [p for p in firsts[1] if p not in silent] == firsts[2]
+    if kind == "rso":  # what the third reward's flat prompts would have drawn does not move the others' draws
+        kept = asked[1][~asked[1]["prompt"].isin(silent)].reset_index(drop=True)
+        assert kept.equals(asked[2].reset_index(drop=True))

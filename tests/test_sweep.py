@@ -81,8 +81,8 @@ def test_two_points_that_mean_the_same_share_one_job(base, tmp_path):
 
 
 def test_trained_policies_share_the_pool_and_the_proxies_of_the_closed_form(base, tmp_path):
-    plan = planned(tmp_path, set={"evaluation.replicates": 0}, cross={"policy.kind": ["dpo", "rso"]}, grids={
-        "trained": {"selection.budget": [5, 6]}, "closed": {"policy.kind": ["tilt"], "evaluation.replicates": [1]}})
+    plan = planned(tmp_path, set={"evaluation.replicates": 0, "policy.learning_rate": 1.0e-4}, cross={"policy.kind": ["dpo", "rso"]}, grids={
+        "trained": {"selection.budget": [5, 6]}, "closed": {"policy.kind": ["tilt"], "evaluation.replicates": [1], "policy.learning_rate": [5.0e-4]}})
     assert kinds(plan) == {"pool": 1, "cases": 1, "policies": 4, "point": 1}
 
 
@@ -448,7 +448,7 @@ def test_a_failed_point_keeps_its_notebook_and_the_others_go_on(tiny_model, tmp_
 
 def test_a_sweep_of_trained_policies(tiny_model, tmp_path):
     """With a probe they start from the shared pool and proxies; a trained reward makes each a run of the four notebooks."""
-    path = write_sweep(tmp_path, tiny_model, set={"policy": {"kind": "dpo", "pairs": 4}, "evaluation.replicates": 0, "selection.budget": 6, "prompts.n": 30,
+    path = write_sweep(tmp_path, tiny_model, set={"policy": {"kind": "dpo", "pairs": 4}, "evaluation.replicates": 0, "selection.budget": 6, "selection.rounds": 2, "prompts.n": 30,
                                                   "selection.strategies": ["shf_cas", "random"]}, cross={"seed": [0], "reward.kind": ["probe", "lora"]})
     done = drive(path, tmp_path / "runs")
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]

@@ -108,3 +108,10 @@ def test_the_plan_counts_the_unquantised_weights_beside_the_backbone(tiny_model)
     assert set(beside) - set(plain) == {"sampling by vLLM"} and "nine tenths" in made.text()
     whole = memory.weights(made.shape, "none", made.knobs.compute)
     assert beside["sampling by vLLM"].parts["weights"] == plain["sampling"].parts["weights"] + whole
+
+
+def test_policies_are_not_compared_across_quantisations():
+    values = {"sampling": {"engine": "vllm"}, "policy": {"kind": "dpo"}, "evaluation": {"replicates": 0}}
+    with pytest.raises(InputError, match="vllm writes with unquantised weights.*model.quantisation nf4: set that to none"):
+        params.check(values, "test")
+    assert params.check(values | {"model": {"quantisation": "none"}}, "test").sampling.engine == "vllm"
