@@ -90,8 +90,8 @@ def score(backbone: Backbone, completions: pd.DataFrame, batch_size: int = 16, l
     """Log-probabilities and features of given completions, by one teacher-forced pass with the adapter in use.
 
     completions: columns prompt_id, index, prompt, completion, and optionally tokens (the sampled ids; without them the
-    text is tokenised and closed with the end token). Returns a pool table in the same order of rows. Several processes share out
-    whole batches, and each returns the whole table.
+    text is tokenised and closed with the end token). Returns a pool table in the same order of rows, where a prompt's identical completions have
+    identical numbers. Several processes share out whole batches, and each returns the whole table.
     """
     from tqdm import tqdm
 
@@ -103,7 +103,11 @@ def score(backbone: Backbone, completions: pd.DataFrame, batch_size: int = 16, l
             rows += [{"place": start + k, **row} for k, row in enumerate(_teacher_force(backbone, batch))]
             bar.update(len(batch) * processes.count())
     table = processes.gathered(pd.DataFrame(rows, columns=["place", *COLUMNS])).sort_values("place", ignore_index=True)
-    return table.assign(prompt=completions["prompt"].to_numpy())[COLUMNS]
+    table["prompt"] = completions["prompt"].to_numpy()
+    same = table.groupby(["prompt", table["tokens"].map(tuple)])["place"].transform("first").to_numpy()
+    for column in ("logp", "logp_mean", "features"):  # batches round differently, and what is said twice must stay a tie
+        table[column] = table[column].to_numpy()[same]
+    return table[COLUMNS]
 
 
 def reference_features(backbone: Backbone, completions: pd.DataFrame) -> pd.DataFrame:

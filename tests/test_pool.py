@@ -179,6 +179,13 @@ def test_scores_do_not_depend_on_the_composition_of_batches(backbone, sampled, b
     assert_same_pool(found, sampled, atol=1e-4)
 
 
+def test_what_is_said_twice_is_a_tie(backbone, sampled):
+    """Whichever batches the two are in: rounding must not make a conflict of them."""
+    twice = pd.concat([sampled, sampled.assign(index=sampled["index"] + 100).iloc[::-1]], ignore_index=True)
+    found = score(backbone, twice, batch_size=3).groupby(["prompt_id", twice["tokens"].map(tuple)])
+    assert (found["logp"].nunique() == 1).all() and (found["features"].agg(lambda f: len({tuple(x) for x in f})) == 1).all()
+
+
 def test_scoring_keeps_the_order_of_rows(backbone, sampled):
     shuffled = sampled.sample(frac=1, random_state=1)
     found = score(backbone, shuffled)

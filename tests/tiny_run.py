@@ -17,7 +17,7 @@ HOSTILE = ["\n".join(SCRIPTS), "\n".join(HIDDEN), "\n".join(HONEST), "long " * 2
 
 def settings(**changes):
     """Parameters of a run in which a person answers twelve comparisons in two rounds."""
-    values = {"run": "people", "prompts": {"n": 30}, "sampling": {"n": 4}, "gold": {"kind": "none"}, "preferences": {"file": "made_here.jsonl"}, "reward": {"l2": 10.0},
+    values = {"run": "people", "prompts": {"n": 30}, "sampling": {"n": 4}, "gold": {"kind": "tiny_gold:vowels"}, "reward": {"l2": 10.0},
               "selection": {"strategies": ["shf_cas"], "budget": 12, "rounds": 2}, "feedback": {"kind": "person"}, "evaluation": {"replicates": 0}}
     return values | changes
 
