@@ -460,16 +460,16 @@ def test_a_round_that_cannot_be_finished_says_so(runs_folder, monkeypatch):
     assert widget.annotate(setting, Person(), run.stage("03_feedback")).view["where"] == "round 2 of 2"
 
 
-def test_the_running_estimate_comes_after_ten_labels(runs_folder):
+def test_the_running_estimate_comes_with_every_ten_labels_once_they_cover_five_prompts(runs_folder):
     run, setting = tiny_run.make(tiny_run.settings(selection={"strategies": ["shf_cas"], "budget": 24, "rounds": 1}), hostile=False)
     screen = widget.annotate(setting, Person(), run.stage("03_feedback"), repeats=0)
-    for _ in range(9):
+    told = []
+    for _ in range(20):
         screen.handle({"do": "answer", "answer": "left", "turn": screen.view["turn"]})
-    screen._thread.join()
-    assert screen.estimate == ""
-    screen.handle({"do": "answer", "answer": "left", "turn": screen.view["turn"]})
-    screen._thread.join()
-    assert screen.estimate.startswith("So far, on 10 decided labels: the biased proxy agrees with")
+        screen._thread.join()
+        told.append(screen.estimate)
+    assert set(told[:19]) == {""}, "the first ten are about three prompts"
+    assert told[19].startswith("So far, on 20 decided labels: the biased proxy agrees with")
 
 
 def test_nobody_is_shown_a_screen_where_nobody_is_asked(runs_folder):
