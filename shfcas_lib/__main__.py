@@ -38,15 +38,18 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("params", type=Path, help="a YAML file, see params/")
     text = "compute heavy stages alone; the notebooks find them done"
     command = commands.add_parser("stage", help=text, description=f"{text}. With several GPUs: accelerate launch --multi_gpu -m shfcas_lib stage ...")
-    command.add_argument("names", nargs="+", metavar="NAME", choices=("pools", "proxy", "rounds", "policies"), help="pools, proxy, rounds or policies, in this order")
+    command.add_argument("names", nargs="+", metavar="NAME", choices=("pools", "proxy", "rounds", "policies"),
+                         help="pools, proxy, rounds or policies, in this order")
     command.add_argument("params", type=Path, help="a YAML file, see params/")
-    command = commands.add_parser("plan", help="estimate memory before anything is downloaded", description="Does a run fit on a GPU? Status 1 where it does not.")
+    command = commands.add_parser("plan", help="estimate memory before anything is downloaded",
+                                  description="Does a run fit on a GPU? Status 1 where it does not.")
     command.add_argument("params", type=Path, help="a YAML file, see params/")
     command.add_argument("--gpu-memory", help="GB, or a card: T4, L4, A10, A100-40 and so on (default: this machine's GPU)")
     command.add_argument("--config", type=Path, help="the model's config.json, where no hub is within reach")
     command.add_argument("--prompt-tokens", type=int, help="tokens of the longest prompt (default: guessed from the prompts; 512 for those on a hub)")
     command.add_argument("--completion-tokens", type=int, help="tokens of the longest completion (default: sampling.max_new_tokens)")
-    command = commands.add_parser("sweep", help="cross lists of parameters, run what is not done, write the report", description="Run a sweep; type it again to resume.")
+    command = commands.add_parser("sweep", help="cross lists of parameters, run what is not done, write the report",
+                                  description="Run a sweep; type it again to resume.")
     command.add_argument("sweep", type=Path, help="a YAML file, see params/sweeps/")
     command.add_argument("--dry-run", action="store_true", help="say what would run and why")
     command.add_argument("--cores", type=int, help="cores to use here (default: all)")
@@ -73,8 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("assets", help="fetch the embedded model and prompts")
     options = parser.parse_args(arguments)
     try:
-        return {"run": _run, "stage": _stage, "plan": _plan, "annotate": _annotate, "check": _check, "numbers": _numbers, "export": _export, "import": _import, "sweep": _sweep,
-                "job": _job, "trace": _trace, "release": _release, "keys": _keys, "assets": _assets}[options.command](options)
+        return {"run": _run, "stage": _stage, "plan": _plan, "annotate": _annotate, "check": _check, "numbers": _numbers, "export": _export,
+                "import": _import, "sweep": _sweep, "job": _job, "trace": _trace, "release": _release, "keys": _keys, "assets": _assets}[options.command](options)
     except InputError as error:
         print(f"shfcas: {one_line(str(error))}", file=sys.stderr)
         return 2

@@ -4,8 +4,9 @@
     table(params, pool, biased, {"random": labels}, proxy)    # what notebook 04 shows
 
 A refined reward is cross-validated: a pair is judged by a reward that was trained without the labels of the pair's prompt. Labels of `random` are a
-fair sample of the pairs of feedback prompts, as long as only those are asked about and policies are not trained between rounds. Those that a strategy chose are not: it looks for pairs on which the proxy may be wrong.
-Without gold this is the evidence there is that labels improved the reward; it says nothing about prompts of another kind.
+fair sample of the pairs of feedback prompts, as long as only those are asked about and policies are not trained between rounds. Those that a
+strategy chose are not: it looks for pairs on which the proxy may be wrong. Without gold this is the evidence there is that labels improved the
+reward; it says nothing about prompts of another kind.
 """
 
 from __future__ import annotations

@@ -214,7 +214,8 @@ def label_agreement(table: pd.DataFrame):
             axes.annotate(f"{line['value'].iloc[0]:.0%}", (line["value"].iloc[0], row - 0.18), ha="center", va="bottom", fontsize=10)
         axes.axvline(0.5, color="0.5", linestyle=":", zorder=0)
         chosen = "random pairs" if name == "random" else f"pairs that {name_of(name).removesuffix(' labels')} chose"
-        axes.set(title=f"{part['labels'].iloc[0]} labels on\n{chosen}", yticks=range(len(order)), xlabel="share of pairs ranked as labelled\n(0.5: chance, bar: 95% interval)",
+        axes.set(title=f"{part['labels'].iloc[0]} labels on\n{chosen}", yticks=range(len(order)),
+                 xlabel="share of pairs ranked as labelled\n(0.5: chance, bar: 95% interval)",
                  yticklabels=["proxy" if reward == "proxy" else f"refined: {name_of(reward)}" for reward in order])
         axes.set_ylim(len(order) - 0.5, -0.7)
     return figure
@@ -254,7 +255,8 @@ def seeds(table: pd.DataFrame, label: str = "gold reward, mean of the seed's hel
     for _, part in table.groupby("seed"):
         part = part.set_index("policy").loc[order]
         axes.plot(part["gold"], range(len(order)), color="0.75", linewidth=0.6, zorder=0)
-    sns.stripplot(table, x="gold", y="policy", hue="policy", order=order, palette={n: COLOURS.get(n, "0.3") for n in order}, size=4.5, alpha=0.7, jitter=0, ax=axes, legend=False)
+    sns.stripplot(table, x="gold", y="policy", hue="policy", order=order, palette={n: COLOURS.get(n, "0.3") for n in order}, size=4.5,
+                  alpha=0.7, jitter=0, ax=axes, legend=False)
     for row, name in enumerate(order):
         mean = table.loc[table["policy"] == name, "gold"].mean()
         axes.plot([mean] * 2, [row - 0.3, row + 0.3], color=COLOURS.get(name), linewidth=3)

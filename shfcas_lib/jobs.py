@@ -4,8 +4,8 @@
     work = jobs.open_job(job)                                                                 what the notebook calls
 
 Kinds: `pool` samples completions and their gold, `cases` fits what strategies share, `point` runs strategies, `policies` trains policies against
-what they refined, `run` is the four notebooks in a run folder of their own. A job leaves its executed notebook, log.txt (progress) and done.json, or failed.json that says in which cell it
-stopped.
+what they refined, `run` is the four notebooks in a run folder of their own. A job leaves its executed notebook, log.txt (progress) and
+done.json, or failed.json that says in which cell it stopped.
 """
 
 from __future__ import annotations

@@ -112,7 +112,8 @@ def knobs(params: Params, prompt_tokens: int, completion_tokens: int | None = No
         reward_dropout=params.reward.lora.dropout > 0, reward_adapters=1 + len(params.selection.strategies) if lora else 0,
         policy_rows=_answers(params) * (micro or _micro(params.policy.batch_size)) if trained else 0,
         policy_rank=params.policy.lora.r if trained else 0,
-        online_rows=params.policy.batch_size if params.policy.kind in ("rloo", "grpo") else 0, sft_rows=(micro or _micro(params.sft.batch_size)) if tuned else 0,
+        online_rows=params.policy.batch_size if params.policy.kind in ("rloo", "grpo") else 0,
+        sft_rows=(micro or _micro(params.sft.batch_size)) if tuned else 0,
         sft_rank=params.sft.lora.r if tuned else 0, sft_dropout=params.sft.lora.dropout > 0, checkpointing=params.training.gradient_checkpointing,
         optimiser=params.training.optimiser, scaled=params.model.dtype == "float16", vllm=params.sampling.engine == "vllm")
 

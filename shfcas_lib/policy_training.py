@@ -132,8 +132,8 @@ def _recipe(backbone: Backbone, table: pd.DataFrame, policy: Policy, online: Onl
         groups = policy.batch_size // policy.generations
         if len(table) < groups:
             raise InputError(f"policy: a step of {policy.kind} takes {groups} prompts (batch_size / generations), but there are {len(table)}")
-        own = {"num_train_epochs": 1, "shuffle_dataset": False, "num_generations": policy.generations, "max_completion_length": online.sampling.max_new_tokens, "temperature": online.sampling.temperature,
-               "top_k": online.sampling.top_k, "top_p": online.sampling.top_p}
+        own = {"num_train_epochs": 1, "shuffle_dataset": False, "num_generations": policy.generations, "max_completion_length": online.sampling.max_new_tokens,
+               "temperature": online.sampling.temperature, "top_k": online.sampling.top_k, "top_p": online.sampling.top_p}
         given = {"reward_funcs": reward_function(backbone, online.reward)}
         if policy.kind == "rloo":
             return trl.RLOOTrainer, trl.RLOOConfig, own | {"beta": policy.beta}, given

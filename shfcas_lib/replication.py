@@ -4,7 +4,8 @@
     outcome = loop.run("shf_cas", case.setting, case.human, runs.Memory())
 
 `pool` is a pool table of all prompts with the column gold. A seed decides split, bias, fit and selection; the completions stay. Only for
-reward `probe` and simulated feedback, and but for `trained` only for policy `tilt`. Gold reaches a strategy through the answers to what it asked, never otherwise.
+reward `probe` and simulated feedback, and but for `trained` only for policy `tilt`. Gold reaches a strategy through the answers to what it
+asked, never otherwise.
 """
 
 from __future__ import annotations

@@ -80,7 +80,8 @@ def release(plan: Plan, folder: Path) -> Path:
                 temporary.write_bytes(path.read_bytes())
     written = [path for path in sorted(target.rglob("*")) if path.is_file() and path.name != provenance.RECORDS]
     found = provenance.of_sweep(plan.folder)
-    provenance.note(found, {str(p.relative_to(target)): str(p.relative_to(target)) if p.parent != target else f"tables/{p.name.split('.')[0]}.parquet" for p in written}, target)
+    made_by = {path: f"tables/{path.name.split('.')[0]}.parquet" if path.parent == target else str(path.relative_to(target)) for path in written}
+    provenance.note(found, {str(path.relative_to(target)): source for path, source in made_by.items()}, target)
     return target
 
 
@@ -190,15 +191,17 @@ def overhead(timing: pd.DataFrame, rounds: pd.DataFrame, setting: str, budget: f
 
 def trained(table: pd.DataFrame, against: str = "proxy") -> pd.DataFrame:
     """Trained policies of a sweep: setting, budget, policy, value, low, high (gold), over, over_low, over_high (gold over that of the policy
-    `against`, paired by prompt), kl (evaluation.trained's mean log-ratio, which is no exact KL at a temperature other than 1), and pools. Intervals are stats.nested_interval's: pools, each with trainings of its own, then prompts. One
-    pool has none: its prompts say nothing about another training."""
+    `against`, paired by prompt), kl (evaluation.trained's mean log-ratio, which is no exact KL at a temperature other than 1), and pools.
+    Intervals are stats.nested_interval's: pools, each with trainings of its own, then prompts. One pool has none: its prompts say nothing about
+    another training."""
     rows = []
     for (setting, budget), part in table.groupby(["setting", "budget"], sort=False):
         wide = part.pivot(index=["pool", "prompt_id"], columns="policy", values="gold")
         for policy, own in part.groupby("policy", sort=False):
             values = {"gold": wide[policy], "over": wide[policy] - wide[against]}
             intervals = [_over_pools(v.dropna().rename("gold").reset_index(), f"trained/{setting}/{budget}/{policy}/{name}") for name, v in values.items()]
-            rows.append((setting, budget, policy, *intervals[0], *intervals[1], own.groupby("pool")["kl"].mean().mean() if "kl" in own else np.nan, own["pool"].nunique()))
+            kl = own.groupby("pool")["kl"].mean().mean() if "kl" in own else np.nan
+            rows.append((setting, budget, policy, *intervals[0], *intervals[1], kl, own["pool"].nunique()))
     return pd.DataFrame(rows, columns=["setting", "budget", "policy", "value", "low", "high", "over", "over_low", "over_high", "kl", "pools"])
 
 

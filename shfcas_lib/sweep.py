@@ -5,8 +5,9 @@
 
 A sweep crosses lists. Points that the closed forms can answer (reward probe, policy tilt, simulated human) share what they can: one `pool`
 per (task, model, sampling, seed), one set of `cases` per (pool, bias, split, reward), and a `point` for what is left. Where the policies are
-trained, `policies` stands for `point`: it starts from the same pools and proxies. Any other point is a `run` of the four notebooks. Every job's folder is named by the digest of its parameters, of the library modules and notebooks that it
-uses, and of the jobs it needs: a change anywhere makes exactly the jobs that depend on it new, and what is done stays done.
+trained, `policies` stands for `point`: it starts from the same pools and proxies. Any other point is a `run` of the four notebooks. Every job's
+folder is named by the digest of its parameters, of the library modules and notebooks that it uses, and of the jobs it needs: a change anywhere
+makes exactly the jobs that depend on it new, and what is done stays done.
 """
 
 from __future__ import annotations

@@ -411,3 +411,19 @@ def test_one_stream_does_not_disturb_another_or_the_global_one():
     np.random.seed(3)
     runs.rng(0, "a").random(100)
     assert runs.rng(0, "b").random(3).tolist() == alone and np.random.random(3).tolist() == expected
+
+
+def test_released_results_do_not_make_the_code_look_changed(tmp_path, monkeypatch):
+    for name in ("shfcas_lib/runs.py", "docs/results/rows.csv"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("1")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", "-C", str(tmp_path)]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *command], check=True)
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "shfcas_lib" / "runs.py"))
+    clean = runs.commit()
+    assert len(clean) == 40
+    (tmp_path / "docs/results/rows.csv").write_text("2")
+    assert runs.commit() == clean
+    (tmp_path / "shfcas_lib/runs.py").write_text("2")
+    assert runs.commit() == clean + "+changes"
