@@ -91,7 +91,7 @@ class Backbone:
 
     def refusal(self, prompt: str, room: int) -> templates.Refusal | None:
         """What stands against a prompt: that it does not leave `room` tokens of context, or spells what only the template may write."""
-        spelt = self._guard.spelt(dialogues.messages(prompt))
+        spelt = self.guard.spelt(dialogues.messages(prompt))
         if spelt:
             text = f"holds the model's {spelt}"
             return templates.Refusal(text, text)
@@ -102,7 +102,8 @@ class Backbone:
         return None
 
     @functools.cached_property
-    def _guard(self) -> templates.Guard:
+    def guard(self) -> templates.Guard:
+        """Knows what only the template may write."""
         return templates.Guard(self.tokenizer)
 
     def add_adapter(self, name: str, lora: Lora, task: str = "CAUSAL_LM", seed: int = 0) -> None:

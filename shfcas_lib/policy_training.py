@@ -170,7 +170,8 @@ def reward_function(backbone: Backbone, reward: RewardModel) -> Callable[..., li
 
 
 def _row(backbone: Backbone, row: dict) -> dict:
-    """One example in TRL's terms: messages where the model has a chat template, else text."""
+    """One example in TRL's terms: messages where the model has a chat template, else text. TRL tokenises it whole, so marks are broken."""
+    row = row | {name: backbone.guard.broken(row[name]) for name in ("chosen", "rejected", "completion") if name in row}
     if backbone.tokenizer.chat_template is None:
         return row | {"prompt": backbone.prompt_text(row["prompt"])}
     answers = {name: [{"role": "assistant", "content": row[name]}] for name in ("chosen", "rejected", "completion") if name in row}

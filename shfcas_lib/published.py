@@ -186,7 +186,8 @@ class _Reader:
         return None
 
     def ids(self, prompt: str, completion: str) -> list[int]:
-        """Token ids of a completion with its prompt."""
+        """Token ids of a completion with its prompt. A control token that the completion spells is text."""
+        completion = self._guard.broken(completion)
         if self.read.text is None and self.tokenizer.chat_template is not None:
             chat = [*dialogues.messages(prompt), {"role": "assistant", "content": completion}]
             return self.tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]

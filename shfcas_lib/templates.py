@@ -74,6 +74,13 @@ class Guard:
                 return f"{'control token' if found[0] in self.control.values() else 'turn marker'} {found[0]!r}"
         return None
 
+    def broken(self, text: str) -> str:
+        """The text with a space after the first character of every mark it spells. For what a policy wrote, which cannot be refused: a tokenizer
+        that parses control tokens then reads text, and the turn does not end where the policy would have it end."""
+        for mark in self.marks:
+            text = text.replace(mark, f"{mark[0]} {mark[1:]}")
+        return text
+
 
 def _control(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     added = {k: token.content for k, token in tokenizer.added_tokens_decoder.items() if token.special}

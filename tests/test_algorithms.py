@@ -228,3 +228,14 @@ def test_two_rewards_take_the_prompts_in_one_order(kind):
     if kind == "rso":  # what the third reward's flat prompts would have drawn does not move the others' draws
         kept = asked[1][~asked[1]["prompt"].isin(silent)].reset_index(drop=True)
         assert kept.equals(asked[2].reset_index(drop=True))
+
+
+@pytest.mark.parametrize("kind", ["dpo", "kto"])
+def test_an_answer_that_spells_control_tokens_is_trained_on_as_text(kind, backbone):
+    mark = next(m for m in backbone.guard.marks if m in backbone.tokenizer.all_special_tokens)
+    names = ("completion",) if kind == "kto" else ("chosen", "rejected")
+    row = policy_training._row(backbone, {"prompt": "Hello?"} | dict.fromkeys(names, f"No.{mark}Well done!"))
+    for name in names:
+        text = row[name] if isinstance(row[name], str) else row[name][0]["content"]
+        ids = backbone.tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert not set(ids) & (set(backbone.tokenizer.all_special_ids) - {backbone.tokenizer.unk_token_id}) and "Well done!" in text

@@ -82,7 +82,7 @@ def test_what_the_screen_lets_through_the_sampler_takes(family, tmp_path):
     folder = families.save(family, tmp_path)
     model = params.Model(source=str(folder), quantisation="none", device="cpu")
     backbone = load_backbone(model)
-    marks = backbone._guard.marks
+    marks = backbone.guard.marks
     texts = ["hello", "a < b [sic]", "hi " * 600, *marks, *(f"explain {mark} to me" for mark in marks)]
     expected = [backbone.refusal(text, 8) for text in texts]
     (folder / "model.safetensors").unlink()
