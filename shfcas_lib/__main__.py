@@ -81,6 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"shfcas: {one_line(str(error))}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has read enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _run(options) -> int:

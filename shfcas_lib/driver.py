@@ -42,9 +42,17 @@ def drive(plan: Plan, cores: int | None = None, gpus: int | None = None, profile
         if slurm or _ran_on_slurm(plan):
             _cancel_orphans(plan)
         cores = cores or (_CLUSTER_CORES if slurm else os.cpu_count() or 1)
-        _write(plan, missing, cores, slurm)
-        failed = _snakemake(plan, missing, cores, _gpus() if gpus is None else gpus, profile) if missing else []
+        gpus = _gpus() if gpus is None else gpus
+        at_once = _at_once(cores, gpus, profile)
+        _write(plan, missing, cores // at_once, slurm)
+        failed = _snakemake(plan, missing, cores, gpus, at_once, profile) if missing else []
     return 1 if failed else 0
+
+
+def _at_once(cores: int, gpus: int, profile: Path | None) -> int:
+    """How many jobs that load the language model run beside each other. On a CPU two, each on half of the cores: sampling waits for memory
+    and leaves much of a second core idle (docs/performance.md). On a GPU, and for a cluster's scheduler, each job has what it asks for."""
+    return 2 if cores > 1 and not gpus and not profile else 1
 
 
 def done(plan: Plan, place: str) -> bool:
@@ -84,7 +92,7 @@ def _previous(folder: Path) -> dict[tuple[str, str], dict]:
 
 
 def _write(plan: Plan, missing: dict[str, str], cores: int, slurm: bool) -> None:
-    """The plan, and a folder with job.json for every job that is to run."""
+    """The plan, and a folder with job.json for every job that is to run. cores: for one that loads the language model."""
     for place in missing:
         (plan.folder / place).mkdir(parents=True, exist_ok=True)
         for left in ("failed.json", "log.txt"):
@@ -94,20 +102,20 @@ def _write(plan: Plan, missing: dict[str, str], cores: int, slurm: bool) -> None
     runs.write_json(plan.folder / "plan.json", {"sweep": plan.name, "definition": plan.definition, "slurm": slurm, "points": plan.points, "jobs": plan.jobs})
 
 
-def _snakemake(plan: Plan, missing: dict[str, str], cores: int, gpus: int, profile: Path | None) -> list[str]:
+def _snakemake(plan: Plan, missing: dict[str, str], cores: int, gpus: int, at_once: int, profile: Path | None) -> list[str]:
     """Run Snakemake below this process, one line per finished job; returns the places of jobs that failed."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(Path(__file__).parent / "Snakefile"), "--directory", str(plan.folder),
                "--nolock", "--rerun-incomplete", "--rerun-triggers", "params", "--keep-going", "--quiet", "all",
-               "--config", f"plan={plan.folder / 'plan.json'}", f"python={sys.executable}", f"cores={cores}", f"gpus={gpus}"]
+               "--config", f"plan={plan.folder / 'plan.json'}", f"python={sys.executable}", f"cores={cores // at_once}", f"gpus={gpus}"]
     if profile:
         command += ["--profile", str(profile.resolve()), "--slurm-jobname-prefix", _job_name(plan)] if _is_slurm(profile) else ["--profile", str(profile.resolve())]
     else:
-        command += ["--cores", str(cores), "--resources", "backbone=1", f"gpu={gpus}"]
+        command += ["--cores", str(cores), "--resources", f"backbone={at_once}", f"gpu={gpus}"]
     environment = os.environ | {"SHFCAS_RUNS": str(runs.runs_dir().resolve()), "SHFCAS_HOME": str(runs.home().resolve())}
     with open(plan.folder / "snakemake.log", "a") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, preexec_fn=jobs.die_with_parent)
         try:
-            failed = _watch(plan, list(missing), process, cores)
+            failed = _watch(plan, list(missing), process, cores, at_once)
         except BaseException:
             process.kill()
             raise
@@ -116,7 +124,7 @@ def _snakemake(plan: Plan, missing: dict[str, str], cores: int, gpus: int, profi
     return failed
 
 
-def _watch(plan: Plan, waiting: list[str], process: subprocess.Popen, cores: int) -> list[str]:
+def _watch(plan: Plan, waiting: list[str], process: subprocess.Popen, cores: int, at_once: int) -> list[str]:
     """Print a line for each job that finishes, until Snakemake ends."""
     start, total, failed = time.monotonic(), len(waiting), []
     seconds: dict[str, list[float]] = {}
@@ -136,7 +144,7 @@ def _watch(plan: Plan, waiting: list[str], process: subprocess.Popen, cores: int
                 failed.append(place)
                 fault = json.loads((folder / "failed.json").read_text())
                 state = f"FAILED  {fault['error']}  ({folder / fault['notebook']})"
-            left = _remaining([plan.jobs[p]["kind"] for p in waiting], seconds, cores)
+            left = _remaining([plan.jobs[p]["kind"] for p in waiting], seconds, cores, at_once)
             print(f"[{total - len(waiting):>{len(str(total))}}/{total}] {place:<56} {state}  elapsed {_clock(time.monotonic() - start)}, left {left}", flush=True)
         if not ended:
             time.sleep(0.3)
@@ -150,12 +158,12 @@ def _watch(plan: Plan, waiting: list[str], process: subprocess.Popen, cores: int
     return failed
 
 
-def _remaining(kinds: list[str], seconds: dict[str, list[float]], cores: int) -> str:
+def _remaining(kinds: list[str], seconds: dict[str, list[float]], cores: int, at_once: int) -> str:
     """Time left, by the mean of finished jobs of the same kind; unknown as long as a kind has none."""
     if any(kind not in seconds for kind in kinds):
         return "not known yet"
     mean = {kind: sum(values) / len(values) for kind, values in seconds.items()}
-    return "about " + _clock(sum(mean[kind] / (1 if kind in jobs.BACKBONE else cores) for kind in kinds))
+    return "about " + _clock(sum(mean[kind] / (at_once if kind in jobs.BACKBONE else cores) for kind in kinds))
 
 
 def _clock(seconds: float) -> str:

@@ -232,14 +232,15 @@ def contrasts(table: pd.DataFrame, params: Params, unit: str = "prompt_id") -> p
 
 def trained_policies(params: Params, prompts: pd.DataFrame, backbone: Backbone, adapters: dict[str, Path], base: pd.DataFrame,
                      base_gold: np.ndarray | None, stage: runs.Stage, rewards: dict[str, refine.RewardModel] | None = None) -> pd.DataFrame:
-    """Sample the evaluation prompts from trained policies: the table of `trained` for each, below the base policy's own rows. Completion k of a
-    prompt draws from the same generator under every policy, the base policy's too unless vLLM wrote those: what they share does not blur the
+    """Sample the evaluation prompts from trained policies, `evaluation.answers` each: the table of `trained` for each policy, below the base
+    policy's own rows. Completion k of a prompt draws from the same generator under every policy, the base policy's too unless vLLM wrote those: what they share does not blur the
     comparison.
 
     adapters: policy name to the folder that loop.train_policy wrote. base, base_gold: evaluation pool of the base policy. Without gold the `rewards`
     judge: kl, and `BY` for each.
     """
     held_out = prompts[prompts["split"] == "evaluate"]
+    sampling = params.sampling.model_copy(update={"n": params.evaluation.answers or params.sampling.n})
     if base_gold is None:
         before = {name: reward.score(base) for name, reward in (rewards or {}).items()}
         parts = [_gains_by(base, base, rewards or {}, before).assign(policy="base", kl=0.0)]
@@ -249,7 +250,7 @@ def trained_policies(params: Params, prompts: pd.DataFrame, backbone: Backbone, 
     for name, folder in adapters.items():
         backbone.load_adapter(POLICY, folder / "adapter")
         sampled = stage.table(f"pool_{name}", lambda: sample_adapted(
-            backbone, POLICY, held_out, params.sampling, params.seed, f"policy {name}"))
+            backbone, POLICY, held_out, sampling, params.seed, f"policy {name}"))
         if base_gold is None:
             parts.append(_gains_by(published.scored(sampled, params), base, rewards or {}, before).assign(policy=name))
         else:

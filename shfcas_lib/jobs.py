@@ -27,7 +27,7 @@ from shfcas_lib import runs
 from shfcas_lib.params import InputError, Params
 
 _PR_SET_PDEATHSIG = 1
-BACKBONE = ("pool", "policies", "run")  # these kinds load the language model: one at a time, on every core
+BACKBONE = ("pool", "policies", "run")  # these kinds load the language model: one at a time on a GPU, two on a CPU
 NOTEBOOKS = {"pool": ("sweep/pool",), "cases": ("sweep/cases",), "point": ("sweep/point",), "policies": ("sweep/policies",),
              "run": ("01_proxy_bias_injection", "02_conflict_analysis", "03_targeted_feedback", "04_evaluation")}
 

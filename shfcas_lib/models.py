@@ -134,9 +134,9 @@ class Backbone:
 
     def save_adapter(self, name: str, folder: Path) -> None:
         """Write an adapter as safetensors and its configuration into `folder`, file by file whole, the weights last."""
-        folder.mkdir(parents=True, exist_ok=True)
         kept = set()
-        with runs.scratch(folder.parent, folder.name) as scratch:
+        with runs.writing(folder), runs.scratch(folder.parent, folder.name) as scratch:
+            folder.mkdir(parents=True, exist_ok=True)
             self.peft.save_pretrained(scratch, selected_adapters=[name], safe_serialization=True)
             saved = scratch / name if (scratch / name).is_dir() else scratch  # PEFT puts the adapter called default at the top, all others below
             for file in sorted((file for file in saved.iterdir() if file.is_file()), key=lambda file: file.suffix == ".safetensors"):

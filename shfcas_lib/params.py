@@ -342,6 +342,8 @@ class Evaluation(Block):
     bootstrap: Annotated[int, Field(ge=100)] = Field(4000, description="resamples behind every interval")
     replicates: Annotated[int, Field(ge=0)] = Field(
         20, description="extra seeds (split, bias, fit, selection) on the same completions; probe and tilt only")
+    answers: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="completions that a trained policy writes for each evaluation prompt; null: sampling.n")
     betas: Annotated[list[Positive], Field(min_length=2)] = Field(
         [8.0, 4.0, 2.0, 1.0, 0.5, 0.25, 0.125, 0.0625], description="anchors of the over-optimisation curve")
 

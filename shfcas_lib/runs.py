@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -43,7 +44,7 @@ _JUDGE_LIMITS = ("concurrency", "timeout", "retries", "backoff", "max_tokens", "
 _TRAINING_LIMITS = ("gradient_checkpointing", "checkpoint_every")
 # Keys that runs of earlier versions did not have: at their defaults they change nothing, and are left out.
 _NEWER = {"sft": tuple(Sft.model_fields), "training": tuple(Training.model_fields), "policy": ("generations", "prompts"), "gold": ("model",), "sampling": ("engine",),
-          "model": ("attention", "template", "trust_remote_code"), "reward": ("proxy", "model")}
+          "evaluation": ("answers",), "model": ("attention", "template", "trust_remote_code"), "reward": ("proxy", "model")}
 _TEMPORARY = ".part"  # ends the name of what is being written
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)  # faults of the place, not of the caller
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "numpy", "scipy", "pandas")
@@ -147,7 +148,7 @@ class Run:
         for other in sorted(self.folder.parent.glob(f"*/{name}/parameters.json")):
             source = other.parent
             if json.loads(other.read_text())["fingerprint"] == mine and (source / "metrics.json").exists():
-                with scratch(self.folder, name) as temporary:
+                with writing(self.folder / name), scratch(self.folder, name) as temporary:
                     copy = shutil.copytree(source, temporary / name, ignore=shutil.ignore_patterns(f".*{_TEMPORARY}"))
                     with contextlib.suppress(OSError):  # another process was faster: then that stage stands there
                         os.rename(copy, self.folder / name)
@@ -250,15 +251,24 @@ class Memory:
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a path of the same name in a scratch folder beside `path`; rename it over `path` when the block succeeds, remove it when it
     fails. Raises InputError where the disk is full or the folder cannot be written."""
+    with writing(path), scratch(path.parent, path.name) as folder:
+        yield folder / path.name
+        with open(folder / path.name, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(folder / path.name, path)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise InputError where the block fails because the disk is full or the folder of `path` cannot be written. safetensors says so in words
+    alone: '(os error 28)'."""
     try:
-        with scratch(path.parent, path.name) as folder:
-            yield folder / path.name
-            with open(folder / path.name, "rb") as written:
-                os.fsync(written.fileno())
-            os.replace(folder / path.name, path)
-    except OSError as error:
-        if error.errno in _DISK:
-            raise InputError(f"cannot write {path}: {os.strerror(error.errno)}") from error
+        yield
+    except Exception as error:
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        if number in _DISK:
+            raise InputError(f"cannot write {path}: {os.strerror(number)}") from error
         raise
 
 

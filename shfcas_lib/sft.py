@@ -67,7 +67,7 @@ def merge(backbone: Backbone, folder: Path) -> None:
     """Add the policy adapter to the weights of an unquantised backbone and write the model into `folder`; config.json comes last and marks it
     whole."""
     merged = backbone.peft.merge_and_unload()
-    with runs.scratch(folder, "merged") as scratch:
+    with runs.writing(folder), runs.scratch(folder, "merged") as scratch:
         merged.save_pretrained(scratch, safe_serialization=True)
         backbone.tokenizer.save_pretrained(scratch)
         for file in sorted(scratch.iterdir(), key=lambda path: path.name == "config.json"):

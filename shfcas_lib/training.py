@@ -132,10 +132,14 @@ class Resumable:
                 "examples": len(self.train_dataset)}
 
     def _save_checkpoint(self, model, trial) -> None:
+        folder = Path(self.args.output_dir)
+        target = folder / f"checkpoint-{self.state.global_step}"
+        with runs.writing(target):
+            self._write_checkpoint(folder, target, folder / f".{target.name}")
+
+    def _write_checkpoint(self, folder: Path, target: Path, fresh: Path) -> None:
         from safetensors.torch import save_file
 
-        folder = Path(self.args.output_dir)
-        target, fresh = folder / f"checkpoint-{self.state.global_step}", folder / f".checkpoint-{self.state.global_step}"
         if processes.is_main():
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir(parents=True)

@@ -364,9 +364,23 @@ def test_dry_run_says_what_would_run_and_why(finished, tmp_path):
     assert "8 to run" in said and said.count("other parameters than before") == 2 and said.count("needs cases/") == 6
 
 
-def test_jobs_that_load_the_model_never_overlap(finished):
-    times = sorted((d["started"], d["started"] + d["seconds"]) for d in (json.loads(p.read_text()) for p in (finished[1] / "sweeps/tiny").glob("pool/*/done.json")))
-    assert len(times) == 2 and times[0][1] <= times[1][0]
+def said_of_pools(runs_folder, name):
+    return [json.loads(path.read_text()) for path in (runs_folder / "sweeps/tiny").glob(f"pool/*/{name}.json")]
+
+
+def test_jobs_that_load_the_model_never_overlap_on_a_gpu(tiny_model, tmp_path):
+    """Snakemake counts the GPU, whether there is one or not."""
+    path = write_sweep(tmp_path, tiny_model, cross={"seed": [0, 1, 2]})
+    done = drive(path, tmp_path / "runs", "--gpus", "1")
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    times = sorted((one["started"], one["started"] + one["seconds"]) for one in said_of_pools(tmp_path / "runs", "done"))
+    assert len(times) == 3 and times[0][1] <= times[1][0] and times[1][1] <= times[2][0]
+    assert {one["threads"] for one in said_of_pools(tmp_path / "runs", "job")} == {2}
+
+
+def test_on_a_cpu_two_of_them_share_the_cores(finished):
+    assert [one["threads"] for one in said_of_pools(finished[1], "job")] == [1, 1]
+    assert [driver._at_once(*asked) for asked in ((1, 0, None), (2, 0, None), (16, 0, None), (16, 1, None), (16, 0, Path("profile")))] == [1, 2, 2, 1, 1]
 
 
 def test_the_report_opens_without_a_network(finished):
