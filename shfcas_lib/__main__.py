@@ -76,8 +76,10 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("assets", help="fetch the embedded model and prompts")
     options = parser.parse_args(arguments)
     try:
-        return {"run": _run, "stage": _stage, "plan": _plan, "annotate": _annotate, "check": _check, "numbers": _numbers, "export": _export,
-                "import": _import, "sweep": _sweep, "job": _job, "trace": _trace, "release": _release, "keys": _keys, "assets": _assets}[options.command](options)
+        status = {"run": _run, "stage": _stage, "plan": _plan, "annotate": _annotate, "check": _check, "numbers": _numbers, "export": _export,
+                  "import": _import, "sweep": _sweep, "job": _job, "trace": _trace, "release": _release, "keys": _keys, "assets": _assets}[options.command](options)
+        sys.stdout.flush()
+        return status
     except InputError as error:
         print(f"shfcas: {one_line(str(error))}", file=sys.stderr)
         return 2

@@ -71,6 +71,13 @@ def test_keys_lists_every_parameter():
     assert all(name in printed for name, _, _ in params.keys())
 
 
+def test_a_reader_who_has_read_enough_sees_no_traceback():
+    """As with `| head`."""
+    process = subprocess.Popen([sys.executable, "-m", "shfcas_lib", "keys"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 1
+
+
 def test_a_bad_parameter_file_ends_in_one_sentence(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text("sampling: {n: 1}\n")

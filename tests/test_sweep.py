@@ -462,8 +462,8 @@ def test_a_failed_point_keeps_its_notebook_and_the_others_go_on(tiny_model, tmp_
 
 def test_a_sweep_of_trained_policies(tiny_model, tmp_path):
     """With a probe they start from the shared pool and proxies; a trained reward makes each a run of the four notebooks."""
-    path = write_sweep(tmp_path, tiny_model, set={"policy": {"kind": "dpo", "pairs": 4}, "evaluation.replicates": 0, "selection.budget": 6, "selection.rounds": 2, "prompts.n": 30,
-                                                  "selection.strategies": ["shf_cas", "random"]}, cross={"seed": [0], "reward.kind": ["probe", "lora"]})
+    path = write_sweep(tmp_path, tiny_model, set={"policy": {"kind": "dpo", "pairs": 4}, "evaluation.replicates": 0, "evaluation.answers": 3, "selection.budget": 6,
+                                                  "selection.rounds": 2, "prompts.n": 30, "selection.strategies": ["shf_cas", "random"]}, cross={"seed": [0], "reward.kind": ["probe", "lora"]})
     done = drive(path, tmp_path / "runs")
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     table = report.open_tables(tmp_path / "runs/sweeps/tiny")["trained"]
@@ -474,6 +474,8 @@ def test_a_sweep_of_trained_policies(tiny_model, tmp_path):
     np.testing.assert_allclose(base["gold"], base["tilted_gold"])  # the same prompts, the same gold: the two tables meet where they should
     moved = probe[probe["policy"] != "base"]
     assert (moved["tilted_kl"] > -1e-9).all() and moved["tilted_kl"].mean() > 0 and (moved["kl"] != 0).any()
+    written = [pd.read_parquet(path) for path in (tmp_path / "runs/sweeps/tiny").rglob("pool_shf_cas.parquet")]
+    assert len(written) == 2 and all((part.groupby("prompt_id").size() == 3).all() for part in written)  # evaluation.answers
 
 
 def test_without_snakemake_one_sentence_says_how_to_get_it(base, tmp_path, monkeypatch):

@@ -142,23 +142,7 @@ def own_prompts() -> str:
     return both(["own_prompts, train_and_feedback, sum", "own_prompts, train_and_feedback, mean"], ["shf_cas", "pacs_difference"])
 
 
-def trained() -> str:
-    """Policies trained with DPO and sampled anew, beside the closed form of the same rewards on the same prompts."""
-    rows = []
-    for task in TASKS:
-        table = read(task, "trained")
-        over_proxy, over_random, over_base = (report.trained(table, against).set_index("policy") for against in ("proxy", "random", "base"))
-        closed = report.trained(table.drop(columns=["gold", "kl"]).rename(columns={"tilted_gold": "gold", "tilted_kl": "kl"})).set_index("policy")
-        for policy in ("base", "proxy", "random", "shf_cas", "clean"):
-            own, columns = over_proxy.loc[policy], ["over", "over_low", "over_high"]
-            rows.append({"task": task, "policy": policy, "gold reward": interval(own["value"], own["low"], own["high"], sign=False),
-                         "over base": interval(*over_base.loc[policy, columns]), "over the proxy's": interval(*own[columns]),
-                         "over random labels'": interval(*over_random.loc[policy, columns]), "log-ratio to base, nats": f"{own['kl']:.2f}",
-                         "closed form over the proxy's": interval(*closed.loc[policy, columns]), "its KL, nats": f"{closed.loc[policy, 'kl']:.2f}"})
-    return markdown(rows)
-
-
-BLOCKS = {f.__name__: f for f in (levels, predicts, bias, efficiency, parts, rounds, gap, hardest, sensitivity, own_prompts, trained)}
+BLOCKS = {f.__name__: f for f in (levels, predicts, bias, efficiency, parts, rounds, gap, hardest, sensitivity, own_prompts)}
 
 
 def fill(text: str) -> str:
