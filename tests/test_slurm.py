@@ -26,7 +26,7 @@ def queue():
 
 
 def start(path, runs_folder, log):
-    return subprocess.Popen([sys.executable, "-m", "shfcas_lib", "sweep", str(path), "--cores", "2", "--gpus", "1", *PROFILE], cwd=ROOT,
+    return subprocess.Popen([sys.executable, "-m", "shfcas_lib", "sweep", str(path), "--cores", "1", "--gpus", "1", *PROFILE], cwd=ROOT,
                             env=test_sweep.environment(runs_folder), stdout=log, stderr=subprocess.STDOUT, text=True)
 
 
