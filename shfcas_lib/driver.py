@@ -50,8 +50,8 @@ def drive(plan: Plan, cores: int | None = None, gpus: int | None = None, profile
 
 
 def _at_once(cores: int, gpus: int, profile: Path | None) -> int:
-    """How many jobs that load the language model run beside each other. On a CPU two, each on half of the cores: sampling waits for memory
-    and leaves much of a second core idle (docs/sweeps.md). On a GPU, and for a cluster's scheduler, each job has what it asks for."""
+    """How many jobs that load the language model run beside each other. On a CPU two, each on half of the cores: one that samples on two
+    cores leaves a quarter of them idle (docs/sweeps.md). On a GPU, and for a cluster's scheduler, each job has what it asks for."""
     return 2 if cores > 1 and not gpus and not profile else 1
 
 

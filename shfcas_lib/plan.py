@@ -104,10 +104,11 @@ def knobs(params: Params, prompt_tokens: int, completion_tokens: int | None = No
     cuda = params.model.device != "cpu"
     narrow = params.model.dtype in ("bfloat16", "float16") or (params.model.dtype == "auto" and cuda)
     micro = params.training.micro_batch
+    answers = (trained and params.evaluation.answers) or params.sampling.n
     return Knobs(
         quantisation=params.model.quantisation, compute=2 if narrow else 4, cuda=cuda, prompt=prompt_tokens,
         completion=completion_tokens or params.sampling.max_new_tokens, n=params.sampling.n,
-        sampling_rows=max(1, params.sampling.batch_size // params.sampling.n) * params.sampling.n, top_p=params.sampling.top_p < 1,
+        sampling_rows=max(max(1, params.sampling.batch_size // n) * n for n in (params.sampling.n, answers)), top_p=params.sampling.top_p < 1,
         reward_rows=2 * (micro or params.reward.batch_size) if lora else 0, reward_rank=params.reward.lora.r if lora else 0,
         reward_dropout=params.reward.lora.dropout > 0, reward_adapters=1 + len(params.selection.strategies) if lora else 0,
         policy_rows=_answers(params) * (micro or _micro(params.policy.batch_size)) if trained else 0,

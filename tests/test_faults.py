@@ -329,7 +329,8 @@ def kilobytes(folder):
     return sum(-(-path.stat().st_size // 4096) * 4 for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("stage, room", [("01_proxy", 0.3), ("01_proxy", 0.7)] if KILLS < 200 else list(itertools.product(faults.STAGES, np.arange(0.05, 1, 0.1).round(2))))
+@pytest.mark.parametrize("stage, room", [("01_proxy", 0.3), ("01_proxy", 0.7)] if KILLS < 200 else list(
+    itertools.product(faults.STAGES, np.arange(0.05, 1, 0.1).round(2))))
 def test_a_full_disk_stops_a_run_in_one_sentence_and_with_room_it_goes_on(context, values, undisturbed, tmp_path, stage, room):
     """room: the share of what the stage writes that still finds a place."""
     expected = first_stages(faults.whole(undisturbed[0]), stage)

@@ -327,3 +327,9 @@ def test_without_a_gpu_one_must_be_named(monkeypatch):
 def test_prompts_at_hand_are_measured_and_others_assumed():
     assert plan.longest_prompt(params.check({"prompts": {"n": 20}}, "test")) < 200
     assert plan.longest_prompt(settings(preferences={"recipe": "pku-saferlhf"})) == plan.UNKNOWN_PROMPT
+
+
+def test_more_answers_of_a_trained_policy_than_a_batch_holds_are_decoded_at_once():
+    many = {"replicates": 0, "answers": 100}
+    assert plan.knobs(settings(evaluation=many), 256).sampling_rows == 100
+    assert plan.knobs(settings(evaluation=many, policy={"kind": "tilt"}), 256).sampling_rows == 64  # nobody writes them

@@ -463,7 +463,8 @@ def test_a_failed_point_keeps_its_notebook_and_the_others_go_on(tiny_model, tmp_
 def test_a_sweep_of_trained_policies(tiny_model, tmp_path):
     """With a probe they start from the shared pool and proxies; a trained reward makes each a run of the four notebooks."""
     path = write_sweep(tmp_path, tiny_model, set={"policy": {"kind": "dpo", "pairs": 4}, "evaluation.replicates": 0, "evaluation.answers": 3, "selection.budget": 6,
-                                                  "selection.rounds": 2, "prompts.n": 30, "selection.strategies": ["shf_cas", "random"]}, cross={"seed": [0], "reward.kind": ["probe", "lora"]})
+                                                  "selection.rounds": 2, "prompts.n": 30, "selection.strategies": ["shf_cas", "random"]},
+                       cross={"seed": [0], "reward.kind": ["probe", "lora"]})
     done = drive(path, tmp_path / "runs")
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     table = report.open_tables(tmp_path / "runs/sweeps/tiny")["trained"]
