@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from pydantic import ValidationError
 
 from shfcas_lib import assets, runs
 from shfcas_lib.params import InputError, Params
@@ -42,18 +43,23 @@ class Trace:
 def inputs(params: Params) -> dict[str, str]:
     """Checksums of what a run reads beside the code: embedded assets (sha256 of the wheel), files, folders and modules of the user's (16
     hex digits of their sha256). A hub id has none; its revision is a parameter."""
-    wheels = {params.model.source} | ({"do-not-answer"} if params.task == "safety" and not params.prompts.given else set())
-    if params.gold.kind == "relevance" or (params.gold.kind == "task" and params.task == "helpfulness"):
-        wheels.add("all-minilm-l6-v2")
-    found = {name: f"wheel {assets.ASSETS[name].sha256}" for name in wheels if name in assets.ASSETS}
+    found = _wheels(params)
     places = {params.feedback.file, params.model.source, *(place for block in (params.prompts, params.preferences) for place in (block.file, block.source))}
-    found |= {place: digest for place in places - {None} - wheels.intersection(assets.ASSETS) if (digest := runs.contents(place))}
+    found |= {place: digest for place in places - {None} - set(found) if (digest := runs.contents(place))}
     for name in [params.gold.kind, *(getattr(mechanism, "attribute", "") for mechanism in params.bias)]:
         if re.fullmatch(r"[\w.]+:\w+", name) and not name.startswith(("model:", "keyword:")):
             spec = importlib.util.find_spec(name.partition(":")[0])
             if spec and spec.has_location:
                 found[name.partition(":")[0]] = runs.contents(spec.origin)
     return dict(sorted(found.items()))
+
+
+def _wheels(params: Params) -> dict[str, str]:
+    """The embedded assets that a run reads, with the sha256 of the wheel that each comes in."""
+    names = {params.model.source} | ({"do-not-answer"} if params.task == "safety" and not params.prompts.given else set())
+    if params.gold.kind == "relevance" or (params.gold.kind == "task" and params.task == "helpfulness"):
+        names.add("all-minilm-l6-v2")
+    return {name: f"wheel {assets.ASSETS[name].sha256}" for name in sorted(names) if name in assets.ASSETS}
 
 
 def trace(path: Path) -> Trace:
@@ -66,7 +72,7 @@ def trace(path: Path) -> Trace:
             if (folder / name).is_file():
                 try:
                     return _checked(read(path, folder))
-                except (AttributeError, KeyError, TypeError) as error:
+                except (AttributeError, KeyError, TypeError, ValidationError) as error:
                     raise InputError(f"{folder / name} is not as this library writes it ({type(error).__name__}: {error})") from error
     raise InputError(f"{path} lies in no folder of a run or a sweep, and no {RECORDS} beside it says what made it")
 
@@ -153,6 +159,8 @@ def _of_sweep(path: Path, folder: Path) -> Trace:
     jobs = [plan["jobs"][place] for place in places]
     versions = finished[-1]["versions"] if finished else None
     read = {name: digest for job in jobs for name, digest in (job.get("inputs") or {}).items() if name not in (versions or {})}
+    for job in jobs:  # a digest of the code covers the checksums of assets, so a job's inputs do not name them
+        read |= _wheels(Params.model_validate(job["params"]))
     commits = Counter(str(done.get("commit")) for done in finished)
     seeds = sorted({job["params"]["seed"] for job in jobs if "seed" in job["params"]})
     return Trace(path, "sweep", plan.get("sweep", folder.name), made, plan.get("definition"),

@@ -142,3 +142,10 @@ def test_trace_and_release_from_the_command_line(figure, tmp_path):
     assert told.returncode == 0 and "made by     run mine" in told.stdout and params.load(tmp_path / "again.yaml").run == "mine"
     refused = command("trace", str(tmp_path / "again.yaml"))
     assert refused.returncode == 2 and len(refused.stderr.strip().splitlines()) == 1
+
+
+def test_a_sweep_names_the_embedded_assets_that_it_read(tmp_path):
+    (tmp_path / "pool" / "a").mkdir(parents=True)
+    (tmp_path / "pool" / "a" / "done.json").write_text('{"commit": "c", "versions": {"torch": "2"}}')
+    (tmp_path / "plan.json").write_text('{"sweep": "s", "jobs": {"pool/a": {"params": {"run": "sweep", "seed": 0, "task": "safety"}, "inputs": {"torch": "2"}}}}')
+    assert set(provenance.of_sweep(tmp_path).facts["inputs"]) == {"do-not-answer", "smollm2-135m-instruct"}

@@ -43,16 +43,16 @@ def band(table: pd.DataFrame, column: str, name: str) -> stats.Interval:
     return stats.nested_interval(table, "pool", column, runs.rng(0, f"results/{name}"))
 
 
-def differences(task: str, settings: list[str], policies: list[str], budget: int | None = None, value: str = "gold", digits: int = 3) -> list[dict]:
-    """Against `random` at the same budget. Holm's correction runs over all strategies that the sweep compared in that setting."""
-    table = report.comparisons(read(task, "measures"), value)
+def differences(task: str, settings: list[str], policies: list[str], budget: int | None = None, value: str = "gold", against: str = "random") -> list[dict]:
+    """Against one strategy at the same budget. Holm's correction runs over all strategies that the sweep compared in that setting."""
+    table = report.comparisons(read(task, "measures"), value, against)
     rows = []
     for setting in settings:
         for policy in policies:
             found = table[(table["setting"] == setting) & (table["policy"] == policy) & ((table["budget"] == budget) | (budget is None))]
             for row in found.itertuples():
                 rows.append({"task": task, "setting": NAMES.get(setting, setting), "labels": row.budget, "strategy": policy,
-                             "over random": interval(row.difference, row.low, row.high, digits), "effect size": f"{row.effect_size:+.2f}".replace("-", "−"),
+                             f"over {against}": interval(row.difference, row.low, row.high), "effect size": f"{row.effect_size:+.2f}".replace("-", "−"),
                              "better on": f"{row.improvement:.0%}", "p (Holm)": f"{row.p_holm:.3f}" if row.p_holm >= 0.001 else "< 0.001", "verdict": row.verdict})
     return rows
 
@@ -96,6 +96,15 @@ def bias() -> str:
     return both(BIASES, ["shf_cas", "pacs_difference", "uncertainty"], budget=80)
 
 
+def strongest() -> str:
+    """Against ensemble uncertainty, the strongest of the strategies that do not know the policy."""
+    return both(BIASES, ["shf_cas", "pacs_difference"], budget=80, against="uncertainty")
+
+
+def budgets() -> str:
+    return both(["budget"], ["shf_cas", "pacs_difference", "uncertainty"])
+
+
 def efficiency() -> str:
     rows = []
     for task in TASKS:
@@ -109,6 +118,11 @@ def efficiency() -> str:
 def parts() -> str:
     names = ["shf_cas", "shf_cas_threshold", "pacs", "kendall", "pacs_difference", "uncertainty", "margin", "bald", "d_optimal", "best_of", "random_prompts", "low_conflict"]
     return both(["strategies"], names)
+
+
+def ablation() -> str:
+    """SHF-CAS without K, without PACS, and with the difference in place of the sum; shf_cas is what the others are compared with."""
+    return both(["strategies"], ["pacs", "kendall", "pacs_difference", "shf_cas_threshold"], budget=80, against="shf_cas")
 
 
 def rounds() -> str:
@@ -142,7 +156,23 @@ def own_prompts() -> str:
     return both(["own_prompts, train_and_feedback, sum", "own_prompts, train_and_feedback, mean"], ["shf_cas", "pacs_difference"])
 
 
-BLOCKS = {f.__name__: f for f in (levels, predicts, bias, efficiency, parts, rounds, gap, hardest, sensitivity, own_prompts)}
+def trained() -> str:
+    """Policies trained with DPO and sampled anew, beside the closed form of the same rewards on the same prompts."""
+    rows = []
+    for task in TASKS:
+        table = read(task, "trained")
+        over_proxy, over_random, over_base = (report.trained(table, against).set_index("policy") for against in ("proxy", "random", "base"))
+        closed = report.trained(table.drop(columns=["gold", "kl"]).rename(columns={"tilted_gold": "gold", "tilted_kl": "kl"})).set_index("policy")
+        for policy in ("base", "proxy", "random", "shf_cas", "clean"):
+            own, columns = over_proxy.loc[policy], ["over", "over_low", "over_high"]
+            rows.append({"task": task, "policy": policy, "gold reward": interval(own["value"], own["low"], own["high"], sign=False),
+                         "over base": interval(*over_base.loc[policy, columns]), "over the proxy's": interval(*own[columns]),
+                         "over random labels'": interval(*over_random.loc[policy, columns]), "log-ratio to base, nats": f"{own['kl']:.2f}",
+                         "closed form over the proxy's": interval(*closed.loc[policy, columns]), "its KL, nats": f"{closed.loc[policy, 'kl']:.2f}"})
+    return markdown(rows)
+
+
+BLOCKS = {f.__name__: f for f in (levels, predicts, bias, strongest, budgets, efficiency, parts, ablation, rounds, gap, hardest, sensitivity, own_prompts, trained)}
 
 
 def fill(text: str) -> str:
