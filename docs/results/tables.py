@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -43,9 +44,14 @@ def band(table: pd.DataFrame, column: str, name: str) -> stats.Interval:
     return stats.nested_interval(table, "pool", column, runs.rng(0, f"results/{name}"))
 
 
-def differences(task: str, settings: list[str], policies: list[str], budget: int | None = None, value: str = "gold", against: str = "random") -> list[dict]:
+@cache
+def compared(task: str, value: str, against: str) -> pd.DataFrame:
     """Against one strategy at the same budget. Holm's correction runs over all strategies that the sweep compared in that setting."""
-    table = report.comparisons(read(task, "measures"), value, against)
+    return report.comparisons(read(task, "measures"), value, against)
+
+
+def differences(task: str, settings: list[str], policies: list[str], budget: int | None = None, value: str = "gold", against: str = "random") -> list[dict]:
+    table = compared(task, value, against)
     rows = []
     for setting in settings:
         for policy in policies:
