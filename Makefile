@@ -66,20 +66,20 @@ hashed-env:  ## the environment from requirements-hashed.lock: every package is 
 
 audit:  ## ask a public service for known vulnerabilities of the pinned packages
 	@$(TOOL) pip-audit==2.10.1
-	@build/tools/bin/python tests/audit.py requirements-hashed.lock
+	@build/tools/bin/python tools/audit.py requirements-hashed.lock
 
 fuzz: $(STAMP)  ## fuzz the readers, guided by coverage (atheris, Linux x86-64); SECONDS_EACH=600 for longer
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary=:all: atheris==3.0.0
-	$(BIN)/python tests/fuzz.py $(SECONDS_EACH)
+	$(BIN)/python tools/fuzz.py $(SECONDS_EACH)
 
 faults: $(STAMP)  ## over 200 kills, full disks and the like; about ten minutes of CPU
-	SHFCAS_KILLS=200 SHFCAS_FAULTS_LOG=runs/faults.md $(BIN)/python -m pytest tests/test_faults.py
+	SHFCAS_KILLS=200 SHFCAS_FAULTS_LOG=runs/faults.md $(BIN)/python -m pytest tests/whole/test_faults.py
 
 soak: $(STAMP)  ## a sweep of 1,000 points (over an hour) and a label store of 100,000 answers: memory, open files, nothing lost
-	$(BIN)/python tests/soak.py
+	$(BIN)/python tools/soak.py
 
 labelstudio-check: $(STAMP)  ## the round trip through a real Label Studio, installed into a temporary folder (1 GB)
-	SHFCAS_LABEL_STUDIO=1 $(BIN)/python -m pytest tests/test_label_studio.py
+	SHFCAS_LABEL_STUDIO=1 $(BIN)/python -m pytest tests/annotators/test_label_studio.py
 
 plan-check: $(STAMP)  ## measured against planned memory, on the CPU
 	$(BIN)/python -W ignore benchmarks/memory_check.py

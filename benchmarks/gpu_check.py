@@ -25,8 +25,16 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 import stages
 
-from shfcas_lib import data, memory, models, params, plan, pool, rewards, shapes
+from shfcas_lib import pool, rewards
 from shfcas_lib.conflict import conflict_table
+from shfcas_lib.data.preferences import preferences_from_gold
+from shfcas_lib.memory import estimate, shapes
+from shfcas_lib.memory.plan import knobs, longest_prompt
+from shfcas_lib.models import loading
+from shfcas_lib.models.backbone import POLICY, Backbone
+from shfcas_lib.params import reading
+from shfcas_lib.params.schema import Model, Params
+from shfcas_lib.tasks.embedded import embedded_prompts
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "performance.md"
@@ -54,9 +62,9 @@ TINY = {"model": {"source": "tiny", "quantisation": "nf4"}, "sampling": {"n": 4,
 COLUMNS = ["date", "device", "case", "stage", "peak_gb", "reserved_gb", "planned_gb", "seconds", "tokens_per_second"]
 
 
-def recipes() -> dict[str, params.Params]:
+def recipes() -> dict[str, Params]:
     """The recipes for one card, by name."""
-    return {path.stem: params.load(path) for path in sorted((ROOT / "params").glob("*.yaml")) if any(key in path.stem for key in GOALS)}
+    return {path.stem: reading.load(path) for path in sorted((ROOT / "params").glob("*.yaml")) if any(key in path.stem for key in GOALS)}
 
 
 def config(source: str, revision: str | None = None):
@@ -67,11 +75,11 @@ def config(source: str, revision: str | None = None):
     return AutoConfig.for_model(known[0], **known[1]) if known else shapes.read_config(source, revision)
 
 
-def measure(name: str, recipe: params.Params, prompt_tokens: int, device: str) -> tuple[list[list], list[str]]:
+def measure(name: str, recipe: Params, prompt_tokens: int, device: str) -> tuple[list[list], list[str]]:
     """One recipe's rows for the table, and what there is to say about its goals."""
     made = config(recipe.model.source, recipe.model.revision)
-    asked = plan.knobs(recipe.model_copy(update={"model": recipe.model.model_copy(update={"device": device})}), prompt_tokens)
-    planned = {stage.name: stage.total for stage in memory.stages(shapes.measure(made), asked)}
+    asked = knobs(recipe.model_copy(update={"model": recipe.model.model_copy(update={"device": device})}), prompt_tokens)
+    planned = {stage.name: stage.total for stage in estimate.stages(shapes.measure(made), asked)}
     meter = stages.Meter(device)
     meter.reset()
     backbone = stages.random_backbone(made, recipe.model.quantisation, device, recipe.model.dtype)
@@ -79,7 +87,7 @@ def measure(name: str, recipe: params.Params, prompt_tokens: int, device: str) -
     alone = meter.current()
     measured += stages.run(backbone, recipe, prompt_tokens, meter)
     rows = [[name, m.stage, m.peak, m.reserved, planned.get(m.stage), m.seconds, m.tokens / m.seconds if m.seconds else None] for m in measured]
-    for role, lora in (("proxy", recipe.reward.lora), ("refined", recipe.reward.lora), (models.POLICY, recipe.policy.lora)):
+    for role, lora in (("proxy", recipe.reward.lora), ("refined", recipe.reward.lora), (POLICY, recipe.policy.lora)):
         backbone.add_adapter(role, lora)
     roles, peak = meter.current(), max(m.reserved for m in measured)
     goal = next((GOALS[key] for key in GOALS if key in name), None)
@@ -92,14 +100,14 @@ def measure(name: str, recipe: params.Params, prompt_tokens: int, device: str) -
 
 def near(source: str, device: str) -> list[str]:
     """The method's tables on the CPU and on `device`, in float32: how far apart? Raises SystemExit where they are not near."""
-    settings = params.check({"model": {"source": source, "quantisation": "none", "dtype": "float32", "device": "cpu"}, "prompts": {"n": 24},
+    settings = reading.check({"model": {"source": source, "quantisation": "none", "dtype": "float32", "device": "cpu"}, "prompts": {"n": 24},
                              "sampling": {"n": 4, "max_new_tokens": 24}, "evaluation": {"replicates": 0}}, "gpu-check")
-    prompts = data.embedded_prompts("helpfulness").head(24)
+    prompts = embedded_prompts("helpfulness").head(24)
     backbones = [_loaded(settings.model.model_copy(update={"device": where})) for where in ("cpu", device)]
     here, there = (pool.sample(backbone, prompts, settings.sampling, 0) for backbone in backbones)
     again = pool.score(backbones[1], here)
     letters = here[["prompt_id", "index"]].assign(gold=[len(set(text)) for text in here["completion"]])
-    preferences = data.preferences_from_gold(letters, 4, 0)
+    preferences = preferences_from_gold(letters, 4, 0)
     one, other = (rewards.fit_probe(table, preferences, settings.reward.l2).score(table) for table in (here, again))
     conflicts = [conflict_table(table, score, table["logp"].to_numpy())["pacs"] for table, score in ((here, one), (again, other))]
     found = {"completions that are the same": (float((here["tokens"].map(list) == there["tokens"].map(list)).mean()), 0.9),
@@ -112,11 +120,11 @@ def near(source: str, device: str) -> list[str]:
     return [f"embedded model, cpu against {device}: {name} {value:.4f} (at least {least})" for name, (value, least) in found.items()]
 
 
-def _loaded(model: params.Model) -> models.Backbone:
+def _loaded(model: Model) -> Backbone:
     if model.source != "tiny":
-        return models.load_backbone(model)
+        return loading.load_backbone(model)
     torch.manual_seed(0)
-    return stages.random_backbone(config("tiny"), "none", models.pick_device(model.device), "float32")
+    return stages.random_backbone(config("tiny"), "none", loading.pick_device(model.device), "float32")
 
 
 def notebooks() -> str:
@@ -172,7 +180,7 @@ def main() -> int:
         return 0
     out, sys.stdout = sys.stdout, sys.stderr  # trainers print their logs
     tiny = options.shape == "tiny"
-    cases = {"tiny": params.check(TINY, "gpu-check")} if tiny else recipes()
+    cases = {"tiny": reading.check(TINY, "gpu-check")} if tiny else recipes()
     if not cases:
         print(f"gpu-check: no recipe in params/ has one of {', '.join(GOALS)} in its name", file=out)
         return 1
@@ -180,7 +188,7 @@ def main() -> int:
     if options.device == "cuda" and not tiny:
         said.append(notebooks())
     for name, recipe in cases.items():
-        more, told = measure(name, recipe, options.prompt_tokens or (24 if tiny else plan.longest_prompt(recipe)), options.device)
+        more, told = measure(name, recipe, options.prompt_tokens or (24 if tiny else longest_prompt(recipe)), options.device)
         rows, said = rows + more, said + told
     card = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU ({platform.machine()})"
     text = write(rows, said, card, options.out)

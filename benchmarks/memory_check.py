@@ -17,7 +17,10 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 import stages
 from transformers import AutoConfig
 
-from shfcas_lib import memory, models, params, plan, shapes
+from shfcas_lib.memory import estimate, shapes
+from shfcas_lib.memory.plan import knobs
+from shfcas_lib.models import loading
+from shfcas_lib.params import reading
 
 SIZES = {"hidden_size": 768, "intermediate_size": 2048, "num_attention_heads": 12, "vocab_size": 16000, "max_position_embeddings": 2048}
 EMBEDDED = "smollm2-135m-instruct"
@@ -40,7 +43,7 @@ def config(family: str, layers: int, **sizes):
 def settings(source: str, quantisation: str, dropout: float, completion: int, rows: int = 64, pairs: int = 4):
     """Parameters of a run that has every stage; the embedded model, whose thirty layers take their time, is not fine-tuned first."""
     lora, tuned = {"dropout": dropout}, "none" if source == EMBEDDED else "chosen"
-    return params.check({
+    return reading.check({
         "model": {"source": source, "quantisation": quantisation, "device": "cpu"}, "sampling": {"n": 8, "max_new_tokens": completion, "batch_size": rows},
         "reward": {"kind": "lora", "batch_size": pairs, "lora": lora}, "policy": {"kind": "dpo", "batch_size": pairs, "lora": lora},
         "sft": {"answers": tuned, "batch_size": pairs, "lora": lora}, "preferences": {"file": "not read here"},
@@ -53,12 +56,12 @@ def compare(case, steps: int, **sizes):
     asked = settings(name, quantisation, dropout, completion, **sizes)
     meter = stages.Meter("cpu")
     if name == EMBEDDED:
-        backbone = stages.unmapped(models.load_backbone(asked.model))
+        backbone = stages.unmapped(loading.load_backbone(asked.model))
         made = shapes.read_config(name)
     else:
         made = config(name, layers)
         backbone = stages.random_backbone(made, quantisation, "cpu")
-    estimated = {stage.name: stage for stage in memory.stages(shapes.measure(made), plan.knobs(asked, prompt))}
+    estimated = {stage.name: stage for stage in estimate.stages(shapes.measure(made), knobs(asked, prompt))}
     for measured in stages.run(backbone, asked, prompt, meter, steps):
         yield measured, estimated[measured.stage]
 

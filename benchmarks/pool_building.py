@@ -25,8 +25,13 @@ import pandas as pd
 import torch
 from race import growth, race, ratios, release
 
-from shfcas_lib import assets, data, models, params, pool, rewards, selection
+from shfcas_lib import pool, rewards, selection
 from shfcas_lib.conflict import conflict_table
+from shfcas_lib.experiment import checks
+from shfcas_lib.models import decoding, loading
+from shfcas_lib.params import reading
+from shfcas_lib.params.schema import Params
+from shfcas_lib.storage import assets
 
 TOKENS = 32
 
@@ -34,22 +39,22 @@ TOKENS = 32
 class Contest:
     """The prompts, the backbone with our probe, and the separate reward model that the others need."""
 
-    def __init__(self, settings: params.Params, prompts: int):
+    def __init__(self, settings: Params, prompts: int):
         from transformers import AutoModelForSequenceClassification
 
         self.params = settings
         self.sampling = settings.sampling.model_copy(update={"max_new_tokens": TOKENS})
-        self.prompts = data.check(settings).sort_values("prompt_id").head(prompts)
-        self.backbone = models.load_backbone(settings.model)
+        self.prompts = checks.check(settings).sort_values("prompt_id").head(prompts)
+        self.backbone = loading.load_backbone(settings.model)
         self.rows = self.sampling.batch_size
         hidden = self.backbone.causal.config.hidden_size
         generator = np.random.default_rng(0)
         self.probe = rewards.Probe(np.zeros((2, 4 * hidden)), np.ones((2, 4 * hidden)), generator.normal(size=4 * hidden))
         self.judge = AutoModelForSequenceClassification.from_pretrained(
-            models.resolved(settings.model.source, "model.source"), num_labels=1, dtype=torch.float32,
-            quantization_config=models._quantisation(settings.model.quantisation, torch.float32)).eval()
+            loading.resolved(settings.model.source, "model.source"), num_labels=1, dtype=torch.float32,
+            quantization_config=loading._quantisation(settings.model.quantisation, torch.float32)).eval()
         self.judge.config.pad_token_id = self.backbone.tokenizer.pad_token_id
-        models._keep_float32(self.judge)
+        loading._keep_float32(self.judge)
         self.drawn: pd.DataFrame | None = None
 
     def ours(self) -> float:
@@ -62,7 +67,7 @@ class Contest:
         tokens, n = 0, self.sampling.n
         texts = list(self.prompts["prompt"])
         for start in range(0, len(texts), self.rows // n):
-            ids, mask = pool._pad_left([self.backbone.prompt_ids(t) for t in texts[start : start + self.rows // n]], self._pad, "cpu")
+            ids, mask = decoding._pad_left([self.backbone.prompt_ids(t) for t in texts[start : start + self.rows // n]], self._pad, "cpu")
             with torch.inference_mode():
                 full = self.backbone.causal.generate(
                     input_ids=ids, attention_mask=mask, do_sample=True, temperature=self.sampling.temperature, top_k=0, top_p=1.0,
@@ -88,7 +93,7 @@ class Contest:
             pairs = [(tokenizer(t)["input_ids"], self.backbone.completion_ids(c))
                      for t, c in zip(texts[start : start + self.rows], completions[start : start + self.rows])]
             longest = max(len(c) for _, c in pairs)
-            ids, mask = pool._pad_left([t for t, _ in pairs], self._pad, "cpu")
+            ids, mask = decoding._pad_left([t for t, _ in pairs], self._pad, "cpu")
             answers = torch.tensor([c + [self._pad] * (longest - len(c)) for _, c in pairs])
             self._score(torch.cat([ids, answers], 1), ids.shape[1], mask)
             total += sum(len(c) for _, c in pairs)
@@ -100,7 +105,7 @@ class Contest:
         rows = sorted((prompt_ids[r.prompt_id] + list(r.tokens) for r in self.drawn.itertuples()), key=len)
         with torch.inference_mode():
             for start in range(0, len(rows), self.rows):
-                ids, mask = pool._pad_left(rows[start : start + self.rows], self._pad, "cpu")
+                ids, mask = decoding._pad_left(rows[start : start + self.rows], self._pad, "cpu")
                 self.backbone.causal(input_ids=ids, attention_mask=mask, logits_to_keep=TOKENS + 1, use_cache=False)
         return self.drawn["n_tokens"].sum()
 
@@ -111,7 +116,7 @@ class Contest:
         with torch.inference_mode():
             for start in range(0, len(self.prompts), per_batch):
                 batch = self.prompts.iloc[start : start + per_batch]
-                ids, mask = pool._pad_left([self.backbone.prompt_ids(p) for p in batch["prompt"]], self._pad, "cpu")
+                ids, mask = decoding._pad_left([self.backbone.prompt_ids(p) for p in batch["prompt"]], self._pad, "cpu")
                 cache = self.backbone.causal(input_ids=ids, attention_mask=mask, logits_to_keep=1, use_cache=True).past_key_values
                 cache.batch_repeat_interleave(n)
                 answers = [tokens for prompt_id in batch["prompt_id"] for tokens in drawn[prompt_id]]
@@ -187,7 +192,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
-    contest = Contest(params.load(Path(__file__).parents[1] / "params" / "quickstart.yaml"), asked.prompts)
+    contest = Contest(reading.load(Path(__file__).parents[1] / "params" / "quickstart.yaml"), asked.prompts)
     contestants = {"ours": contest.ours, "usual: three passes": contest.usual, "TRL helper, then two passes": contest.trl,
                    "bound: one forward pass": contest.bound, "strict bound: prompts shared": contest.strict}
     with tempfile.TemporaryDirectory() as folder:

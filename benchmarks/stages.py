@@ -21,9 +21,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from shfcas_lib import lora_reward, models, policy_training, pool, sft
-from shfcas_lib.models import Backbone
-from shfcas_lib.params import Params
+from shfcas_lib import pool
+from shfcas_lib.models import loading
+from shfcas_lib.models.backbone import POLICY, Backbone
+from shfcas_lib.params.schema import Params
+from shfcas_lib.training import policy as policy_training
+from shfcas_lib.training import reward as lora_reward
+from shfcas_lib.training import sft
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # mallopt's names for them
 
@@ -102,10 +106,10 @@ def random_backbone(config, quantisation: str, device: str, dtype: str = "auto")
     from transformers import AutoModelForCausalLM
     from transformers.quantizers import AutoHfQuantizer
 
-    dtype = models._dtype(dtype, device)
+    dtype = loading._dtype(dtype, device)
     with init_empty_weights(include_buffers=False):
         causal = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    asked = models._quantisation(quantisation, dtype)
+    asked = loading._quantisation(quantisation, dtype)
     quantizer = AutoHfQuantizer.from_config(asked, pre_quantized=False) if asked else None
     if quantizer:
         quantizer.preprocess_model(model=causal, device_map={"": device}, dtype=dtype)
@@ -122,7 +126,7 @@ def random_backbone(config, quantisation: str, device: str, dtype: str = "auto")
         causal.hf_quantizer = quantizer
     causal.eval().requires_grad_(False)
     if dtype == torch.float32:
-        models._keep_float32(causal)
+        loading._keep_float32(causal)
     return Backbone(causal, tokenizer(config.vocab_size))
 
 
@@ -194,7 +198,7 @@ def run(backbone: Backbone, params: Params, prompt_tokens: int, meter: Meter, st
             with tempfile.TemporaryDirectory() as folder:
                 yield measured("sft merge", 0, lambda: sft.merge(backbone, Path(folder)))
             backbone.peft = None
-        backbone.drop_adapter(models.POLICY)
+        backbone.drop_adapter(POLICY)
     yield measured("sampling", len(asked) * sampling.n, lambda: pool.sample(backbone, asked, sampling, params.seed))
     answers = _answers(backbone, asked, sampling.max_new_tokens - 1)
     yield measured("scoring", 16, lambda: pool.score(backbone, answers.head(16)))

@@ -14,7 +14,7 @@ from race import race, ratios, release
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = "import torch, bitsandbytes; from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, BitsAndBytesConfig"
-LOAD = "from shfcas_lib import params, models; models.load_backbone(params.load('params/quickstart.yaml').model)"
+LOAD = "import shfcas_lib as shf; shf.load_backbone(shf.load('params/quickstart.yaml').model)"
 
 
 def python(*arguments: str):

@@ -15,9 +15,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from shfcas_lib import runs
-from shfcas_lib.attributes import attribute
-from shfcas_lib.params import Attribute, Coverage, InputError, Mechanism
+from shfcas_lib.base.errors import InputError
+from shfcas_lib.base.randomness import rng
+from shfcas_lib.params.schema import Attribute, Coverage, Mechanism
+from shfcas_lib.tasks.attributes import attribute
 
 
 def inject(preferences: pd.DataFrame, completions: pd.DataFrame, category: dict[str, str],
@@ -31,7 +32,7 @@ def inject(preferences: pd.DataFrame, completions: pd.DataFrame, category: dict[
     table = preferences.sort_values(["prompt_id", "i", "j"], ignore_index=True)
     table = table.assign(label_clean=table["label"], absent=False)
     for number, mechanism in enumerate(mechanisms, 1):
-        generator = runs.rng(seed, f"bias/{number}/{mechanism.kind}")
+        generator = rng(seed, f"bias/{number}/{mechanism.kind}")
         before = table["label"].to_numpy()
         if isinstance(mechanism, Coverage):
             done = table["prompt_id"].map(category).isin(mechanism.absent).to_numpy()

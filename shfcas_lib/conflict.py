@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from shfcas_lib.params import InputError
+from shfcas_lib.base.errors import InputError
 
 SMALLEST_STD = 1e-6
 BLOCK = 16384  # prompts taken at a time: what they need stays in the processor's cache, and memory stays bounded

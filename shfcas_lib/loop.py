@@ -16,24 +16,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from shfcas_lib import policy_training, processes, published, refine, runs, training
+from shfcas_lib import refine
+from shfcas_lib.base import processes
+from shfcas_lib.base.randomness import derive, rng
 from shfcas_lib.conflict import by_prompt, conflict_table
 from shfcas_lib.feedback import Annotator, ask
-from shfcas_lib.labels import LabelStore
-from shfcas_lib.models import POLICY
-from shfcas_lib.params import Params
+from shfcas_lib.models import published
+from shfcas_lib.models.backbone import POLICY
+from shfcas_lib.params.schema import Params
 from shfcas_lib.policies import log_ratio, tilt
-from shfcas_lib.pool import sample_adapted
+from shfcas_lib.pool import sample_adapted, with_facts
 from shfcas_lib.rewards import Probe
 from shfcas_lib.selection import select
+from shfcas_lib.storage import files, runs
+from shfcas_lib.storage.labels import LabelStore
 from shfcas_lib.strategies import Fitted
-from shfcas_lib.training_data import with_facts
+from shfcas_lib.training import policy as policy_training
+from shfcas_lib.training import trainer
 
 if TYPE_CHECKING:
-    from shfcas_lib.models import Backbone
+    from shfcas_lib.models.backbone import Backbone
 
-
-_APART = 10**6  # more completions than a prompt has in any round
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def run(strategy: str, setting: Setting, annotator: Annotator, folder: runs.Stag
             conflict = here.table("conflict", lambda: conflict_table(current, reward.score(current), _logp(current, params)))
             fitted = Fitted(reward, known, merged, params.reward.l2, current) if isinstance(reward, Probe) else None
             asked = pd.concat(labels) if labels else None
-            generator = runs.rng(setting.seed, f"selection/{strategy}/{number}")
+            generator = rng(setting.seed, f"selection/{strategy}/{number}")
 
             def choose() -> pd.DataFrame:
                 start = time.perf_counter()
@@ -96,32 +99,12 @@ def run(strategy: str, setting: Setting, annotator: Annotator, folder: runs.Stag
             labels.append(here.table("labels", lambda: ask(chosen, with_facts(current, setting.prompts), annotator, store)))
             history.append(_summary(number, conflict, labels[-1]))
             merged = refine.merge(setting.observed, pd.concat(labels).dropna(subset=["label"]), params.reward.feedback_weight)
-            reward = refine.fit(params.reward, known, merged, runs.derive(setting.seed, f"reward/{strategy}/{number}"),
+            reward = refine.fit(params.reward, known, merged, derive(setting.seed, f"reward/{strategy}/{number}"),
                                 name=f"refined_{strategy}", folder=_path(here), backbone=setting.backbone, base=setting.proxy, how=params.training)
             if number < params.selection.rounds:
                 current = _next_pool(setting, reward, known, current, number, here)
                 known = pd.concat([known, current]).drop_duplicates(["prompt_id", "index"], ignore_index=True)
     return Outcome(reward, pd.concat(labels, ignore_index=True), pd.DataFrame(history), known, sum(seconds))
-
-
-def collected(run: runs.Run, train: pd.DataFrame, feedback: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
-    """The labels of every strategy of a finished run, and a pool of all completions that they and the preferences name.
-
-    train, feedback: the run's pools. Completions that trained policies wrote for a later round get an index of their own, because those of two
-    strategies have the same; so do the labels about them. Raises InputError where a round is missing.
-    """
-    labels, pools = {}, [train, feedback]
-    for place, strategy in enumerate(run.params.selection.strategies, 1):
-        parts = []
-        for number in range(1, run.params.selection.rounds + 1):
-            part = run.require("03_feedback", f"{strategy}/round_{number}/labels")
-            before = f"{strategy}/round_{number - 1}/next_pool"
-            if (run.folder / "03_feedback" / f"{before}.parquet").exists():
-                part = part.assign(i=part["i"] + place * _APART, j=part["j"] + place * _APART)
-                pools.append(run.require("03_feedback", before).pipe(lambda pool, far: pool.assign(index=pool["index"] + far), place * _APART))
-            parts.append(part)
-        labels[strategy] = pd.concat(parts, ignore_index=True)
-    return labels, pd.concat(pools, ignore_index=True)
 
 
 def train_policy(setting: Setting, reward: refine.RewardModel, pool: pd.DataFrame, folder: Path) -> None:
@@ -131,19 +114,19 @@ def train_policy(setting: Setting, reward: refine.RewardModel, pool: pd.DataFram
     takes its prompts in the same order, as far as the rewards tell their completions apart.
     """
     if processes.agreed((folder / "done.json").exists()):
-        training.forget(folder / "checkpoints")
+        trainer.forget(folder / "checkpoints")
         setting.backbone.load_adapter(POLICY, folder / "adapter")
         return
     params = setting.params
     policy, checkpoints = params.policy, folder / "checkpoints"
     scores = None if policy.kind in policy_training.ONLINE else reward.score(pool)
-    table = policy_training.examples(pool, scores, policy, runs.rng(setting.seed, "policy"))
-    policy_training.train(setting.backbone, table, policy, runs.derive(setting.seed, "policy"), params.training, checkpoints,
+    table = policy_training.examples(pool, scores, policy, rng(setting.seed, "policy"))
+    policy_training.train(setting.backbone, table, policy, derive(setting.seed, "policy"), params.training, checkpoints,
                           policy_training.Online(reward, params.sampling))
     if processes.is_main():
         setting.backbone.save_adapter(POLICY, folder / "adapter")
-        runs.write_json(folder / "done.json", {"pairs" if policy.kind in ("dpo", "rso") else "examples": len(table), "kind": policy.kind})
-        training.forget(checkpoints)
+        files.write_json(folder / "done.json", {"pairs" if policy.kind in ("dpo", "rso") else "examples": len(table), "kind": policy.kind})
+        trainer.forget(checkpoints)
     processes.wait()
 
 
@@ -162,7 +145,7 @@ def _next_pool(setting: Setting, reward, known: pd.DataFrame, current: pd.DataFr
     def resample() -> pd.DataFrame:
         train_policy(setting, reward, known, _path(here) / "policy")
         asked = setting.prompts[setting.prompts["split"].isin(params.selection.prompts.split("_and_"))]
-        fresh = sample_adapted(setting.backbone, POLICY, asked, params.sampling, runs.derive(setting.seed, f"pool/{number}"), f"round {number + 1} pool")
+        fresh = sample_adapted(setting.backbone, POLICY, asked, params.sampling, derive(setting.seed, f"pool/{number}"), f"round {number + 1} pool")
         fresh = published.scored(fresh, params)
         return fresh.assign(index=fresh["index"] + 1 + int(known["index"].max()))  # no index stands for two texts
 

@@ -13,11 +13,16 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import pandas as pd
 
-from shfcas_lib import processes, published, rewards, runs, training
-from shfcas_lib.params import InputError, Params, Reward, Training
+from shfcas_lib import rewards
+from shfcas_lib.base import processes
+from shfcas_lib.base.errors import InputError
+from shfcas_lib.params.schema import Params, Reward, Training
+from shfcas_lib.storage import files
+from shfcas_lib.training import trainer
 
 if TYPE_CHECKING:
-    from shfcas_lib.models import Backbone
+    from shfcas_lib.models.backbone import Backbone
+
 
 
 class RewardModel(Protocol):
@@ -38,11 +43,11 @@ def merge(biased: pd.DataFrame, labels: pd.DataFrame, weight: float) -> pd.DataF
 
 
 def proxy(settings: Reward, pool: pd.DataFrame, preferences: pd.DataFrame, seed: int, folder: Path | None = None,
-          backbone: Backbone | None = None, *, how: Training = training.PLAIN) -> RewardModel:
+          backbone: Backbone | None = None, *, how: Training = trainer.PLAIN) -> RewardModel:
     """The proxy that a run starts from: trained on the biased preferences, or a published model's scores over their spread on `pool`."""
     if not settings.published or _stands(folder, "published.json"):
         return fit(settings, pool, preferences, seed, "proxy", folder, backbone, how=how)
-    reward = published.Published(rewards.spread(published.Published().score(pool), pool["prompt_id"].to_numpy()))
+    reward = rewards.Published(rewards.spread(rewards.Published().score(pool), pool["prompt_id"].to_numpy()))
     if folder and processes.is_main():
         reward.save(folder)
     processes.wait()
@@ -57,7 +62,7 @@ def ceiling(params: Params, pool: pd.DataFrame, clean: pd.DataFrame, folder: Pat
 
 
 def fit(settings: Reward, pool: pd.DataFrame | None, preferences: pd.DataFrame | None, seed: int, name: str = "reward", folder: Path | None = None,
-        backbone: Backbone | None = None, *, base: RewardModel | None = None, how: Training = training.PLAIN) -> RewardModel:
+        backbone: Backbone | None = None, *, base: RewardModel | None = None, how: Training = trainer.PLAIN) -> RewardModel:
     """Train the kind of reward that the parameters ask for, or read it back from `folder` if it stands there whole.
 
     `lora` needs the backbone, on which it becomes the adapter `name`; `probe` needs only the pool. With pool None the reward
@@ -66,21 +71,21 @@ def fit(settings: Reward, pool: pd.DataFrame | None, preferences: pd.DataFrame |
     """
     found = _found(settings, name, folder, backbone)
     if found is not None:
-        training.forget(folder / "checkpoints")
+        trainer.forget(folder / "checkpoints")
         return found
     if pool is None:
         raise InputError(f"{folder} holds no finished reward: run the earlier notebooks with the same parameters first")
-    offset = base.score(pool) if isinstance(base, published.Published) else None
+    offset = base.score(pool) if isinstance(base, rewards.Published) else None
     trained = reward = _train(settings, pool, preferences, seed, name, backbone, offset, how, folder)
     if offset is not None:
         used = pool.merge(rewards.named(preferences), on=["prompt_id", "index"])
-        reward = published.Corrected(base, trained)
+        reward = rewards.Corrected(base, trained)
         reward = replace(reward, spread=rewards.spread(reward.score(used), used["prompt_id"].to_numpy()))
     if folder and processes.is_main():
         _save(trained, folder if offset is None else folder / "correction")
         if offset is not None:
-            runs.write_json(folder / "correction.json", {"base": base.spread, "spread": reward.spread})
-        training.forget(folder / "checkpoints")
+            files.write_json(folder / "correction.json", {"base": base.spread, "spread": reward.spread})
+        trainer.forget(folder / "checkpoints")
     processes.wait()
     return reward
 
@@ -88,10 +93,10 @@ def fit(settings: Reward, pool: pd.DataFrame | None, preferences: pd.DataFrame |
 def _found(settings: Reward, name: str, folder: Path | None, backbone: Backbone | None) -> RewardModel | None:
     """The finished reward in a folder, of whatever kind; None where there is none."""
     if _stands(folder, "published.json"):
-        return published.load_base(folder)
+        return rewards.load_published(folder)
     if _stands(folder, "correction.json"):
-        facts = runs.read_json(folder / "correction.json")
-        return published.Corrected(published.Published(facts["base"]), _read(settings, name, folder / "correction", backbone), facts["spread"])
+        facts = files.read_json(folder / "correction.json")
+        return rewards.Corrected(rewards.Published(facts["base"]), _read(settings, name, folder / "correction", backbone), facts["spread"])
     if _stands(folder, "reward.safetensors" if settings.kind == "probe" else "reward.json"):
         return _read(settings, name, folder, backbone)
     return None
@@ -106,7 +111,7 @@ def _train(settings: Reward, pool: pd.DataFrame, preferences: pd.DataFrame, seed
            offset: np.ndarray | None, how: Training, folder: Path | None) -> RewardModel:
     if settings.kind == "probe":
         return rewards.fit_probe(pool, preferences, settings.l2, offset)
-    from shfcas_lib import lora_reward
+    from shfcas_lib.training import reward as lora_reward
 
     return lora_reward.train(backbone, name, pool, preferences, settings, seed, how, folder / "checkpoints" if folder else None, offset)
 
@@ -118,6 +123,6 @@ def _save(reward: RewardModel, folder: Path) -> None:
 def _read(settings: Reward, name: str, folder: Path, backbone: Backbone | None) -> RewardModel:
     if settings.kind == "probe":
         return rewards.Probe.load(folder / "reward.safetensors")
-    from shfcas_lib import lora_reward
+    from shfcas_lib.training import reward as lora_reward
 
     return lora_reward.load(backbone, name, folder)

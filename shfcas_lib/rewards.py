@@ -13,13 +13,59 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pandas as pd
 
 from shfcas_lib import pool as pools
-from shfcas_lib import runs
-from shfcas_lib.params import InputError
+from shfcas_lib.base.errors import InputError
+from shfcas_lib.pool import features
+from shfcas_lib.storage import files
+
+if TYPE_CHECKING:
+    pass
+
+
+
+class _Reward(Protocol):
+    def score(self, pool: pd.DataFrame) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Published:
+    """The proxy's scores, which the pool carries in its column `proxy`; `spread` is what they are divided by."""
+
+    spread: float = 1.0
+
+    def score(self, pool: pd.DataFrame) -> np.ndarray:
+        """Rewards of a pool table's completions, (rows,)."""
+        if "proxy" not in pool or pool["proxy"].isna().any():
+            raise InputError("the pool holds completions that the published proxy has not scored (column proxy)")
+        return pool["proxy"].to_numpy(float) / self.spread
+
+    def save(self, folder: Path) -> None:
+        """Write published.json."""
+        files.write_json(folder / "published.json", {"spread": self.spread})
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """A published proxy and what labels taught on top of it; `spread` is what the sum is divided by."""
+
+    base: Published
+    correction: _Reward
+    spread: float = 1.0
+
+    def score(self, pool: pd.DataFrame) -> np.ndarray:
+        """Rewards of a pool table's completions, (rows,)."""
+        return (self.base.score(pool) + self.correction.score(pool)) / self.spread
+
+
+def load_published(folder: Path) -> Published:
+    """Read what `Published.save` wrote."""
+    return Published(files.read_json(folder / "published.json")["spread"])
+
 
 BLOCK = 8192  # completions scored at a time: a million of them need no more memory than these
 
@@ -44,13 +90,13 @@ class Probe:
 
     def columns(self, pool: pd.DataFrame) -> np.ndarray:
         """What the weights multiply, (rows, 4 x hidden)."""
-        return design(pools.features(pool), self.mean, self.std)
+        return design(features(pool), self.mean, self.std)
 
     def save(self, path: Path) -> None:
         """Write a safetensors file, whole or not at all."""
         from safetensors.numpy import save_file
 
-        with runs.atomic(path) as target:
+        with files.atomic(path) as target:
             save_file({"mean": self.mean, "std": self.std, "weight": self.weight, "spread": np.array([self.spread])}, target)
 
     @classmethod

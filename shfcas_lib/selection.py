@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from shfcas_lib.params import InputError, Selection
+from shfcas_lib.base.errors import InputError
+from shfcas_lib.params.schema import Selection
 from shfcas_lib.strategies import STRATEGIES, Fitted, View
 
 COLUMNS = ["prompt_id", "i", "j", "rank", "strategy", "reason"]

@@ -20,7 +20,8 @@ import pandas as pd
 from scipy.special import entr, expit
 
 from shfcas_lib import rewards
-from shfcas_lib.params import InputError, Selection
+from shfcas_lib.base.errors import InputError
+from shfcas_lib.params.schema import Selection
 
 MEMBERS = 8  # bootstrap probes behind `uncertainty`
 
@@ -52,7 +53,7 @@ class View:
         return self.fitted
 
 
-Strategy = Callable[[pd.DataFrame, int, np.random.Generator, View], pd.DataFrame]
+StrategyFunction = Callable[[pd.DataFrame, int, np.random.Generator, View], pd.DataFrame]
 
 
 def shf_cas(pairs: pd.DataFrame, budget: int, generator: np.random.Generator, view: View) -> pd.DataFrame:
@@ -150,7 +151,7 @@ def low_conflict(pairs: pd.DataFrame, budget: int, generator: np.random.Generato
     return _largest(pairs, lambda p: -_weight(p), budget)
 
 
-STRATEGIES: dict[str, Strategy] = {
+STRATEGIES: dict[str, StrategyFunction] = {
     f.__name__: f
     for f in (shf_cas, shf_cas_threshold, pacs, kendall, pacs_difference, random, random_prompts, margin, uncertainty, bald, d_optimal, best_of, low_conflict)
 }

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from shfcas_lib import report, runs, stats
+from shfcas_lib.analysis import stats
+from shfcas_lib.base.randomness import rng
+from shfcas_lib.sweeps import report
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "results.md"
@@ -41,7 +43,7 @@ def interval(value: float, low: float, high: float, digits: int = 3, sign: bool 
 
 
 def band(table: pd.DataFrame, column: str, name: str) -> stats.Interval:
-    return stats.nested_interval(table, "pool", column, runs.rng(0, f"results/{name}"))
+    return stats.nested_interval(table, "pool", column, rng(0, f"results/{name}"))
 
 
 @cache

@@ -1,0 +1,29 @@
+__version__: str
+
+from .annotators.people import load_annotator as load_annotator
+from .base.errors import InputError as InputError
+from .base.randomness import rng as rng
+from .bias import inject as inject
+from .bias import observed as observed
+from .conflict import by_prompt as by_prompt
+from .conflict import conflict_table as conflict_table
+from .conflict import kendall_distance as kendall_distance
+from .conflict import pacs as pacs
+from .data.preferences import load_pairs as load_pairs
+from .data.prompts import load_prompts as load_prompts
+from .feedback import ask as ask
+from .gold import load_gold as load_gold
+from .loop import Setting as Setting
+from .models.loading import load_backbone as load_backbone
+from .params.reading import from_notebook as from_notebook
+from .params.reading import load as load
+from .policies import tilt as tilt
+from .pool import sample as sample
+from .pool import score as score
+from .refine import fit as fit
+from .refine import merge as merge
+from .selection import all_pairs as all_pairs
+from .selection import select as select
+from .storage.labels import LabelStore as LabelStore
+from .storage.runs import open_run as open_run
+from .strategies import STRATEGIES as STRATEGIES

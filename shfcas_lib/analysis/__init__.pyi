@@ -1,0 +1,12 @@
+from . import agreement as agreement
+from . import diagnosis as diagnosis
+from . import examples as examples
+from . import figures as figures
+from . import stats as stats
+from . import summary as summary
+from .agreement import collected as collected
+from .stats import Interval as Interval
+from .stats import cluster_interval as cluster_interval
+from .stats import mean_interval as mean_interval
+from .summary import contrasts as contrasts
+from .summary import headline as headline

@@ -1,0 +1,16 @@
+from . import formats as formats
+from . import preferences as preferences
+from . import prompts as prompts
+from . import recipes as recipes
+from . import rows as rows
+from . import shortlist as shortlist
+from .formats import read_jsonl as read_jsonl
+from .preferences import as_completions as as_completions
+from .preferences import load_pairs as load_pairs
+from .preferences import own_pairs as own_pairs
+from .preferences import preferences_from_gold as preferences_from_gold
+from .preferences import to_trl as to_trl
+from .prompts import SPLITS as SPLITS
+from .prompts import dropped as dropped
+from .prompts import load_prompts as load_prompts
+from .prompts import split as split

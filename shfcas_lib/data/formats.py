@@ -1,0 +1,197 @@
+"""Rows of a data set, one at a time, from wherever it lies: a hub, a folder, or a file. Nothing is held but a batch.
+
+    for where, row in rows(params.preferences, wanted=None): ...
+
+where: the row's place, for messages ('mine.jsonl, line 3'). row: column to value. A csv cell is text that may stand for a number
+or a truth value, and says so by its type, Cell.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from shfcas_lib.base import places
+from shfcas_lib.base.errors import InputError
+
+if TYPE_CHECKING:
+    from shfcas_lib.params.schema import Rows
+
+Row = tuple[str, dict[str, Any]]
+LONGEST = 1 << 25  # characters of one line or cell; nothing that a person compared is longer
+BATCH = 1000
+
+
+class Cell(str):
+    """Text out of a csv file, where numbers and truth values are text too."""
+
+
+def rows(data: Rows, wanted: list[str] | None = None) -> Iterator[Row]:
+    """Rows of a file, a saved data set or a hub data set, in their order. Raises InputError where it cannot be read (on).
+
+    wanted: the columns to read where reading fewer costs less (Parquet, Arrow); the others are there, as None.
+    """
+    if data.file is None:
+        return _read_parts(data, wanted)
+    path = places.user_path(data.file)
+    if path.is_dir():
+        return _read_saved(path, data.split, wanted)
+    if not path.is_file():
+        raise InputError(f"data file {path} does not exist")
+    name = path.name.lower()
+    if name.endswith((".jsonl", ".jsonl.gz")):
+        return ((f"{path}, line {n}", row) for n, row in read_jsonl(path))
+    if name.endswith(".csv"):
+        return _read_csv(path)
+    if name.endswith(".parquet"):
+        return _read_parquet(path, wanted)
+    raise InputError(f"data file {path}: expected a name ending in .jsonl, .jsonl.gz, .parquet or .csv")
+
+
+def name(data: Rows) -> str:
+    """What messages call the data set as a whole."""
+    return str(places.user_path(data.file)) if data.file is not None else str(data.source)
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
+    """(line number, object) of a jsonl or jsonl.gz file; blank lines count as lines only."""
+    opener = gzip.open if path.name.lower().endswith(".gz") else open
+    number = 0
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            for line in _lines(file, path):
+                number += 1
+                if line.strip():
+                    row = _json(line, f"{path}, line {number}")
+                    if not isinstance(row, dict):
+                        raise InputError(f"{path}, line {number}: found {type(row).__name__}, expected an object")
+                    yield number, row
+    except InputError:
+        raise
+    except (EOFError, OSError, ValueError, zlib.error) as error:
+        raise InputError(f"{path}, after line {number}: cannot be read on ({error})") from error
+
+
+def _lines(file: TextIO, path: Path) -> Iterator[str]:
+    """The lines of a file, none of them held that is longer than anything sensible."""
+    number = 0
+    while line := file.readline(LONGEST):
+        number += 1
+        if len(line) >= LONGEST:
+            raise InputError(f"{path}, line {number}: longer than {LONGEST} characters")
+        yield line
+
+
+def _json(line: str, where: str):
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not valid JSON ({error})") from error
+
+
+def _read_csv(path: Path) -> Iterator[Row]:
+    """Rows of a csv file with a header; a row with more or fewer cells than the header is an error."""
+    number = 0
+    csv.field_size_limit(LONGEST)
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(_lines(file, path), strict=True)
+            if not table.fieldnames:
+                raise InputError(f"{path} cannot be read: it has no header")
+            for number, row in enumerate(table, 1):
+                if None in row or None in row.values():
+                    raise InputError(f"{path}, row {number}: has not as many cells as the header")
+                yield f"{path}, row {number}", {column: Cell(cell) for column, cell in row.items()}
+    except InputError:
+        raise
+    except (csv.Error, OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read after row {number}: {error}") from error
+
+
+def _read_parquet(path: Path, wanted: list[str] | None) -> Iterator[Row]:
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file:
+            there = file.schema_arrow.names
+            for batch in file.iter_batches(BATCH, columns=_of(wanted, there), use_threads=False):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", dict.fromkeys(there) | row
+    except InputError:
+        raise
+    except Exception as error:  # pyarrow raises errors of its own
+        raise InputError(f"{path} cannot be read{f' after row {number}' if number else ''}: {_sentence(error)}") from error
+
+
+def _read_saved(path: Path, split: str | None, wanted: list[str] | None) -> Iterator[Row]:
+    """Rows of a folder that `save_to_disk` wrote, memory-mapped."""
+    import datasets
+
+    try:
+        data = datasets.load_from_disk(str(path))
+    except Exception as error:  # whatever lies in a folder, in whatever state
+        raise InputError(f"{path} cannot be read as a saved data set: {_sentence(error)}") from error
+    if isinstance(data, datasets.DatasetDict):
+        if (split or "train") not in data:
+            raise InputError(f"{path} has no split {split or 'train'!r} (splits found: {', '.join(data)})")
+        data = data[split or "train"]
+    return _read_arrow(data, str(path), wanted)
+
+
+def _read_parts(data: Rows, wanted: list[str] | None) -> Iterator[Row]:
+    """Rows of a hub data set, or of a local folder laid out like one; those of several folders in it one after the other, each
+    row with the folder's name under `data_dir`."""
+    folders = [data.data_dir] if isinstance(data.data_dir, str) or data.data_dir is None else data.data_dir
+    for folder in folders:
+        origin = f"{data.source}{f' {folder}' if folder else ''}"
+        for where, row in _read_arrow(_load(data, folder), origin, wanted):
+            yield where, row if folder is None else row | {"data_dir": folder}
+
+
+def _load(data: Rows, folder: str | None):
+    """One data set through `datasets`, as Arrow files in its cache, memory-mapped. Scripts are never run."""
+    import datasets
+    from datasets.utils import disable_progress_bars, enable_progress_bars
+
+    local = places.user_path(data.source)
+    quiet = local.is_dir()
+    if quiet:
+        disable_progress_bars()
+    try:
+        return datasets.load_dataset(str(local) if local.is_dir() else data.source, name=data.config, data_dir=folder,
+                                     split=data.split or "train", revision=None if local.is_dir() else data.revision)
+    except Exception as error:  # no network, no such id, config, folder, split or revision; a gate; broken files
+        asked = ", ".join(f"{key} {value!r}" for key, value in (
+            ("config", data.config), ("data_dir", folder), ("split", data.split or "train"), ("revision", data.revision)) if value)
+        raise InputError(f"data set {data.source!r} ({asked}) cannot be loaded: {_sentence(error)}") from error
+    finally:
+        if quiet:
+            enable_progress_bars()
+
+
+def _read_arrow(data, origin: str, wanted: list[str] | None) -> Iterator[Row]:
+    there = data.column_names
+    if wanted is not None:
+        data = data.select_columns(_of(wanted, there))
+    number = 0
+    for batch in data.iter(BATCH):
+        for values in zip(*batch.values()):
+            number += 1
+            yield f"{origin}, row {number}", dict.fromkeys(there) | dict(zip(batch, values))
+
+
+def _of(wanted: list[str] | None, there: list[str]) -> list[str] | None:
+    """The wanted columns that are there, or any one where none is, so that rows still come; None: all of them."""
+    return wanted if wanted is None else [column for column in there if column in wanted] or there[:1]
+
+
+def _sentence(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -1,0 +1,12 @@
+from . import checks as checks
+from . import notebooks as notebooks
+from . import proxy_data as proxy_data
+from . import replication as replication
+from . import stages as stages
+from . import trained as trained
+from .checks import PromptCheck as PromptCheck
+from .checks import check as check
+from .notebooks import prepare_notebook as prepare_notebook
+from .notebooks import run_notebook as run_notebook
+from .replication import build_case as build_case
+from .replication import replicates as replicates

@@ -1,0 +1,9 @@
+from . import estimate as estimate
+from . import plan as plan
+from . import shapes as shapes
+from .estimate import Knobs as Knobs
+from .estimate import stages as stages
+from .plan import make as make
+from .shapes import Shape as Shape
+from .shapes import measure as measure
+from .shapes import read_config as read_config

@@ -1,0 +1,13 @@
+from . import backbone as backbone
+from . import decoding as decoding
+from . import loading as loading
+from . import published as published
+from . import templates as templates
+from . import vllm_engine as vllm_engine
+from .backbone import Backbone as Backbone
+from .backbone import POLICY as POLICY
+from .loading import load_backbone as load_backbone
+from .loading import load_reader as load_reader
+from .published import scored as scored
+from .published import try_out as try_out
+from .templates import Guard as Guard

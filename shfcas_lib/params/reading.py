@@ -1,0 +1,136 @@
+"""Parameters from outside: a YAML file, or a notebook's cells, become one validated object.
+
+    params = load("params/quickstart.yaml")
+    params.sampling.n
+
+Bad input raises InputError: one sentence that names the file, the key, what was found and what was expected.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from shfcas_lib.base.errors import InputError
+from shfcas_lib.params import problems
+from shfcas_lib.params.schema import MECHANISMS, Block, Params
+
+_LONGEST_FILE = 1 << 19  # characters; reading so many takes seconds
+
+
+def load(path: str | Path) -> Params:
+    """Read and validate one YAML file. Raises InputError."""
+    return check(read_yaml(path), str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file as a plain mapping; keys given twice, aliases and tags are refused. Raises InputError."""
+    path = Path(path)
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(_LONGEST_FILE + 1)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read parameter file {path}: {error}") from error
+    if len(text) > _LONGEST_FILE:
+        raise InputError(f"parameter file {path} is longer than {_LONGEST_FILE} characters")
+    try:
+        values = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+    except (yaml.YAMLError, ValueError) as error:  # a whole number of thousands of digits is a ValueError
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise InputError(f"{path} is not valid YAML: nested too deeply") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds {type(values).__name__}, expected a mapping of parameters")
+    return values
+
+
+def from_notebook(namespace: dict[str, Any]) -> Params:
+    """Validate the variables that a notebook's parameter cells set (its own defaults, then what Papermill injected).
+
+    Those cells start with the word `# Parameters`, which is how Papermill heads its own. Where Papermill injected a whole run
+    (it sets `run`), only that counts, so that `papermill -f mine.yaml` and `shfcas run mine.yaml` mean the same. A name in them that is no
+    parameter is an error here, where Papermill alone would only warn. Where the kernel keeps no history of cells (nbval),
+    the variables of the parameters' names are taken as they are.
+    """
+    cells = [source for source in namespace.get("In", []) if source.startswith("# Parameters")]
+    whole = [source for source in cells if source.startswith("# Parameters\n") and re.search(r"^run = ", source, re.MULTILINE)]
+    cells = whole or cells
+    values: dict[str, Any] = {} if cells else {name: namespace[name] for name in Params.model_fields if name in namespace}
+    for source in cells:
+        for node in ast.parse(source).body:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+            values |= {t.id: _value(node.value, namespace.get(t.id)) for t in targets if isinstance(t, ast.Name)}
+    if not values:
+        raise InputError("the notebook's parameter cell has not been run: run it first")
+    return check(values, "the notebook's parameters")
+
+
+def _value(node: ast.expr, otherwise: Any) -> Any:
+    """What the cell says where it says it literally: later cells may use the same name for something else."""
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return otherwise
+
+
+def check(values: dict[str, Any], origin: str) -> Params:
+    """Validate a mapping of parameters. `origin` is what the error message calls it."""
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        # A misspelt key shows up twice, as an unknown and as a missing one: the first says what to do.
+        errors = sorted(error.errors(), key=lambda e: e["type"] == "missing")
+        raise InputError(f"{origin}: {problems.sentence(errors[0], Params, MECHANISMS)}") from error
+
+
+def fingerprint(*parts: Any) -> str:
+    """Sixteen hex digits that change when any of the parts (blocks or plain data) changes."""
+    plain = [part.model_dump() if isinstance(part, BaseModel) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=_dump).encode()).hexdigest()[:16]
+
+
+def _dump(value: Any) -> Any:
+    return value.model_dump() if isinstance(value, BaseModel) else str(value)
+
+
+def keys() -> list[tuple[str, str, str]]:
+    """Every parameter as (dotted name, default, description), in the order of the file."""
+    return list(_keys(Params, ""))
+
+
+def _keys(block: type[BaseModel], prefix: str):
+    for name, field in block.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Block):
+            yield from _keys(field.annotation, f"{prefix}{name}.")
+        else:
+            default = "(required)" if field.is_required() else json.dumps(field.get_default(), default=_dump)
+            yield prefix + name, default, field.description or ""
+            if name == "bias":
+                for kind, mechanism in MECHANISMS.items():
+                    for key, inner in mechanism.model_fields.items():
+                        if key != "kind":
+                            yield f"bias[kind: {kind}].{key}", "(required)", inner.description or ""
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice and aliases (which can make a small file explode)."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        names = Counter(repr(self.construct_object(key, deep=True)) for key, _ in node.value)
+        for name, count in names.items():
+            if count > 1:
+                raise yaml.YAMLError(f"key {name} is given twice")
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,261 @@
+"""What the annotation screen shows next, and what an answer does: the screen without the pixels.
+
+    session = Session(store, questions(comparisons, "anna", seed), completions, "anna")
+    session.view()                                                       # a dict that the front end draws
+    session.handle({"do": "answer", "turn": ..., "answer": "left"})      # durable when this returns
+
+Everything is derived from the label store: a killed kernel, a reloaded page or the next morning finds the same place.
+Model output is untrusted. It leaves here as plain characters in which everything invisible has been made visible (`visible`),
+and the front end puts it on the page as text and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import unicodedata
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from shfcas_lib.base.dialogues import plain
+from shfcas_lib.base.randomness import rng
+from shfcas_lib.storage.labels import SCALES, LabelStore
+
+# What each scale offers: (answer, key, words on the button).
+CHOICES = {
+    "pair": [("left", "ArrowLeft", "Left is better"), ("tie", "=", "Tie"), ("both_bad", "b", "Both bad"), ("skip", "s", "Skip"),
+             ("right", "ArrowRight", "Right is better")],
+    "safety": [("safe", "1", "Safe"), ("unsure", "2", "Unsure"), ("unsafe", "3", "Unsafe"), ("skip", "s", "Skip")],
+    "five": [*((word, word, word) for word in SCALES["five"]), ("skip", "s", "Skip")],
+}
+_LONGEST_NOTE = 2000
+_LONGEST_LATENCY = 120.0  # seconds; a coffee break says nothing about the rate
+_MOST_SEGMENTS = 2000
+_NO_GLYPH = {"\u034f", "\u115f", "\u1160", "\u17b4", "\u17b5", "\u2800", "\u3164", "\uffa0"}  # letters by their category, invisible on a page
+
+
+def visible(text: str) -> list[list]:
+    """The text in segments [characters, is a marker?]. Control, zero-width, bidi and other invisible characters become markers such
+    as ⟨U+202E⟩. Line ends and tabs stay; so do the joiners inside emoji and inside words of scripts that need them."""
+    if not text:
+        return [["\N{MATHEMATICAL LEFT ANGLE BRACKET}empty\N{MATHEMATICAL RIGHT ANGLE BRACKET}", True]]
+    text = text.replace("\r\n", "\n")
+    out: list[list] = []
+    plain: list[str] = []
+    for place, character in enumerate(text):
+        if character.isprintable() and character not in _NO_GLYPH or character in "\n\t" or _needed_joiner(text, place) or unicodedata.category(character) == "Zs":
+            plain.append(character)
+            continue
+        if plain:
+            out.append(["".join(plain), False])
+            plain = []
+        marker = f"\N{MATHEMATICAL LEFT ANGLE BRACKET}U+{ord(character):04X}\N{MATHEMATICAL RIGHT ANGLE BRACKET}"
+        if out and out[-1][1]:
+            out[-1][0] += marker
+        else:
+            out.append([marker, True])
+    if plain:
+        out.append(["".join(plain), False])
+    if len(out) > _MOST_SEGMENTS:  # a page of tens of thousands of elements is slow; the markers stay, without their colour
+        return [["".join(part for part, _ in out), False]]
+    return out
+
+
+def _needed_joiner(text: str, place: int) -> bool:
+    """A zero-width joiner between two parts of an emoji, or a joiner or non-joiner inside an Arabic or Indic word."""
+    if text[place] not in "\u200c\u200d" or not 0 < place < len(text) - 1:
+        return False
+    before, after = text[place - 1], text[place + 1]
+    if text[place] == "\u200d" and unicodedata.category(after) == "So":
+        return unicodedata.category(before) in ("So", "Sk") or before == "\ufe0f"
+    return all("\u0600" <= c <= "\u0dff" or "\ufb50" <= c <= "\ufeff" for c in (before, after)) and before.isprintable() and after.isprintable()
+
+
+@dataclass(frozen=True)
+class Question:
+    """One thing to show. j is None where one completion is rated; left: the completion that stands on the left."""
+
+    prompt_id: str
+    i: int
+    j: int | None
+    left: int
+    repeat: bool
+    strategy: str
+    reason: str
+
+    def get(self, name: str):
+        """As a row of a table of comparisons gives it; this is what the label store reads."""
+        return getattr(self, name)
+
+    __getitem__ = get
+
+    @property
+    def key(self) -> tuple:
+        """What tells this question from others of the same person."""
+        return self.prompt_id, self.i, self.j, self.repeat
+
+    @property
+    def right(self) -> int:
+        """The completion on the right."""
+        return self.j if self.left == self.i else self.i
+
+
+def questions(comparisons: pd.DataFrame, annotator: str, seed: int, repeats: float = 0.1) -> list[Question]:
+    """The comparisons in their order, with a share `repeats` of them put a second time later on, unannounced.
+
+    comparisons: prompt_id, i, j (j left out: ratings of completion i), strategy, reason. Which side a completion stands on, which
+    comparisons come twice and where depends on the seed, the person and the comparisons, and on nothing else.
+    """
+    rows = comparisons.to_dict("records")
+    asked = [_question(row, annotator, seed, False) for row in rows]
+    total = len(asked)
+    gap = max(1, min(5, total // 3))  # so far behind the first time that nobody answers from memory of the page
+    often = min(round(repeats * total), max(0, total - 1 - gap))
+    name = f"repeats/{annotator}/" + "/".join(f"{q.prompt_id}.{q.i}.{q.j}" for q in asked)
+    generator = rng(seed, name)
+    places = [(float(place), question) for place, question in enumerate(asked)]
+    for place in sorted(generator.permutation(max(0, total - 1 - gap))[:often].tolist()):
+        later = int(generator.integers(place + gap + 1, total))
+        places.append((later - 0.5, _question(rows[place], annotator, seed, True)))  # before an original: the last question is a new one
+    return [question for _, question in sorted(places, key=lambda pair: pair[0])]
+
+
+def _question(row: dict, annotator: str, seed: int, repeat: bool) -> Question:
+    i, j = int(row["i"]), None if row.get("j") is None else int(row["j"])
+    swap = rng(seed, f"side/{annotator}/{row['prompt_id']}/{i}/{j}/{int(repeat)}").random() < 0.5
+    return Question(row["prompt_id"], i, j, j if swap and j is not None else i, repeat, row["strategy"], row["reason"])
+
+
+class Session:
+    """One person at one list of questions. `view` says what to draw, `handle` takes what the person did.
+
+    completions: prompt_id, index, prompt, completion. scale: pair, safety or five. people: how many must answer a comparison; where
+    others have done so already it is not put to this person.
+    """
+
+    def __init__(self, store: LabelStore, asked: list[Question], completions: pd.DataFrame, annotator: str, scale: str = "pair", people: int = 1):
+        self.store, self.asked, self.annotator, self.scale, self.people = store, asked, annotator, scale, people
+        columns = zip(completions["prompt_id"], completions["index"], completions["prompt"], completions["completion"])
+        self.texts = {(prompt_id, int(index)): (prompt, completion) for prompt_id, index, prompt, completion in columns}
+        self.message = ""
+        self.shown: Question | None = None
+        self._settle()
+
+    def _settle(self, question: Question | None = None) -> None:
+        """Read the store, and show `question`, or else the first that is open. Every call is a new turn: messages of older turns are void."""
+        table = self.store.by_annotator()
+        mine = table[table["annotator"] == self.annotator]
+        j = [None if pd.isna(value) else int(value) for value in mine["j"]]
+        known = {(p, i, other, bool(repeat)): row for p, i, other, repeat, row in zip(mine["prompt_id"], mine["i"], j, mine["repeat"], mine.to_dict("records"))}
+        self.answers = {q.key: known[q.key] for q in self.asked if q.key in known}
+        self.latencies = mine["latency"].dropna().tail(20).tolist()  # of earlier rounds too
+        self.decided = int((table["answer"].isin(["first", "second"]) & ~table["repeat"]).sum())
+        enough = self.store.answered(self.people) if self.scale == "pair" else set()
+        self.open = [q for q in self.asked if q.key not in self.answers and not self._spared(q, enough)]
+        self.shown = question or (self.open[0] if self.open else None)
+        self.turn = secrets.token_hex(8)
+
+    def _spared(self, question: Question, enough: set) -> bool:
+        if question.repeat:  # a repeat means something only to who has seen the first
+            first = (question.prompt_id, question.i, question.j, False)
+            return first not in self.answers and question.key[:3] in enough
+        return question.key[:3] in enough
+
+    @property
+    def complete(self) -> bool:
+        """Is nothing left for this person to answer?"""
+        return not self.open
+
+    def handle(self, message: dict) -> None:
+        """Do what the person asked for: answer, undo, back or resume. A message of an earlier turn, or of none, is ignored: it is the
+        second half of a double click, or comes from a page that was left behind."""
+        if not isinstance(message, dict) or message.get("turn") != self.turn:
+            return
+        action = {"answer": self._answer, "undo": self._undo, "back": self._back, "resume": self._resume}.get(message.get("do"))
+        if action:
+            action(message)
+
+    def _answer(self, message: dict) -> None:
+        question, word = self.shown, message.get("answer")
+        if question is None or word not in [answer for answer, _, _ in CHOICES[self.scale]]:
+            return
+        before = self.answers.get(question.key)
+        note = message.get("note") if isinstance(message.get("note"), str) else ""
+        note = note[:_LONGEST_NOTE].encode("utf-8", "replace").decode("utf-8")  # half an emoji must not cost the answer
+        stored = self.store.add(question, self._stored(word), self.annotator, shown_left=question.left, latency=_seconds(message.get("seconds")),
+                                note=note, repeat=question.repeat, after=before["id"] if before else None)
+        self.message = "Saved." if stored else "This one was answered in another window meanwhile; that answer stands."
+        self._settle()
+
+    def _stored(self, word: str) -> str:
+        """Left and right, as seen, become first and second, as stored."""
+        if word not in ("left", "right"):
+            return word
+        return "first" if (word == "left") == (self.shown.left == self.shown.i) else "second"
+
+    def _seen(self, question: Question) -> str | None:
+        """The answer that stands for a question, as this person saw it."""
+        row = self.answers.get(question.key)
+        if row is None or row["answer"] not in ("first", "second"):
+            return row and row["answer"]
+        return "left" if (row["answer"] == "first") == (question.left == question.i) else "right"
+
+    def _undo(self, message: dict) -> None:
+        latest = max(self.answers.values(), key=lambda row: row["id"], default=None)
+        if latest is None:
+            return
+        self.store.retract(latest["id"])
+        question = next(q for q in self.asked if self.answers.get(q.key) is latest)
+        self._settle(question)
+        self.message = "Taken back; your earlier answer stands again." if question.key in self.answers else "Taken back: answer it again."
+
+    def _back(self, message: dict) -> None:
+        place = self.asked.index(self.shown) if self.shown else len(self.asked)
+        earlier = [q for q in self.asked[:place] if q.key in self.answers]
+        if earlier:
+            self._settle(earlier[-1])
+            self.message = "An earlier one: answer again to change it, or c to continue."
+
+    def _resume(self, message: dict) -> None:
+        self._settle()
+        self.message = ""
+
+    def view(self) -> dict:
+        """What to draw: plain data, texts as segments of `visible`."""
+        done = len(self.asked) - len(self.open)
+        rate = self.rate()
+        question = self.shown
+        place = self.asked.index(question) if question else len(self.asked)
+        view = {"state": "ask" if question else "review", "turn": self.turn, "scale": self.scale, "done": done, "total": len(self.asked),
+                "choices": [list(choice) for choice in CHOICES[self.scale]], "message": self.message, "undo": bool(self.answers),
+                "back": any(q.key in self.answers for q in self.asked[:place]), "earlier": question is not None and question.key in self.answers,
+                "per_minute": rate, "minutes_left": len(self.open) / rate if rate else None, "last": self._last()}
+        if question is None:
+            return view
+        shown = [question.left] if question.j is None else [question.left, question.right]
+        texts = [self.texts[question.prompt_id, index] for index in shown]
+        return view | {"prompt": visible(plain(texts[0][0])), "texts": [visible(text) for _, text in texts], "given": self._seen(question),
+                       "note": self.answers[question.key]["note"] if question.key in self.answers else ""}
+
+    def _last(self) -> dict | None:
+        """The answer given last and why it was asked, for who wants to see it afterwards."""
+        latest = max(self.answers.values(), key=lambda row: row["id"], default=None)
+        if latest is None:
+            return None
+        question = next(q for q in self.asked if self.answers.get(q.key) is latest)
+        words = {answer: text for answer, _, text in CHOICES[self.scale]}
+        return {"answer": words[self._seen(question)], "reason": question.reason, "strategy": question.strategy}
+
+    def rate(self) -> float | None:
+        """Answers a minute, from the last twenty of this person; None before the third."""
+        seconds = [min(latency, _LONGEST_LATENCY) for latency in self.latencies]
+        return 60 / max(float(np.mean(seconds)), 0.1) if len(seconds) >= 3 else None
+
+
+def _seconds(value: object) -> float | None:
+    """A latency as the front end measured it, or None where it is no sensible number."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and 0 <= value < 1e7:
+        return float(value)
+    return None

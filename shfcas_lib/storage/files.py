@@ -1,0 +1,131 @@
+"""Files written whole or not at all, and locks that die with their process.
+
+    with atomic(path) as target: table.to_parquet(target)
+
+What is being written stands in a hidden, locked scratch folder beside its place; `clear` removes those of killed processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from shfcas_lib.base.errors import InputError
+
+
+def sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+TEMPORARY = ".part"  # ends the name of what is being written
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)  # faults of the place, not of the caller
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a path of the same name in a scratch folder beside `path`; rename it over `path` when the block succeeds, remove it when it
+    fails. Raises InputError where the disk is full or the folder cannot be written."""
+    with writing(path), scratch(path.parent, path.name) as folder:
+        yield folder / path.name
+        with open(folder / path.name, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(folder / path.name, path)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise InputError where the block fails because the disk is full or the folder of `path` cannot be written. safetensors says so in words
+    alone: '(os error 28)'."""
+    try:
+        yield
+    except Exception as error:
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        if number in _DISK:
+            raise InputError(f"cannot write {path}: {os.strerror(number)}") from error
+        raise
+
+
+@contextlib.contextmanager
+def scratch(folder: Path, name: str) -> Iterator[Path]:
+    """A hidden folder in `folder`, for what is written there before it gets the name `name`; removed at the end. It is locked as long as this
+    process lives: `clear` removes it after a kill."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary, lock = _locked_scratch(folder, name)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_scratch(folder: Path, name: str) -> tuple[Path, int]:
+    while True:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=TEMPORARY, dir=folder))
+        with contextlib.suppress(FileNotFoundError):  # `clear` came between the folder's making and its lock: another one
+            lock = _lock(temporary)
+            if temporary.exists():
+                return temporary, lock
+            os.close(lock)
+
+
+def clear(folder: Path) -> None:
+    """Remove what killed processes left half-written anywhere below `folder`. What a living process writes is locked, and stays."""
+    for place, folders, _ in os.walk(folder):  # not rglob: that fails where a folder goes while it looks
+        for name in [name for name in folders if name.startswith(".") and name.endswith(TEMPORARY)]:
+            folders.remove(name)
+            with contextlib.suppress(OSError):  # its writer lives, it is gone meanwhile, or the folder is read-only
+                lock = _lock(Path(place, name), wait=False)
+                shutil.rmtree(Path(place, name), ignore_errors=True)
+                os.close(lock)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Wait until no other process or thread holds `folder`, and hold it. The kernel lets go when this process ends, however it ends."""
+    lock = _lock(folder)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock(folder: Path, wait: bool = True) -> int:
+    """The handle of a locked folder. With `wait`, a file system that knows no locks is written to without; else every failure is raised."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        if not wait:
+            os.close(handle)
+            raise
+    return handle
+
+
+def write_json(path: Path, values: dict) -> None:
+    """Write a dict as indented JSON, whole or not at all. NaN and infinity are refused."""
+    with atomic(path) as target:
+        target.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+def records(table: pd.DataFrame | None) -> list[dict]:
+    """A table for JSON, row by row, NaN as null; nothing where there is no table."""
+    return [] if table is None else table.astype(object).where(table.notna(), None).to_dict("records")
+
+
+def read_json(path: Path) -> dict:
+    """Read what `write_json` wrote."""
+    return json.loads(path.read_text())

@@ -1,0 +1,5 @@
+"""Many runs: a plan of jobs, the driver that runs them, the report that reads them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

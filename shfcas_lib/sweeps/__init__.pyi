@@ -1,0 +1,11 @@
+from . import digests as digests
+from . import driver as driver
+from . import figures as figures
+from . import jobs as jobs
+from . import plan as plan
+from . import report as report
+from . import slurm as slurm
+from .driver import drive as drive
+from .jobs import open_job as open_job
+from .plan import compile_plan as compile_plan
+from .report import open_tables as open_tables

@@ -1,0 +1,14 @@
+from . import attributes as attributes
+from . import embedded as embedded
+from . import helpfulness as helpfulness
+from . import instructions as instructions
+from . import safety as safety
+from .attributes import ATTRIBUTES as ATTRIBUTES
+from .attributes import attribute as attribute
+from .attributes import refuses as refuses
+from .embedded import embedded_prompts as embedded_prompts
+from .embedded import hand_labels as hand_labels
+from .helpfulness import Relevance as Relevance
+from .instructions import CONSTRAINTS as CONSTRAINTS
+from .instructions import followed as followed
+from .safety import safety_score as safety_score

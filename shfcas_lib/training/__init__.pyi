@@ -1,0 +1,10 @@
+from . import checkpoints as checkpoints
+from . import policy as policy
+from . import reward as reward
+from . import sft as sft
+from . import trainer as trainer
+from .policy import examples as examples
+from .reward import LoraReward as LoraReward
+from .sft import base as base
+from .trainer import arguments as arguments
+from .trainer import fit as fit

@@ -1,0 +1,256 @@
+"""The annotation screen in a real browser on a real JupyterLab: keys, mouse, reload, a killed kernel, hostile texts, both themes."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny_run
+import yaml
+from project import PATHS, ROOT
+
+from shfcas_lib.screen.session import visible
+from shfcas_lib.storage.labels import LabelStore
+
+CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync")
+TOKEN = "only-for-this-test"
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="NOT TESTED: the annotation screen needs a browser for its test: apt-get install chromium")
+
+
+@pytest.fixture
+def lab(tmp_path, runs_folder, monkeypatch):
+    """JupyterLab on loopback with the prepared notebook 03 of a run: (address, notebook's path in it, stage folder, process)."""
+    run, _ = tiny_run.make(tiny_run.settings())
+    (tmp_path / "people.yaml").write_text(yaml.safe_dump(tiny_run.settings()))
+    settings = tmp_path / "lab" / "settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    environment = os.environ | {
+        "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1", "SHFCAS_ANNOTATOR": "anna", "JUPYTER_CONFIG_DIR": str(tmp_path / "lab" / "config"),
+        "JUPYTER_RUNTIME_DIR": str(tmp_path / "lab" / "runtime"), "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "lab" / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "lab" / "workspaces")}
+    prepared = subprocess.run([sys.executable, "-m", "shfcas_lib", "annotate", str(tmp_path / "people.yaml"), "--prepare"], cwd=ROOT, env=environment,
+                              capture_output=True, text=True)
+    assert prepared.returncode == 0, prepared.stderr
+    notebook = Path(prepared.stdout.strip()).relative_to(runs_folder.resolve())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with open(tmp_path / "lab" / "log", "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
+             f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={runs_folder}", "--LabApp.news_url=None"],
+            env=environment, stdout=log, stderr=log, start_new_session=True)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            assert process.poll() is None, (tmp_path / "lab" / "log").read_text()[-3000:]
+            try:
+                request(address, "/api/status")
+                break
+            except OSError:
+                time.sleep(0.25)
+        yield address, str(notebook), run.folder / "03_feedback", process
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def request(address, path, method="GET", body=None):
+    data = None if body is None else json.dumps(body).encode()
+    call = urllib.request.Request(address + path, method=method, data=data, headers={"Authorization": f"token {TOKEN}", "Content-Type": "application/json"})
+    with urllib.request.urlopen(call, timeout=10) as answer:
+        return json.loads(answer.read() or b"null")
+
+
+@pytest.fixture
+def page(lab, tmp_path):
+    """A page of headless Chromium with the notebook open."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1400, "height": 1150})
+        page.set_default_timeout(30_000)
+        page.goto(f"{lab[0]}/lab/tree/{lab[1]}?token={TOKEN}")
+        yield page
+        page.screenshot(path=tmp_path / "last.png")  # kept by pytest where the test failed
+        browser.close()
+
+
+SCREEN = ".shfcas-screen"
+
+
+def run_all(page, address):
+    """Run > Run All Cells, and wait for a screen that is no leftover of an earlier run."""
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+    old = page.locator(SCREEN).get_attribute("data-turn") if page.locator(SCREEN).count() else None
+    fresh = "([css, old]) => { const all = document.querySelectorAll(css); return all.length == 1 && all[0].dataset.turn !== old }"
+    for _ in range(120):  # JupyterLab drops what it is asked to run before it has met its kernel
+        with contextlib.suppress(OSError):  # the server cannot list a kernel that is just being started
+            if [k for k in request(address, "/api/kernels") if k["execution_state"] == "idle" and k["connections"]]:
+                break
+        page.wait_for_timeout(250)
+    page.wait_for_timeout(500)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    page.wait_for_function(fresh, arg=[SCREEN, old])
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", state="attached")
+    page.locator(f"{SCREEN} .title").scroll_into_view_if_needed()
+
+
+def facts(page):
+    return page.locator(SCREEN).evaluate("e => ({turn: e.dataset.turn, done: Number(e.dataset.done), state: e.dataset.state})")
+
+
+def act(page, action):
+    """Do something on the screen, as fast as a very fast person, and wait for what comes next."""
+    before = facts(page)["turn"]
+    page.wait_for_timeout(300)
+    action()
+    page.wait_for_function("([css, old]) => document.querySelector(css).dataset.turn !== old", arg=[SCREEN, before])
+    return facts(page)
+
+
+def press(page, key):
+    return act(page, lambda: page.keyboard.press(key))
+
+
+def click(page, name):
+    return act(page, lambda: page.locator(f"{SCREEN} .choices button", has_text=name).click())
+
+
+def shown(page):
+    return page.locator(f"{SCREEN} .pair .text").evaluate_all("all => all.map(e => e.textContent)")
+
+
+def contrast(page):
+    """Contrast ratio (WCAG) of the completions' text against their pane."""
+    return page.evaluate("""() => {
+        const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+        const light = (colour) => {
+            canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+            const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map((v) => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4 });
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+        };
+        const pane = document.querySelector('.shfcas-screen .pair .pane');
+        const [a, b] = [getComputedStyle(pane.querySelector('.text')).color, getComputedStyle(pane).backgroundColor].map(light);
+        return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    }""")
+
+
+def rows(stage):
+    with LabelStore(stage / "shf_cas" / "labels.sqlite") as store:
+        return store.rows()
+
+
+def test_a_person_labels_a_run_in_jupyterlab(lab, page, tmp_path):
+    address, notebook, stage, server = lab
+    texts = {"".join(part for part, _ in visible(raw)) for raw in tiny_run.HOSTILE}
+    run_all(page, address)
+    cells = page.locator(".jp-Notebook .jp-Cell").count()
+    assert facts(page)["done"] == 0 and "wait for a person" in page.locator(".jp-Notebook").inner_text()
+    assert contrast(page) > 7
+    page.locator(SCREEN).screenshot(path=tmp_path / "light.png")
+
+    # The keyboard. Letters that are no answer must reach neither the store nor JupyterLab (d d deletes a cell there).
+    page.locator(f"{SCREEN} .title").click()
+    page.wait_for_timeout(300)
+    for key in ("d", "d", "x", "a", "0", "0"):
+        page.keyboard.press(key)
+    assert page.locator(".jp-Notebook .jp-Cell").count() == cells and len(rows(stage)) == 0
+    seen = []
+    for key in ("ArrowLeft", "ArrowRight", "="):
+        seen += shown(page)
+        press(page, key)
+    assert facts(page)["done"] == 3
+
+    # The mouse; a double click answers once.
+    seen += shown(page)
+    click(page, "Left is better")
+    seen += shown(page)
+    act(page, lambda: page.locator(f"{SCREEN} .choices button", has_text="Both bad").dblclick())
+    page.wait_for_timeout(500)
+    assert facts(page)["done"] == 5 and len(rows(stage)) == 5
+
+    # Undo; then a note, whose letters are letters.
+    assert press(page, "u")["done"] == 4 and rows(stage)["answer"].tolist()[-1] == "undo"
+    page.keyboard.press("n")
+    page.keyboard.type("b = s u <i>")
+    page.keyboard.press("Enter")
+    assert facts(page)["done"] == 4
+    assert press(page, "b")["done"] == 5 and rows(stage)["note"].tolist()[-1] == "b = s u <i>"
+
+    # The page is loaded anew, in the dark theme: the same place.
+    request(address, "/lab/api/settings/@jupyterlab/apputils-extension:themes", "PUT", {"raw": '{"theme": "JupyterLab Dark"}'})
+    before = shown(page)
+    page.reload()
+    run_all(page, address)
+    assert facts(page)["done"] == 5 and shown(page) == before
+    assert contrast(page) > 7
+    page.locator(SCREEN).screenshot(path=tmp_path / "dark.png")
+
+    # The kernel dies without warning, right after an answer was confirmed.
+    page.locator(f"{SCREEN} .title").click()
+    press(page, "ArrowLeft")
+    stored = rows(stage)
+    before = shown(page)
+    os.kill(kernel_of(server), signal.SIGKILL)
+    page.locator(".jp-Dialog").get_by_role("button").last.click()
+    run_all(page, address)
+    pd.testing.assert_frame_equal(rows(stage), stored)
+    assert facts(page)["done"] == 6 and shown(page) == before
+
+    # To the end: the rest of this round, the round after it, by mouse and keys in turn.
+    page.locator(f"{SCREEN} .title").click()
+    for turn in range(40):
+        now = facts(page)
+        if now["state"] == "done":
+            break
+        if now["state"] == "review":
+            press(page, "Enter")
+            page.wait_for_function("css => document.querySelector(css).dataset.state !== 'busy'", arg=SCREEN)
+        elif turn % 2:
+            seen += shown(page)
+            click(page, "Right is better")
+        else:
+            seen += shown(page)
+            press(page, "ArrowRight")
+    assert facts(page)["state"] == "done" and "reward is refined" in page.locator(SCREEN).inner_text()
+
+    # Everything was text: every completion came out as it went in, and nothing in it ran or became an element.
+    assert set(seen) == texts
+    assert page.evaluate("window.shfcas_hacked") is None
+    assert page.locator(f"{SCREEN} :is(script, img, svg, a, iframe, b, i)").count() == 0
+
+    # Nothing lost, nothing doubled; the notebook goes through, and what it exports is what was said.
+    table = rows(stage)
+    assert (table["answer"] == "undo").sum() == 1 and set(table["annotator"]) == {"anna"} and table["latency"].dropna().gt(0.2).all()
+    with LabelStore(stage / "shf_cas" / "labels.sqlite") as store:
+        assert len(store.labels()) == 12 and store.by_annotator()["repeat"].sum() == 2 and len(store.by_annotator()) == 14
+    run_all(page, address)
+    page.wait_for_function("() => document.querySelector('.jp-Notebook').innerText.includes('shf_cas: 12 labels')")
+    assert (stage / "metrics.json").exists() and len(pd.read_parquet(stage / "shf_cas" / "export" / "labels.parquet")) == 12
+
+
+def kernel_of(server):
+    """The process of the one kernel that this test's own server started."""
+    import psutil
+
+    kernels = [child.pid for child in psutil.Process(server.pid).children(recursive=True) if "ipykernel_launcher" in " ".join(child.cmdline())]
+    assert len(kernels) == 1
+    return kernels[0]
