@@ -1,6 +1,7 @@
-"""PACS and K for 100,000 prompts x 8, against scipy prompt by prompt and against plain numpy broadcasting; growth; memory at 10 million completions.
+"""PACS and K for 100,000 prompts x 8, against scipy prompt by prompt and against plain numpy
+broadcasting; growth; memory at 10 million completions.
 
-    python benchmarks/conflict_metrics.py
+python benchmarks/conflict_metrics.py
 """
 
 from __future__ import annotations
@@ -24,21 +25,29 @@ def both(reward: np.ndarray, logp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def by_prompt(reward: np.ndarray, logp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The way one writes it first."""
     score = [stats.zscore(r) - stats.zscore(l) for r, l in zip(reward, logp)]
-    return np.array(score), np.array([(1 - stats.kendalltau(r, l).statistic) / 2 for r, l in zip(reward, logp)])
+    return np.array(score), np.array(
+        [(1 - stats.kendalltau(r, l).statistic) / 2 for r, l in zip(reward, logp)]
+    )
 
 
 def broadcast(reward: np.ndarray, logp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The way one writes it next: an N x N table of signs for each prompt."""
     score = stats.zscore(reward, axis=1) - stats.zscore(logp, axis=1)
     upper = np.triu_indices(N, 1)
-    sign_r, sign_l = (np.sign(v[:, :, None] - v[:, None, :])[:, upper[0], upper[1]] for v in (reward, logp))
+    sign_r, sign_l = (
+        np.sign(v[:, :, None] - v[:, None, :])[:, upper[0], upper[1]] for v in (reward, logp)
+    )
     return score, (1 - (sign_r * sign_l).mean(1)) / 2
 
 
 def main() -> None:
-    reward, logp = np.random.default_rng().normal(size=(2, PROMPTS, N))  # fresh every time: agreement must not hang on a seed
+    reward, logp = np.random.default_rng().normal(
+        size=(2, PROMPTS, N)
+    )  # fresh every time: agreement must not hang on a seed
     for other in (by_prompt, broadcast):
-        for found, expected in zip(both(reward[:LOOPED], logp[:LOOPED]), other(reward[:LOOPED], logp[:LOOPED])):
+        for found, expected in zip(
+            both(reward[:LOOPED], logp[:LOOPED]), other(reward[:LOOPED], logp[:LOOPED])
+        ):
             np.testing.assert_allclose(found, expected, atol=1e-9)
     counted = {
         "ours": lambda: both(reward, logp) and PROMPTS,
@@ -47,7 +56,14 @@ def main() -> None:
     }
     release("conflict_metrics", ratios(race(counted), "ours"))
     sizes = [30_000, 100_000, 300_000, 1_000_000]
-    release("conflict_growth", growth("PACS and K, prompts", sizes, grown(np.random.default_rng().normal(size=(2, sizes[-1], N)))))
+    release(
+        "conflict_growth",
+        growth(
+            "PACS and K, prompts",
+            sizes,
+            grown(np.random.default_rng().normal(size=(2, sizes[-1], N))),
+        ),
+    )
     release("conflict_memory", memory(10_000_000))
 
 
@@ -56,14 +72,26 @@ def grown(values: np.ndarray):
 
 
 def memory(completions: int) -> pd.DataFrame:
-    """Peak memory of the conflict table of that many completions, as a multiple of the table itself."""
+    """Peak memory of the conflict table of that many completions, as a multiple of the table
+    itself."""
     prompts = completions // N
-    table = pd.DataFrame({"prompt_id": np.repeat(np.arange(prompts), N), "index": np.tile(np.arange(N), prompts)})
+    table = pd.DataFrame(
+        {"prompt_id": np.repeat(np.arange(prompts), N), "index": np.tile(np.arange(N), prompts)}
+    )
     table["logp"], reward = np.random.default_rng().normal(size=(2, completions))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     size = conflict_table(table, reward).memory_usage().sum()
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    return pd.DataFrame([{"completions": completions, "table, MB": size / 1e6, "more memory at the peak, MB": peak / 1e6, "ratio": peak / size}])
+    return pd.DataFrame(
+        [
+            {
+                "completions": completions,
+                "table, MB": size / 1e6,
+                "more memory at the peak, MB": peak / 1e6,
+                "ratio": peak / size,
+            }
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Estimated against measured peaks of memory, stage by stage, on this machine's CPU: `make plan-check`, or --quick for the short form.
+"""Estimated against measured peaks of memory, stage by stage, on this machine's CPU: `make
+plan-check`, or --quick for the short form.
 
-Each case runs the library's own stages in this process (see `stages`) after a first pass over a tiny model, which pays for imports, thread pools and
-lazy set-up. Prints a Markdown table; with --json the same as JSON lines.
-"""
+Each case runs the library's own stages in this process (see `stages`) after a first pass over a
+tiny model, which pays for imports, thread pools and lazy set-up. Prints a Markdown table; with
+--json the same as JSON lines."""
 
 import argparse
 import itertools
@@ -22,17 +23,34 @@ from shfcas_lib.memory.plan import knobs
 from shfcas_lib.models import loading
 from shfcas_lib.params import reading
 
-SIZES = {"hidden_size": 768, "intermediate_size": 2048, "num_attention_heads": 12, "vocab_size": 16000, "max_position_embeddings": 2048}
+SIZES = {
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_attention_heads": 12,
+    "vocab_size": 16000,
+    "max_position_embeddings": 2048,
+}
 EMBEDDED = "smollm2-135m-instruct"
 QUICK = [("llama", "nf4", 3, 0.1, 72, 24), (EMBEDDED, "nf4", 30, 0.0, 48, 8)]
 QUICK_STAGES = {"llama": 5, EMBEDDED: 3}  # policy steps of thirty layers take a quarter of a minute
-LONG = [("llama", "none", 4, 0.1, 80, 48), ("llama", "nf4", 4, 0.1, 80, 48), ("llama", "int8", 4, 0.0, 80, 48), ("qwen2", "nf4", 4, 0.0, 80, 48),
-        ("qwen3", "nf4", 4, 0.1, 80, 48), ("mistral", "nf4", 4, 0.1, 80, 48), ("gemma2", "nf4", 4, 0.0, 80, 48), ("gpt_neox", "none", 4, 0.0, 80, 48),
-        ("gpt_neox", "nf4", 4, 0.1, 80, 48), (EMBEDDED, "none", 30, 0.1, 64, 48), (EMBEDDED, "nf4", 30, 0.1, 64, 48)]
+LONG = [
+    ("llama", "none", 4, 0.1, 80, 48),
+    ("llama", "nf4", 4, 0.1, 80, 48),
+    ("llama", "int8", 4, 0.0, 80, 48),
+    ("qwen2", "nf4", 4, 0.0, 80, 48),
+    ("qwen3", "nf4", 4, 0.1, 80, 48),
+    ("mistral", "nf4", 4, 0.1, 80, 48),
+    ("gemma2", "nf4", 4, 0.0, 80, 48),
+    ("gpt_neox", "none", 4, 0.0, 80, 48),
+    ("gpt_neox", "nf4", 4, 0.1, 80, 48),
+    (EMBEDDED, "none", 30, 0.1, 64, 48),
+    (EMBEDDED, "nf4", 30, 0.1, 64, 48),
+]
 
 
 def config(family: str, layers: int, **sizes):
-    """A configuration of a family with made-up sizes; key-value heads are a third of the heads where the family has them."""
+    """A configuration of a family with made-up sizes; key-value heads are a third of the heads
+    where the family has them."""
     made = AutoConfig.for_model(family, **(SIZES | sizes), num_hidden_layers=layers)
     if hasattr(made, "num_key_value_heads"):
         made.num_key_value_heads = max(1, made.num_attention_heads // 3)
@@ -40,14 +58,24 @@ def config(family: str, layers: int, **sizes):
     return made
 
 
-def settings(source: str, quantisation: str, dropout: float, completion: int, rows: int = 64, pairs: int = 4):
-    """Parameters of a run that has every stage; the embedded model, whose thirty layers take their time, is not fine-tuned first."""
+def settings(
+    source: str, quantisation: str, dropout: float, completion: int, rows: int = 64, pairs: int = 4
+):
+    """Parameters of a run that has every stage; the embedded model, whose thirty layers take
+    their time, is not fine-tuned first."""
     lora, tuned = {"dropout": dropout}, "none" if source == EMBEDDED else "chosen"
-    return reading.check({
-        "model": {"source": source, "quantisation": quantisation, "device": "cpu"}, "sampling": {"n": 8, "max_new_tokens": completion, "batch_size": rows},
-        "reward": {"kind": "lora", "batch_size": pairs, "lora": lora}, "policy": {"kind": "dpo", "batch_size": pairs, "lora": lora},
-        "sft": {"answers": tuned, "batch_size": pairs, "lora": lora}, "preferences": {"file": "not read here"},
-        "evaluation": {"replicates": 0}}, "benchmark")
+    return reading.check(
+        {
+            "model": {"source": source, "quantisation": quantisation, "device": "cpu"},
+            "sampling": {"n": 8, "max_new_tokens": completion, "batch_size": rows},
+            "reward": {"kind": "lora", "batch_size": pairs, "lora": lora},
+            "policy": {"kind": "dpo", "batch_size": pairs, "lora": lora},
+            "sft": {"answers": tuned, "batch_size": pairs, "lora": lora},
+            "preferences": {"file": "not read here"},
+            "evaluation": {"replicates": 0},
+        },
+        "benchmark",
+    )
 
 
 def compare(case, steps: int, **sizes):
@@ -61,7 +89,9 @@ def compare(case, steps: int, **sizes):
     else:
         made = config(name, layers)
         backbone = stages.random_backbone(made, quantisation, "cpu")
-    estimated = {stage.name: stage for stage in estimate.stages(shapes.measure(made), knobs(asked, prompt))}
+    estimated = {
+        stage.name: stage for stage in estimate.stages(shapes.measure(made), knobs(asked, prompt))
+    }
     for measured in stages.run(backbone, asked, prompt, meter, steps):
         yield measured, estimated[measured.stage]
 
@@ -73,19 +103,47 @@ def main() -> None:
     options = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     out, sys.stdout = sys.stdout, sys.stderr  # trainers print their logs
-    tiny = config("llama", 2, hidden_size=192, intermediate_size=256, num_attention_heads=3, vocab_size=512)
+    tiny = config(
+        "llama", 2, hidden_size=192, intermediate_size=256, num_attention_heads=3, vocab_size=512
+    )
     backbone = stages.random_backbone(tiny, "nf4", "cpu")
-    for _ in stages.run(backbone, settings("tiny", "nf4", 0.1, 8, rows=16, pairs=2), 20, stages.Meter("cpu"), 1):
+    for _ in stages.run(
+        backbone, settings("tiny", "nf4", 0.1, 8, rows=16, pairs=2), 20, stages.Meter("cpu"), 1
+    ):
         pass
     del backbone
     if not options.json:
-        print("| model | backbone | layers | dropout | stage | measured, MB | estimated, MB | estimated / measured |\n|---|---|---|---|---|---|---|---|", file=out)
+        print(
+            "| model | backbone | layers | dropout | stage | measured, MB | estimated, MB |"
+            " estimated / measured |\n|---|---|---|---|---|---|---|---|",
+            file=out,
+        )
     for case in QUICK if options.quick else LONG:
-        compared = itertools.islice(compare(case, 1, rows=32, pairs=2), QUICK_STAGES[case[0]]) if options.quick else compare(case, 2)
+        compared = (
+            itertools.islice(compare(case, 1, rows=32, pairs=2), QUICK_STAGES[case[0]])
+            if options.quick
+            else compare(case, 2)
+        )
         for measured, estimated in compared:
-            row = {"model": case[0], "backbone": case[1], "layers": case[2], "dropout": case[3], "stage": measured.stage,
-                   "measured": round(measured.peak / 1e6), "estimated": round(estimated.total / 1e6), "ratio": round(estimated.total / measured.peak, 3)}
-            print(json.dumps(row) if options.json else "| " + " | ".join(map(str, row.values())) + " |", file=out, flush=True)
+            row = {
+                "model": case[0],
+                "backbone": case[1],
+                "layers": case[2],
+                "dropout": case[3],
+                "stage": measured.stage,
+                "measured": round(measured.peak / 1e6),
+                "estimated": round(estimated.total / 1e6),
+                "ratio": round(estimated.total / measured.peak, 3),
+            }
+            print(
+                (
+                    json.dumps(row)
+                    if options.json
+                    else "| " + " | ".join(map(str, row.values())) + " |"
+                ),
+                file=out,
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Pool building: completions, log-probabilities, features and the proxy's reward for P prompts x N, on the embedded model.
+"""Pool building: completions, log-probabilities, features and the proxy's reward for P prompts x
+N, on the embedded model.
 
     python benchmarks/pool_building.py [--prompts 8] [--rounds 5]
 
-Against (a) the usual way: `generate`, a second forward pass for log-probabilities, a third through a separate reward model; (b) TRL's own
-generation helper and log-softmax, then the same third pass; (c) llama.cpp on the same weights (Q4_1), sampling alone, where the extra `bench` is
-installed; and against two bounds: one teacher-forced pass over the same tokens, completion by completion, and the same with prompts passed once.
-Seconds per completion token; the sampled lengths differ a little between contestants.
-"""
+Against (a) the usual way: `generate`, a second forward pass for log-probabilities, a third
+through a separate reward model; (b) TRL's own generation helper and log-softmax, then the same
+third pass; (c) llama.cpp on the same weights (Q4_1), sampling alone, where the extra `bench` is
+installed; and against two bounds: one teacher-forced pass over the same tokens, completion by
+completion, and the same with prompts passed once. Seconds per completion token; the sampled
+lengths differ a little between contestants."""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ TOKENS = 32
 
 
 class Contest:
-    """The prompts, the backbone with our probe, and the separate reward model that the others need."""
+    """The prompts, the backbone with our probe, and the separate reward model that the others
+    need."""
 
     def __init__(self, settings: Params, prompts: int):
         from transformers import AutoModelForSequenceClassification
@@ -49,10 +52,15 @@ class Contest:
         self.rows = self.sampling.batch_size
         hidden = self.backbone.causal.config.hidden_size
         generator = np.random.default_rng(0)
-        self.probe = rewards.Probe(np.zeros((2, 4 * hidden)), np.ones((2, 4 * hidden)), generator.normal(size=4 * hidden))
+        self.probe = rewards.Probe(
+            np.zeros((2, 4 * hidden)), np.ones((2, 4 * hidden)), generator.normal(size=4 * hidden)
+        )
         self.judge = AutoModelForSequenceClassification.from_pretrained(
-            loading.resolved(settings.model.source, "model.source"), num_labels=1, dtype=torch.float32,
-            quantization_config=loading._quantisation(settings.model.quantisation, torch.float32)).eval()
+            loading.resolved(settings.model.source, "model.source"),
+            num_labels=1,
+            dtype=torch.float32,
+            quantization_config=loading._quantisation(settings.model.quantisation, torch.float32),
+        ).eval()
         self.judge.config.pad_token_id = self.backbone.tokenizer.pad_token_id
         loading._keep_float32(self.judge)
         self.drawn: pd.DataFrame | None = None
@@ -67,11 +75,23 @@ class Contest:
         tokens, n = 0, self.sampling.n
         texts = list(self.prompts["prompt"])
         for start in range(0, len(texts), self.rows // n):
-            ids, mask = decoding._pad_left([self.backbone.prompt_ids(t) for t in texts[start : start + self.rows // n]], self._pad, "cpu")
+            ids, mask = decoding._pad_left(
+                [self.backbone.prompt_ids(t) for t in texts[start : start + self.rows // n]],
+                self._pad,
+                "cpu",
+            )
             with torch.inference_mode():
                 full = self.backbone.causal.generate(
-                    input_ids=ids, attention_mask=mask, do_sample=True, temperature=self.sampling.temperature, top_k=0, top_p=1.0,
-                    max_new_tokens=TOKENS, num_return_sequences=n, pad_token_id=self._pad)
+                    input_ids=ids,
+                    attention_mask=mask,
+                    do_sample=True,
+                    temperature=self.sampling.temperature,
+                    top_k=0,
+                    top_p=1.0,
+                    max_new_tokens=TOKENS,
+                    num_return_sequences=n,
+                    pad_token_id=self._pad,
+                )
             tokens += self._score(full, ids.shape[1], mask.repeat_interleave(n, 0))
         return tokens
 
@@ -82,16 +102,39 @@ class Contest:
         from trl.trainer.callbacks import _generate_completions
 
         tokenizer = self.backbone.tokenizer
-        texts = [tokenizer.apply_chat_template(self.backbone.messages(p), add_generation_prompt=True, tokenize=False)
-                 for p in self.prompts["prompt"] for _ in range(self.sampling.n)]
-        config = GenerationConfig(do_sample=True, temperature=self.sampling.temperature, top_k=0, top_p=1.0, max_new_tokens=TOKENS,
-                                  pad_token_id=self._pad, eos_token_id=self.backbone.stop_ids)
+        texts = [
+            tokenizer.apply_chat_template(
+                self.backbone.messages(p), add_generation_prompt=True, tokenize=False
+            )
+            for p in self.prompts["prompt"]
+            for _ in range(self.sampling.n)
+        ]
+        config = GenerationConfig(
+            do_sample=True,
+            temperature=self.sampling.temperature,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=TOKENS,
+            pad_token_id=self._pad,
+            eos_token_id=self.backbone.stop_ids,
+        )
         tokenizer.padding_side = "left"
-        completions = _generate_completions(texts, self.backbone.causal, tokenizer, Accelerator(cpu=True), config, batch_size=self.rows)
+        completions = _generate_completions(
+            texts,
+            self.backbone.causal,
+            tokenizer,
+            Accelerator(cpu=True),
+            config,
+            batch_size=self.rows,
+        )
         total = 0
         for start in range(0, len(texts), self.rows):
-            pairs = [(tokenizer(t)["input_ids"], self.backbone.completion_ids(c))
-                     for t, c in zip(texts[start : start + self.rows], completions[start : start + self.rows])]
+            pairs = [
+                (tokenizer(t)["input_ids"], self.backbone.completion_ids(c))
+                for t, c in zip(
+                    texts[start : start + self.rows], completions[start : start + self.rows]
+                )
+            ]
             longest = max(len(c) for _, c in pairs)
             ids, mask = decoding._pad_left([t for t, _ in pairs], self._pad, "cpu")
             answers = torch.tensor([c + [self._pad] * (longest - len(c)) for _, c in pairs])
@@ -100,30 +143,50 @@ class Contest:
         return total
 
     def bound(self) -> float:
-        """One pass over prompt and completion of what `ours` sampled, rows of like length together, logits of completions alone."""
-        prompt_ids = {row.prompt_id: self.backbone.prompt_ids(row.prompt) for row in self.prompts.itertuples()}
-        rows = sorted((prompt_ids[r.prompt_id] + list(r.tokens) for r in self.drawn.itertuples()), key=len)
+        """One pass over prompt and completion of what `ours` sampled, rows of like length
+        together, logits of completions alone."""
+        prompt_ids = {
+            row.prompt_id: self.backbone.prompt_ids(row.prompt) for row in self.prompts.itertuples()
+        }
+        rows = sorted(
+            (prompt_ids[r.prompt_id] + list(r.tokens) for r in self.drawn.itertuples()), key=len
+        )
         with torch.inference_mode():
             for start in range(0, len(rows), self.rows):
                 ids, mask = decoding._pad_left(rows[start : start + self.rows], self._pad, "cpu")
-                self.backbone.causal(input_ids=ids, attention_mask=mask, logits_to_keep=TOKENS + 1, use_cache=False)
+                self.backbone.causal(
+                    input_ids=ids, attention_mask=mask, logits_to_keep=TOKENS + 1, use_cache=False
+                )
         return self.drawn["n_tokens"].sum()
 
     def strict(self) -> float:
-        """The same, with each prompt passed once for all its completions: every token that has to be seen is seen once, in two passes."""
+        """The same, with each prompt passed once for all its completions: every token that has to
+        be seen is seen once, in two passes."""
         n, per_batch = self.sampling.n, max(1, self.rows // self.sampling.n)
-        drawn = {prompt_id: list(part["tokens"]) for prompt_id, part in self.drawn.groupby("prompt_id")}
+        drawn = {
+            prompt_id: list(part["tokens"]) for prompt_id, part in self.drawn.groupby("prompt_id")
+        }
         with torch.inference_mode():
             for start in range(0, len(self.prompts), per_batch):
                 batch = self.prompts.iloc[start : start + per_batch]
-                ids, mask = decoding._pad_left([self.backbone.prompt_ids(p) for p in batch["prompt"]], self._pad, "cpu")
-                cache = self.backbone.causal(input_ids=ids, attention_mask=mask, logits_to_keep=1, use_cache=True).past_key_values
+                ids, mask = decoding._pad_left(
+                    [self.backbone.prompt_ids(p) for p in batch["prompt"]], self._pad, "cpu"
+                )
+                cache = self.backbone.causal(
+                    input_ids=ids, attention_mask=mask, logits_to_keep=1, use_cache=True
+                ).past_key_values
                 cache.batch_repeat_interleave(n)
-                answers = [tokens for prompt_id in batch["prompt_id"] for tokens in drawn[prompt_id]]
+                answers = [
+                    tokens for prompt_id in batch["prompt_id"] for tokens in drawn[prompt_id]
+                ]
                 longest = max(map(len, answers))
-                rows = torch.tensor([list(tokens) + [self._pad] * (longest - len(tokens)) for tokens in answers])
+                rows = torch.tensor(
+                    [list(tokens) + [self._pad] * (longest - len(tokens)) for tokens in answers]
+                )
                 mask = torch.cat([mask.repeat_interleave(n, 0), torch.ones_like(rows)], 1)
-                self.backbone.causal(input_ids=rows, attention_mask=mask, past_key_values=cache, use_cache=True)
+                self.backbone.causal(
+                    input_ids=rows, attention_mask=mask, past_key_values=cache, use_cache=True
+                )
         return self.drawn["n_tokens"].sum()
 
     @property
@@ -131,7 +194,8 @@ class Contest:
         return self.backbone.tokenizer.pad_token_id
 
     def _score(self, full: torch.Tensor, width: int, prompt_mask: torch.Tensor) -> int:
-        """The second and the third pass, in batches of 16 as `pool.score` takes them; returns the number of completion tokens."""
+        """The second and the third pass, in batches of 16 as `pool.score` takes them; returns the
+        number of completion tokens."""
         from trl.trainer.utils import selective_log_softmax
 
         answer = full[:, width:]
@@ -141,14 +205,20 @@ class Contest:
         with torch.inference_mode():
             for start in range(0, len(full), 16):
                 part = slice(start, start + 16)
-                logits = self.backbone.causal(input_ids=full[part], attention_mask=mask[part], logits_to_keep=answer.shape[1] + 1, use_cache=False).logits
+                logits = self.backbone.causal(
+                    input_ids=full[part],
+                    attention_mask=mask[part],
+                    logits_to_keep=answer.shape[1] + 1,
+                    use_cache=False,
+                ).logits
                 (selective_log_softmax(logits[:, :-1], answer[part]) * alive[part]).sum(1)
                 self.judge(input_ids=full[part], attention_mask=mask[part])
         return int(alive.sum())
 
 
 class LlamaCpp:
-    """llama.cpp with every slot in one batch, on the GGUF file that the embedded model comes from."""
+    """llama.cpp with every slot in one batch, on the GGUF file that the embedded model comes
+    from."""
 
     def __init__(self, contest: Contest, folder: Path):
         import xllamacpp
@@ -157,44 +227,91 @@ class LlamaCpp:
         threads, slots = torch.get_num_threads(), 32
         settings = xllamacpp.CommonParams()
         settings.model.path = str(assets.raw("smollm2-135m-instruct", folder) / "model.gguf")
-        settings.n_parallel, settings.n_ctx, settings.warmup, settings.verbosity = slots, slots * 512, False, -1
+        settings.n_parallel, settings.n_ctx, settings.warmup, settings.verbosity = (
+            slots,
+            slots * 512,
+            False,
+            -1,
+        )
         settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
         self.server, self.workers = xllamacpp.Server(settings), ThreadPoolExecutor(slots)
 
     def run(self) -> float:
         contest = self.contest
-        asked = [contest.backbone.prompt_ids(p) for p in contest.prompts["prompt"] for _ in range(contest.sampling.n)]
+        asked = [
+            contest.backbone.prompt_ids(p)
+            for p in contest.prompts["prompt"]
+            for _ in range(contest.sampling.n)
+        ]
         return sum(self.workers.map(self._one, asked, range(len(asked))))
 
     def _one(self, prompt: list[int], seed: int) -> int:
-        answer = self.server.handle_completions({
-            "prompt": prompt, "n_predict": TOKENS, "temperature": self.contest.sampling.temperature, "top_k": 0, "top_p": 1.0, "min_p": 0.0,
-            "samplers": ["temperature"], "seed": seed, "cache_prompt": True})
+        answer = self.server.handle_completions(
+            {
+                "prompt": prompt,
+                "n_predict": TOKENS,
+                "temperature": self.contest.sampling.temperature,
+                "top_k": 0,
+                "top_p": 1.0,
+                "min_p": 0.0,
+                "samplers": ["temperature"],
+                "seed": seed,
+                "cache_prompt": True,
+            }
+        )
         return answer["usage"]["completion_tokens"]
 
 
 def agreement(contest: Contest, seed: int) -> pd.DataFrame:
-    """What the decode steps recorded against a plain teacher-forced pass over the same tokens, and what follows from each: K and comparisons."""
+    """What the decode steps recorded against a plain teacher-forced pass over the same tokens,
+    and what follows from each: K and comparisons."""
     drawn = pool.sample(contest.backbone, contest.prompts, contest.sampling, seed)
     plain = pool.score(contest.backbone, drawn)
     reward = np.random.default_rng(seed).normal(size=len(drawn))
     tables = [conflict_table(part, reward) for part in (drawn, plain)]
-    asked = [selection.select("shf_cas", t, 20, np.random.default_rng(0), contest.params.selection)[["prompt_id", "i", "j"]] for t in tables]
-    return pd.DataFrame([{
-        "completions": len(drawn), "largest difference of logp": np.abs(drawn["logp"] - plain["logp"]).max(),
-        "largest difference of features": np.abs(pool.features(drawn) - pool.features(plain)).max(),
-        "prompts with another K": int((tables[0]["kendall"] != tables[1]["kendall"]).groupby(tables[0]["prompt_id"]).any().sum()),
-        "comparisons chosen otherwise": len(asked[0]) - len(asked[0].merge(asked[1]))}])
+    asked = [
+        selection.select("shf_cas", t, 20, np.random.default_rng(0), contest.params.selection)[
+            ["prompt_id", "i", "j"]
+        ]
+        for t in tables
+    ]
+    return pd.DataFrame(
+        [
+            {
+                "completions": len(drawn),
+                "largest difference of logp": np.abs(drawn["logp"] - plain["logp"]).max(),
+                "largest difference of features": (
+                    np.abs(pool.features(drawn) - pool.features(plain)).max()
+                ),
+                "prompts with another K": int(
+                    (tables[0]["kendall"] != tables[1]["kendall"])
+                    .groupby(tables[0]["prompt_id"])
+                    .any()
+                    .sum()
+                ),
+                "comparisons chosen otherwise": len(asked[0]) - len(asked[0].merge(asked[1])),
+            }
+        ]
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
-    contest = Contest(reading.load(Path(__file__).parents[1] / "params" / "quickstart.yaml"), asked.prompts)
-    contestants = {"ours": contest.ours, "usual: three passes": contest.usual, "TRL helper, then two passes": contest.trl,
-                   "bound: one forward pass": contest.bound, "strict bound: prompts shared": contest.strict}
+    contest = Contest(
+        reading.load(Path(__file__).parents[1] / "params" / "quickstart.yaml"), asked.prompts
+    )
+    contestants = {
+        "ours": contest.ours,
+        "usual: three passes": contest.usual,
+        "TRL helper, then two passes": contest.trl,
+        "bound: one forward pass": contest.bound,
+        "strict bound: prompts shared": contest.strict,
+    }
     with tempfile.TemporaryDirectory() as folder:
         if importlib.util.find_spec("xllamacpp"):
             contestants["llama.cpp, sampling alone"] = LlamaCpp(contest, Path(folder)).run

@@ -1,7 +1,8 @@
-"""Contestants take turns, and only ratios are compared: whatever else the machine does meanwhile hits all of them alike.
+"""Contestants take turns, and only ratios are compared: whatever else the machine does meanwhile
+hits all of them alike.
 
-    rounds = race({"ours": ours, "usual": usual})
-    release("pool_building", ratios(rounds, "ours"))
+rounds = race({"ours": ours, "usual": usual})
+release("pool_building", ratios(rounds, "ours"))
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ RESULTS = Path(__file__).resolve().parent / "results"
 ROUNDS = 5
 
 
-def race(contestants: dict[str, Callable[[], float | None]], rounds: int = ROUNDS, warm: bool = True) -> pd.DataFrame:
-    """Every contestant once in every round, in alternating order, after an uncounted turn each: round, name, seconds, amount.
+def race(
+    contestants: dict[str, Callable[[], float | None]], rounds: int = ROUNDS, warm: bool = True
+) -> pd.DataFrame:
+    """Every contestant once in every round, in alternating order, after an uncounted turn each:
+    round, name, seconds, amount.
 
     A contestant returns the amount of work it did (tokens, rows) where turns differ in it, or None.
     """
@@ -36,12 +40,19 @@ def race(contestants: dict[str, Callable[[], float | None]], rounds: int = ROUND
 
 
 def ratios(rounds: pd.DataFrame, ours: str) -> pd.DataFrame:
-    """How many times as long as `ours` each contestant takes for the same amount, round by round: contestant, seconds (median), ratio (median),
-    least, most, rounds."""
-    per_unit = (rounds["seconds"] / rounds["amount"]).groupby([rounds["round"], rounds["name"]]).first().unstack()
+    """How many times as long as `ours` each contestant takes for the same amount, round by round:
+    contestant, seconds (median), ratio (median), least, most, rounds."""
+    per_unit = (
+        (rounds["seconds"] / rounds["amount"])
+        .groupby([rounds["round"], rounds["name"]])
+        .first()
+        .unstack()
+    )
     over = per_unit.div(per_unit[ours], axis=0)
     seconds = rounds.groupby("name")["seconds"].median()
-    table = pd.DataFrame({"seconds": seconds, "ratio": over.median(), "least": over.min(), "most": over.max()}).reindex(rounds["name"].unique())
+    table = pd.DataFrame(
+        {"seconds": seconds, "ratio": over.median(), "least": over.min(), "most": over.max()}
+    ).reindex(rounds["name"].unique())
     return table.rename_axis("contestant").reset_index().assign(rounds=rounds["round"].nunique())
 
 
@@ -50,8 +61,11 @@ def exponent(sizes: list[float], seconds: list[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
-def growth(what: str, sizes: list[int], run: Callable[[int], object], rounds: int = 3) -> pd.DataFrame:
-    """Median seconds at each size, and the exponent fitted through all of them: what, size, seconds, exponent."""
+def growth(
+    what: str, sizes: list[int], run: Callable[[int], object], rounds: int = 3
+) -> pd.DataFrame:
+    """Median seconds at each size, and the exponent fitted through all of them: what, size,
+    seconds, exponent."""
     run(sizes[0])
     medians = []
     for size in sizes:
@@ -62,7 +76,9 @@ def growth(what: str, sizes: list[int], run: Callable[[int], object], rounds: in
             turns.append(time.perf_counter() - start)
         medians.append(float(np.median(turns)))
         print(f"  {what}, {size}: {medians[-1]:.3f} s", flush=True)
-    return pd.DataFrame({"what": what, "size": sizes, "seconds": medians, "exponent": exponent(sizes, medians)})
+    return pd.DataFrame(
+        {"what": what, "size": sizes, "seconds": medians, "exponent": exponent(sizes, medians)}
+    )
 
 
 def release(name: str, table: pd.DataFrame) -> None:

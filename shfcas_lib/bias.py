@@ -1,14 +1,16 @@
-"""Injected proxy bias: clean preferences go in; biased ones come out, with what was done to every row.
+"""Injected proxy bias: clean preferences go in; biased ones come out, with what was done to every
+row.
 
-Three mechanisms, after the causes that the paper's abstract names, applied in the order of `params.bias`:
+Three mechanisms, after the causes that the paper's abstract names, applied in the order of
+`params.bias`:
 
     noise      a label is flipped with probability epsilon
     attribute  with probability s the annotator follows a surface attribute (longer wins, compliance wins, ...)
     coverage   preferences of chosen categories are absent
 
-Columns added to the preferences: label_clean, and per mechanism k a column done_<k>_<kind> that is True where that
-mechanism changed the row (noise, attribute: the label; coverage: the row is absent). `absent` is True where any removed it.
-"""
+Columns added to the preferences: label_clean, and per mechanism k a column done_<k>_<kind> that
+is True where that mechanism changed the row (noise, attribute: the label; coverage: the row is
+absent). `absent` is True where any removed it."""
 
 from __future__ import annotations
 
@@ -21,13 +23,18 @@ from shfcas_lib.params.schema import Attribute, Coverage, Mechanism
 from shfcas_lib.tasks.attributes import attribute
 
 
-def inject(preferences: pd.DataFrame, completions: pd.DataFrame, category: dict[str, str],
-           mechanisms: list[Mechanism], seed: int) -> pd.DataFrame:
+def inject(
+    preferences: pd.DataFrame,
+    completions: pd.DataFrame,
+    category: dict[str, str],
+    mechanisms: list[Mechanism],
+    seed: int,
+) -> pd.DataFrame:
     """Apply the mechanisms in order.
 
-    preferences: prompt_id, i, j, label. completions: prompt_id, index, completion. category: prompt_id to category.
-    Ties stay ties under noise. Where the attribute does not tell a pair apart, the label stays. No row is removed:
-    absent ones are marked, `observed` leaves them out.
+    preferences: prompt_id, i, j, label. completions: prompt_id, index, completion. category:
+    prompt_id to category. Ties stay ties under noise. Where the attribute does not tell a pair
+    apart, the label stays. No row is removed: absent ones are marked, `observed` leaves them out.
     """
     table = preferences.sort_values(["prompt_id", "i", "j"], ignore_index=True)
     table = table.assign(label_clean=table["label"], absent=False)
@@ -49,27 +56,42 @@ def inject(preferences: pd.DataFrame, completions: pd.DataFrame, category: dict[
 
 
 def observed(biased: pd.DataFrame) -> pd.DataFrame:
-    """The preferences that the proxy is trained on: biased labels, absent rows left out; columns prompt_id, i, j, label."""
+    """The preferences that the proxy is trained on: biased labels, absent rows left out; columns
+    prompt_id, i, j, label."""
     return biased.loc[~biased["absent"], ["prompt_id", "i", "j", "label"]].reset_index(drop=True)
 
 
 def summary(biased: pd.DataFrame) -> pd.DataFrame:
     """How many rows each mechanism changed: columns mechanism, rows, share."""
     columns = [c for c in biased if c.startswith("done_")]
-    rows = [(c.removeprefix("done_"), int(biased[c].sum()), float(biased[c].mean())) for c in columns]
+    rows = [
+        (c.removeprefix("done_"), int(biased[c].sum()), float(biased[c].mean())) for c in columns
+    ]
     wrong = (biased["label"] != biased["label_clean"]) & ~biased["absent"]
-    rows.append(("labels that are now wrong", int(wrong.sum()), float(wrong.sum() / max(1, (~biased["absent"]).sum()))))
+    rows.append(
+        (
+            "labels that are now wrong",
+            int(wrong.sum()),
+            float(wrong.sum() / max(1, (~biased["absent"]).sum())),
+        )
+    )
     return pd.DataFrame(rows, columns=["mechanism", "rows", "share"])
 
 
 def _follow(table: pd.DataFrame, completions: pd.DataFrame, name: str) -> np.ndarray:
-    """The label that somebody gives who looks at the attribute alone; the present label where it does not decide."""
+    """The label that somebody gives who looks at the attribute alone; the present label where it
+    does not decide."""
     function = attribute(name)
-    value = {(row.prompt_id, row.index_): function(row.completion)
-             for row in completions.rename(columns={"index": "index_"}).itertuples()}
+    value = {
+        (row.prompt_id, row.index_): function(row.completion)
+        for row in completions.rename(columns={"index": "index_"}).itertuples()
+    }
     for key, found in value.items():
         if not isinstance(found, (int, float, np.number)) or not np.isfinite(found):
-            raise InputError(f"bias attribute {name!r} gives {found!r} for completion {key[1]} of prompt {key[0]}, expected a finite number")
+            raise InputError(
+                f"bias attribute {name!r} gives {found!r} for completion {key[1]} of prompt"
+                f" {key[0]}, expected a finite number"
+            )
     first = np.array([value[row.prompt_id, row.i] for row in table.itertuples()])
     second = np.array([value[row.prompt_id, row.j] for row in table.itertuples()])
     return np.where(first == second, table["label"], (first > second).astype(float))

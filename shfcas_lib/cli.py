@@ -1,19 +1,18 @@
 """The command line: `shfcas` or `python -m shfcas_lib`.
 
-    shfcas run params/quickstart.yaml      the four notebooks, headless, one after another
-    shfcas stage pools params/mine.yaml    one heavy stage alone, also under `accelerate launch` on several GPUs
-    shfcas annotate params/annotate.yaml   label in JupyterLab: notebook 03 with its screen
-    shfcas check params/mine.yaml          everything about a run that needs no model
-    shfcas plan params/mine.yaml           memory of every stage against a GPU's, before anything is downloaded
-    shfcas keys                            every parameter with its default and meaning
-    shfcas assets                          fetch the embedded model and prompts
-    shfcas numbers params/quickstart.yaml  the numbers of a finished run once more
-    shfcas sweep params/sweeps/smoke.yaml  many runs on Snakemake, then notebook 05 and its HTML report
-    shfcas export params/mine.yaml q.csv   the comparisons that wait for people: .csv, or .json for Label Studio
-    shfcas import params/mine.yaml q.csv   their answers, into the run
-    shfcas trace figures/pacs_plane.png    what made a figure, a table or a metrics.json, and the command that makes it again
-    shfcas release FIGURE figures/mine.png copy a figure out of a run folder; its trace goes with it
-"""
+shfcas run params/quickstart.yaml      the four notebooks, headless, one after another shfcas
+stage pools params/mine.yaml    one heavy stage alone, also under `accelerate launch` on several
+GPUs shfcas annotate params/annotate.yaml   label in JupyterLab: notebook 03 with its screen
+shfcas check params/mine.yaml          everything about a run that needs no model shfcas plan
+params/mine.yaml           memory of every stage against a GPU's, before anything is downloaded
+shfcas keys                            every parameter with its default and meaning shfcas assets
+fetch the embedded model and prompts shfcas numbers params/quickstart.yaml  the numbers of a
+finished run once more shfcas sweep params/sweeps/smoke.yaml  many runs on Snakemake, then
+notebook 05 and its HTML report shfcas export params/mine.yaml q.csv   the comparisons that wait
+for people: .csv, or .json for Label Studio shfcas import params/mine.yaml q.csv   their answers,
+into the run shfcas trace figures/pacs_plane.png    what made a figure, a table or a metrics.json,
+and the command that makes it again shfcas release FIGURE figures/mine.png copy a figure out of a
+run folder; its trace goes with it"""
 
 from __future__ import annotations
 
@@ -29,55 +28,156 @@ from shfcas_lib.base.texts import one_line, printable
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status. Bad input ends in one sentence on stderr and status 2."""
-    parser = argparse.ArgumentParser(prog="shfcas", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run one command; returns the exit status. Bad input ends in one sentence on stderr and
+    status 2."""
+    parser = argparse.ArgumentParser(
+        prog="shfcas", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in (("run", "run the four notebooks with a parameter file"), ("check", "validate a parameter file and its data"),
-                       ("numbers", "print the numbers of a finished run")):
+    for name, text in (
+        ("run", "run the four notebooks with a parameter file"),
+        ("check", "validate a parameter file and its data"),
+        ("numbers", "print the numbers of a finished run"),
+    ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("params", type=Path, help="a YAML file, see params/")
     text = "compute heavy stages alone; the notebooks find them done"
-    command = commands.add_parser("stage", help=text, description=f"{text}. With several GPUs: accelerate launch --multi_gpu -m shfcas_lib stage ...")
-    command.add_argument("names", nargs="+", metavar="NAME", choices=("pools", "proxy", "rounds", "policies"),
-                         help="pools, proxy, rounds or policies, in this order")
+    command = commands.add_parser(
+        "stage",
+        help=text,
+        description=(
+            f"{text}. With several GPUs: accelerate launch --multi_gpu -m shfcas_lib stage ..."
+        ),
+    )
+    command.add_argument(
+        "names",
+        nargs="+",
+        metavar="NAME",
+        choices=("pools", "proxy", "rounds", "policies"),
+        help="pools, proxy, rounds or policies, in this order",
+    )
     command.add_argument("params", type=Path, help="a YAML file, see params/")
-    command = commands.add_parser("plan", help="estimate memory before anything is downloaded",
-                                  description="Does a run fit on a GPU? Status 1 where it does not.")
+    command = commands.add_parser(
+        "plan",
+        help="estimate memory before anything is downloaded",
+        description="Does a run fit on a GPU? Status 1 where it does not.",
+    )
     command.add_argument("params", type=Path, help="a YAML file, see params/")
-    command.add_argument("--gpu-memory", help="GB, or a card: T4, L4, A10, A100-40 and so on (default: this machine's GPU)")
-    command.add_argument("--config", type=Path, help="the model's config.json, where no hub is within reach")
-    command.add_argument("--prompt-tokens", type=int, help="tokens of the longest prompt (default: guessed from the prompts; 512 for those on a hub)")
-    command.add_argument("--completion-tokens", type=int, help="tokens of the longest completion (default: sampling.max_new_tokens)")
-    command = commands.add_parser("sweep", help="cross lists of parameters, run what is not done, write the report",
-                                  description="Run a sweep; type it again to resume.")
+    command.add_argument(
+        "--gpu-memory",
+        help="GB, or a card: T4, L4, A10, A100-40 and so on (default: this machine's GPU)",
+    )
+    command.add_argument(
+        "--config", type=Path, help="the model's config.json, where no hub is within reach"
+    )
+    command.add_argument(
+        "--prompt-tokens",
+        type=int,
+        help=(
+            "tokens of the longest prompt (default: guessed from the prompts; 512 for those on a"
+            " hub)"
+        ),
+    )
+    command.add_argument(
+        "--completion-tokens",
+        type=int,
+        help="tokens of the longest completion (default: sampling.max_new_tokens)",
+    )
+    command = commands.add_parser(
+        "sweep",
+        help="cross lists of parameters, run what is not done, write the report",
+        description="Run a sweep; type it again to resume.",
+    )
     command.add_argument("sweep", type=Path, help="a YAML file, see params/sweeps/")
     command.add_argument("--dry-run", action="store_true", help="say what would run and why")
     command.add_argument("--cores", type=int, help="cores to use here (default: all)")
-    command.add_argument("--gpus", type=int, help="GPUs that one job asks for, 0 or 1 (default: 1 where this machine has one)")
+    command.add_argument(
+        "--gpus",
+        type=int,
+        help="GPUs that one job asks for, 0 or 1 (default: 1 where this machine has one)",
+    )
     command.add_argument("--profile", type=Path, help="a Snakemake profile, such as profiles/slurm")
-    command.add_argument("--release", type=Path, metavar="FOLDER", help="copy tables (CSV) and figures of the report there")
+    command.add_argument(
+        "--release",
+        type=Path,
+        metavar="FOLDER",
+        help="copy tables (CSV) and figures of the report there",
+    )
     command = commands.add_parser("job", help="run one job of a sweep (what Snakemake calls)")
     command.add_argument("folder", type=Path)
-    for name, text in (("export", "write the comparisons that wait for an answer"), ("import", "bring answers into the run, all or none")):
+    for name, text in (
+        ("export", "write the comparisons that wait for an answer"),
+        ("import", "bring answers into the run, all or none"),
+    ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("params", type=Path, help="the run's YAML file")
-        command.add_argument("file", type=Path, help=".csv for a spreadsheet, .json for Label Studio")
-    command.add_argument("--annotator", default="spreadsheet", help="who answered, where a row of a csv does not say")
-    command = commands.add_parser("trace", help="what made a file, and the command that makes it again", description="what made a file")
-    command.add_argument("file", type=Path, help="a figure, table or metrics.json of a run or a sweep, or one that was released from there")
-    command.add_argument("--params", type=Path, metavar="FILE", help="write the parameter file (or sweep file) that makes it again")
-    command = commands.add_parser("release", help="copy a figure or table out of a run folder, with its trace", description="copy a figure out of a run folder")
-    command.add_argument("file", type=Path, help="a figure (its png, svg and csv are copied) or another file of a run")
+        command.add_argument(
+            "file", type=Path, help=".csv for a spreadsheet, .json for Label Studio"
+        )
+    command.add_argument(
+        "--annotator", default="spreadsheet", help="who answered, where a row of a csv does not say"
+    )
+    command = commands.add_parser(
+        "trace",
+        help="what made a file, and the command that makes it again",
+        description="what made a file",
+    )
+    command.add_argument(
+        "file",
+        type=Path,
+        help=(
+            "a figure, table or metrics.json of a run or a sweep, or one that was released from"
+            " there"
+        ),
+    )
+    command.add_argument(
+        "--params",
+        type=Path,
+        metavar="FILE",
+        help="write the parameter file (or sweep file) that makes it again",
+    )
+    command = commands.add_parser(
+        "release",
+        help="copy a figure or table out of a run folder, with its trace",
+        description="copy a figure out of a run folder",
+    )
+    command.add_argument(
+        "file",
+        type=Path,
+        help="a figure (its png, svg and csv are copied) or another file of a run",
+    )
     command.add_argument("target", type=Path)
-    command = commands.add_parser("annotate", help="label in JupyterLab", description="label in JupyterLab")
-    command.add_argument("params", type=Path, help="a YAML file with feedback.kind person, see params/annotate.yaml")
-    command.add_argument("--prepare", action="store_true", help="only make everything ready and print the notebook's path")
+    command = commands.add_parser(
+        "annotate", help="label in JupyterLab", description="label in JupyterLab"
+    )
+    command.add_argument(
+        "params", type=Path, help="a YAML file with feedback.kind person, see params/annotate.yaml"
+    )
+    command.add_argument(
+        "--prepare",
+        action="store_true",
+        help="only make everything ready and print the notebook's path",
+    )
     commands.add_parser("keys", help="list every parameter")
     commands.add_parser("assets", help="fetch the embedded model and prompts")
     options = parser.parse_args(arguments)
     try:
-        status = {"run": _run, "stage": _stage, "plan": _plan, "annotate": _annotate, "check": _check, "numbers": _numbers, "export": _export,
-                  "import": _import, "sweep": _sweep, "job": _job, "trace": _trace, "release": _release, "keys": _keys, "assets": _assets}[options.command](options)
+        status = {
+            "run": _run,
+            "stage": _stage,
+            "plan": _plan,
+            "annotate": _annotate,
+            "check": _check,
+            "numbers": _numbers,
+            "export": _export,
+            "import": _import,
+            "sweep": _sweep,
+            "job": _job,
+            "trace": _trace,
+            "release": _release,
+            "keys": _keys,
+            "assets": _assets,
+        }[options.command](options)
         sys.stdout.flush()
         return status
     except InputError as error:
@@ -114,19 +214,23 @@ def _stage(options) -> int:
 
 
 def _execute(name: str, run) -> bool:
-    """Run one notebook of a run; its progress bars appear on this terminal. False where a cell failed."""
+    """Run one notebook of a run; its progress bars appear on this terminal. False where a cell
+    failed."""
     from shfcas_lib.experiment import notebooks
 
     print(f"\n{name}", file=sys.stderr)
     executed = run.folder / "notebooks" / f"{name}.ipynb"
     error = notebooks.run_notebook(name, run.params.model_dump(), executed, sys.stderr)
     if error:
-        print(f"\nshfcas: {one_line(error)}\n        the traceback is in {executed}", file=sys.stderr)
+        print(
+            f"\nshfcas: {one_line(error)}\n        the traceback is in {executed}", file=sys.stderr
+        )
     return not error
 
 
 def _annotate(options) -> int:
-    """Notebooks 01 and 02 where they are not done yet, then notebook 03 with this run's parameters, opened in JupyterLab."""
+    """Notebooks 01 and 02 where they are not done yet, then notebook 03 with this run's
+    parameters, opened in JupyterLab."""
     from shfcas_lib.base import places
     from shfcas_lib.experiment import checks, notebooks
     from shfcas_lib.params import reading
@@ -134,17 +238,26 @@ def _annotate(options) -> int:
 
     run = runs.open_run(reading.load(options.params))
     if run.params.feedback.kind != "person":
-        raise InputError(f"{options.params}: feedback.kind: found {run.params.feedback.kind!r}, expected 'person'")
+        raise InputError(
+            f"{options.params}: feedback.kind: found {run.params.feedback.kind!r}, expected"
+            " 'person'"
+        )
     checks.check(run.params)
     run.belongs("03_feedback")
     names = notebooks.RUN
     for name, stage in zip(names[:2], list(runs.STAGES)[:2]):
         if not run.finished(stage) and not run.take_over(stage) and not _execute(name, run):
             return 1
-    notebook = notebooks.prepare_notebook(names[2], run.params.model_dump(), run.folder / "notebooks" / f"{names[2]}.ipynb")
-    print(f"\n1. JupyterLab opens {notebook}\n2. choose Run > Run All Cells, and answer on the screen that appears (? lists the keys)\n"
-          f"3. when it says that the reward is refined, run the cells below it\n4. python -m shfcas_lib run {options.params} then evaluates it\n"
-          "Stop whenever you like: the same command brings you back to the same place.\n", file=sys.stderr)
+    notebook = notebooks.prepare_notebook(
+        names[2], run.params.model_dump(), run.folder / "notebooks" / f"{names[2]}.ipynb"
+    )
+    print(
+        f"\n1. JupyterLab opens {notebook}\n2. choose Run > Run All Cells, and answer on the screen"
+        " that appears (? lists the keys)\n3. when it says that the reward is refined, run the"
+        f" cells below it\n4. python -m shfcas_lib run {options.params} then evaluates it\nStop"
+        " whenever you like: the same command brings you back to the same place.\n",
+        file=sys.stderr,
+    )
     if options.prepare:
         print(notebook)
         return 0
@@ -153,8 +266,16 @@ def _annotate(options) -> int:
 
 
 def _lab(notebook: Path, root: Path) -> list[str]:
-    """The command line of JupyterLab: on loopback whatever the user's configuration says, with the token that it makes up itself."""
-    return [sys.executable, "-m", "jupyterlab", "--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={root}", str(notebook)]
+    """The command line of JupyterLab: on loopback whatever the user's configuration says, with
+    the token that it makes up itself."""
+    return [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.root_dir={root}",
+        str(notebook),
+    ]
 
 
 def _check(options) -> int:
@@ -164,7 +285,10 @@ def _check(options) -> int:
 
     settings = reading.load(options.params)
     prompts = checks.check(settings)
-    print(f"{options.params}: fine; {len(prompts)} prompts: " + ", ".join(f"{n} {name}" for name, n in prompts["split"].value_counts().items()))
+    print(
+        f"{options.params}: fine; {len(prompts)} prompts: "
+        + ", ".join(f"{n} {name}" for name, n in prompts["split"].value_counts().items())
+    )
     if len(dropped := prompt_data.dropped(settings)):
         print(printable(prompt_data.dropped_text(dropped)))
     return 0
@@ -174,7 +298,13 @@ def _plan(options) -> int:
     from shfcas_lib.memory.plan import make
     from shfcas_lib.params import reading
 
-    made = make(reading.load(options.params), options.gpu_memory, options.config, options.prompt_tokens, options.completion_tokens)
+    made = make(
+        reading.load(options.params),
+        options.gpu_memory,
+        options.config,
+        options.prompt_tokens,
+        options.completion_tokens,
+    )
     print(made.text())
     return 0 if made.fits else 1
 
@@ -223,7 +353,14 @@ def _export(options) -> int:
 
     questions = exchange.pending(runs.open_run(reading.load(options.params)))
     for path in exchange.write(questions, options.file):
-        print(f"{path}: " + ("labelling configuration" if path.suffix == ".xml" else f"{len(questions)} comparisons"))
+        print(
+            f"{path}: "
+            + (
+                "labelling configuration"
+                if path.suffix == ".xml"
+                else f"{len(questions)} comparisons"
+            )
+        )
     return 0
 
 
@@ -232,9 +369,14 @@ def _import(options) -> int:
     from shfcas_lib.params import reading
     from shfcas_lib.storage import runs
 
-    counts = exchange.bring_in(runs.open_run(reading.load(options.params)), options.file, options.annotator)
-    print(f"{options.file}: {counts['added']} answers added, {counts['known']} known before, {counts['closed']} too late for a finished "
-          f"round; {counts['waiting']} comparisons wait" + ("" if counts["waiting"] else ": run the same parameters again to go on"))
+    counts = exchange.bring_in(
+        runs.open_run(reading.load(options.params)), options.file, options.annotator
+    )
+    print(
+        f"{options.file}: {counts['added']} answers added, {counts['known']} known before,"
+        f" {counts['closed']} too late for a finished round; {counts['waiting']} comparisons wait"
+        + ("" if counts["waiting"] else ": run the same parameters again to go on")
+    )
     return 0
 
 

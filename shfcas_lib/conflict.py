@@ -1,13 +1,13 @@
 """PACS and Kendall-tau distance: rewards and log-probabilities go in, the conflict table comes out.
 
-Per prompt, over its N completions, with the population standard deviation (arXiv:2512.09212, proxy-policy alignment
-conflict score and Kendall-tau distance):
+Per prompt, over its N completions, with the population standard deviation (arXiv:2512.09212,
+proxy-policy alignment conflict score and Kendall-tau distance):
 
     PACS(x, y_i) = z(r)_i - z(l)_i            z(a)_i = (a_i - mean(a)) / std(a)
     K(x) = (discordant pairs + 1/2 tied pairs) / (N (N - 1) / 2)
 
-PACS > 0: the proxy likes what the policy finds unlikely. K: 0 where proxy and policy rank alike, 1 where reversed.
-"""
+PACS > 0: the proxy likes what the policy finds unlikely. K: 0 where proxy and policy rank alike,
+1 where reversed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ import pandas as pd
 from shfcas_lib.base.errors import InputError
 
 SMALLEST_STD = 1e-6
-BLOCK = 16384  # prompts taken at a time: what they need stays in the processor's cache, and memory stays bounded
+# prompts taken at a time: what they need stays in the processor's cache, and memory stays bounded
+BLOCK = 16384
 
 
 def z_scores(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """z-scores along the last axis with the population standard deviation, and where that is too small to divide by.
+    """z-scores along the last axis with the population standard deviation, and where that is too
+    small to divide by.
 
     values: (..., N). Returns (z of the same shape, 0 where degenerate; degenerate: (...) bool).
     """
@@ -37,58 +39,77 @@ def z_scores(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pacs(reward: np.ndarray, logp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """PACS of completions. reward, logp: (..., N). Returns (PACS of the same shape, degenerate: (...) bool).
+    """PACS of completions. reward, logp: (..., N). Returns (PACS of the same shape, degenerate:
+    (...) bool).
 
-    Where std(r) or std(l) is under 1e-6, or N < 2, every PACS of that prompt is 0 and the prompt is degenerate.
-    """
+    Where std(r) or std(l) is under 1e-6, or N < 2, every PACS of that prompt is 0 and the prompt
+    is degenerate."""
     reward, logp = _same_shape(reward, logp)
     return _pacs(*z_scores(reward), *z_scores(logp))
 
 
 def kendall_distance(reward: np.ndarray, logp: np.ndarray) -> np.ndarray:
-    """K per prompt, in [0, 1]; a pair tied in either ranking counts one half. reward, logp: (P, N) with N >= 2; returns (P,).
+    """K per prompt, in [0, 1]; a pair tied in either ranking counts one half. reward, logp: (P,
+    N) with N >= 2; returns (P,).
 
     Equals (1 - tau_a) / 2. Raises InputError for another shape.
     """
     reward, logp = _same_shape(reward, logp)
     n = reward.shape[-1]
     if reward.ndim != 2 or n < 2:
-        raise InputError(f"kendall_distance: found shape {reward.shape}, expected (prompts, completions >= 2)")
+        raise InputError(
+            f"kendall_distance: found shape {reward.shape}, expected (prompts, completions >= 2)"
+        )
     out = np.empty(len(reward))
     for start in range(0, len(reward), BLOCK):
-        r, l = (np.ascontiguousarray(values[start : start + BLOCK].T) for values in (reward, logp))  # prompts side by side: long vectors
+        r, l = (
+            np.ascontiguousarray(values[start : start + BLOCK].T) for values in (reward, logp)
+        )  # prompts side by side: long vectors
         agreement = sum((_order(r, k) * _order(l, k)).sum(0, dtype=np.int32) for k in range(n - 1))
         out[start : start + BLOCK] = (1 - agreement / (n * (n - 1) / 2)) / 2
     return out
 
 
 def _order(values: np.ndarray, k: int) -> np.ndarray:
-    """+1 where row k is above a later row, -1 where below, 0 where tied. values: (N, P); returns (N - k - 1, P), int8."""
+    """+1 where row k is above a later row, -1 where below, 0 where tied. values: (N, P); returns
+    (N - k - 1, P), int8."""
     return (values[k] > values[k + 1 :]).view(np.int8) - (values[k] < values[k + 1 :]).view(np.int8)
 
 
-def conflict_table(pool: pd.DataFrame, reward: np.ndarray, logp: np.ndarray | None = None) -> pd.DataFrame:
-    """One row per completion: prompt_id, index, reward, logp, z_reward, z_logp, pacs, and the prompt's kendall, mean_abs_pacs
-    and degenerate.
+def conflict_table(
+    pool: pd.DataFrame, reward: np.ndarray, logp: np.ndarray | None = None
+) -> pd.DataFrame:
+    """One row per completion: prompt_id, index, reward, logp, z_reward, z_logp, pacs, and the
+    prompt's kendall, mean_abs_pacs and degenerate.
 
-    pool: a pool table. reward: (rows,), the proxy's. logp: (rows,) where it is not the pool's own (a refined policy's).
-    Prompts may differ in their number of completions; one with a single completion is degenerate, with K = 0.
-    Raises InputError naming the prompt and completion of a value that is not finite.
-    """
-    table = pool[["prompt_id", "index"]].assign(reward=np.asarray(reward, float), logp=np.asarray(pool["logp"] if logp is None else logp, float))
+    pool: a pool table. reward: (rows,), the proxy's. logp: (rows,) where it is not the pool's own
+    (a refined policy's). Prompts may differ in their number of completions; one with a single
+    completion is degenerate, with K = 0. Raises InputError naming the prompt and completion of a
+    value that is not finite."""
+    table = pool[["prompt_id", "index"]].assign(
+        reward=np.asarray(reward, float),
+        logp=np.asarray(pool["logp"] if logp is None else logp, float),
+    )
     for column in ("reward", "logp"):
         bad = table[~np.isfinite(table[column])]
         if len(bad):
             row = bad.iloc[0]
-            raise InputError(f"{column} of completion {row['index']} of prompt {row['prompt_id']} is {row[column]}: expected a finite number")
+            raise InputError(
+                f"{column} of completion {row['index']} of prompt {row['prompt_id']} is"
+                f" {row[column]}: expected a finite number"
+            )
     table = table.sort_values(["prompt_id", "index"], ignore_index=True)
     size = table.groupby("prompt_id")["index"].transform("size")
-    return pd.concat([_same_size(part, n) for n, part in table.groupby(size)]).sort_values(["prompt_id", "index"], ignore_index=True)
+    return pd.concat([_same_size(part, n) for n, part in table.groupby(size)]).sort_values(
+        ["prompt_id", "index"], ignore_index=True
+    )
 
 
 def by_prompt(conflict: pd.DataFrame) -> pd.DataFrame:
     """The prompt-level columns: prompt_id, kendall, mean_abs_pacs, degenerate."""
-    return conflict.drop_duplicates("prompt_id")[["prompt_id", "kendall", "mean_abs_pacs", "degenerate"]].reset_index(drop=True)
+    return conflict.drop_duplicates("prompt_id")[
+        ["prompt_id", "kendall", "mean_abs_pacs", "degenerate"]
+    ].reset_index(drop=True)
 
 
 def _same_size(part: pd.DataFrame, n: int) -> pd.DataFrame:
@@ -102,11 +123,16 @@ def _same_size(part: pd.DataFrame, n: int) -> pd.DataFrame:
         out["pacs"][rows], degenerate[rows] = _pacs(z_reward, flat_reward, z_logp, flat_logp)
     distance = kendall_distance(reward, logp) if n > 1 else np.zeros(len(reward))
     return part.assign(
-        **{name: values.ravel() for name, values in out.items()}, kendall=np.repeat(distance, n),
-        mean_abs_pacs=np.repeat(np.abs(out["pacs"]).mean(-1), n), degenerate=np.repeat(degenerate, n))
+        **{name: values.ravel() for name, values in out.items()},
+        kendall=np.repeat(distance, n),
+        mean_abs_pacs=np.repeat(np.abs(out["pacs"]).mean(-1), n),
+        degenerate=np.repeat(degenerate, n),
+    )
 
 
-def _pacs(z_reward: np.ndarray, flat_reward: np.ndarray, z_logp: np.ndarray, flat_logp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _pacs(
+    z_reward: np.ndarray, flat_reward: np.ndarray, z_logp: np.ndarray, flat_logp: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     degenerate = flat_reward | flat_logp | (z_reward.shape[-1] < 2)
     return np.where(degenerate[..., None], 0.0, z_reward - z_logp), degenerate
 

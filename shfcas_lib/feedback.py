@@ -3,14 +3,14 @@
     with LabelStore(folder / "labels.sqlite") as store:
         labels = ask(comparisons, completions, annotator, store)
 
-An answer is durable in the store before the next comparison is asked, and one that is already there is not asked again. An
-annotator is anything that turns one comparison into one of the ANSWERS: the simulated human, a file of answers, a person at a
-screen. One with `answer_all(comparisons, shown, known)` takes many at once and yields its answers as they arrive; any other is
-asked in turn. The loop does not know which.
+An answer is durable in the store before the next comparison is asked, and one that is already
+there is not asked again. An annotator is anything that turns one comparison into one of the
+ANSWERS: the simulated human, a file of answers, a person at a screen. One with
+`answer_all(comparisons, shown, known)` takes many at once and yields its answers as they arrive;
+any other is asked in turn. The loop does not know which.
 
-comparisons: those of a round, known or not; shown: completions indexed by (prompt_id, index); known: the (prompt_id, i, j)
-that are answered already.
-"""
+comparisons: those of a round, known or not; shown: completions indexed by (prompt_id, index);
+known: the (prompt_id, i, j) that are answered already."""
 
 from __future__ import annotations
 
@@ -29,16 +29,22 @@ Answered = Iterator[tuple[Mapping, str, str]]
 
 
 def answers_of(annotator, comparisons: pd.DataFrame, shown: pd.DataFrame, known: set) -> Answered:
-    """(comparison, answer, name of who gave it) for every comparison that is not known. The next question is put only when the
-    answer before it was taken."""
+    """(comparison, answer, name of who gave it) for every comparison that is not known. The next
+    question is put only when the answer before it was taken."""
     if hasattr(annotator, "answer_all"):
         yield from annotator.answer_all(comparisons, shown, known)
         return
-    row = dict(zip(shown.index, shown.to_dict("records")))  # a millisecond a comparison less than looking rows up in the table
+    row = dict(
+        zip(shown.index, shown.to_dict("records"))
+    )  # a millisecond a comparison less than looking rows up in the table
     for comparison in comparisons.to_dict("records"):
         prompt, i, j = (comparison[name] for name in KEY)
         if (prompt, i, j) not in known:
-            yield comparison, annotator.answer(comparison, pd.DataFrame([row[prompt, i], row[prompt, j]])), annotator.name
+            yield (
+                comparison,
+                annotator.answer(comparison, pd.DataFrame([row[prompt, i], row[prompt, j]])),
+                annotator.name,
+            )
 
 
 class Annotator(Protocol):
@@ -47,19 +53,22 @@ class Annotator(Protocol):
     name: str
 
     def answer(self, comparison: Mapping, shown: pd.DataFrame) -> str:
-        """'first' where completion i is better, 'second' where j is, 'tie' where neither; or 'both_bad', or 'skip' for no label. shown: the two rows, i then j."""
+        """'first' where completion i is better, 'second' where j is, 'tie' where neither; or
+        'both_bad', or 'skip' for no label. shown: the two rows, i then j."""
 
 
 class SimulatedHuman:
     """Answers with the gold reward of the two completions asked about, of no others.
 
-    noise: probability of the opposite answer; tie_margin: gold differences up to this are ties. Each comparison has its own
-    generator, so answers do not depend on the order of asking or on an interruption.
-    """
+    noise: probability of the opposite answer; tie_margin: gold differences up to this are ties.
+    Each comparison has its own generator, so answers do not depend on the order of asking or on
+    an interruption."""
 
     name = "gold"
 
-    def __init__(self, gold: GoldReward, noise: float = 0.0, tie_margin: float = 0.0, seed: int = 0):
+    def __init__(
+        self, gold: GoldReward, noise: float = 0.0, tie_margin: float = 0.0, seed: int = 0
+    ):
         self.gold, self.noise, self.tie_margin, self.seed = gold, noise, tie_margin, seed
 
     def answer(self, comparison: Mapping, shown: pd.DataFrame) -> str:
@@ -68,33 +77,50 @@ class SimulatedHuman:
     def _word(self, comparison: Mapping, first: float, second: float) -> str:
         if abs(first - second) <= self.tie_margin:
             return "tie"
-        wrong = rng(self.seed, f"feedback/{comparison['prompt_id']}/{comparison['i']}/{comparison['j']}").random() < self.noise
+        wrong = (
+            rng(
+                self.seed, f"feedback/{comparison['prompt_id']}/{comparison['i']}/{comparison['j']}"
+            ).random()
+            < self.noise
+        )
         return "first" if (first > second) != wrong else "second"
 
 
 class SimulatedHumanAtOnce(SimulatedHuman):
-    """The same answers from a gold that is dear to call, because it loads a model each time: one call for all comparisons of a round."""
+    """The same answers from a gold that is dear to call, because it loads a model each time: one
+    call for all comparisons of a round."""
 
     def answer_all(self, comparisons: pd.DataFrame, shown: pd.DataFrame, known: set) -> Answered:
         """(comparison, answer, name) for every comparison that is not known."""
-        asked = [c for c in comparisons.to_dict("records") if tuple(c[name] for name in KEY) not in known]
+        asked = [
+            c for c in comparisons.to_dict("records") if tuple(c[name] for name in KEY) not in known
+        ]
         if not asked:
             return
         row = dict(zip(shown.index, shown.to_dict("records")))
-        scores = self.gold(pd.DataFrame([row[c["prompt_id"], c[side]] for c in asked for side in ("i", "j")]))
+        scores = self.gold(
+            pd.DataFrame([row[c["prompt_id"], c[side]] for c in asked for side in ("i", "j")])
+        )
         for comparison, (first, second) in zip(asked, np.asarray(scores).reshape(-1, 2)):
             yield comparison, self._word(comparison, first, second), self.name
 
 
-def ask(comparisons: pd.DataFrame, completions: pd.DataFrame, annotator: Annotator, store: LabelStore) -> pd.DataFrame:
-    """Have every comparison answered that the store does not hold yet; return the labels of all of them.
+def ask(
+    comparisons: pd.DataFrame, completions: pd.DataFrame, annotator: Annotator, store: LabelStore
+) -> pd.DataFrame:
+    """Have every comparison answered that the store does not hold yet; return the labels of all
+    of them.
 
-    comparisons: prompt_id, i, j, strategy, reason. completions: prompt_id, index, and what the annotator reads. Returns those
-    columns with answer, label (NaN where it was skipped), annotator and time, in the order of the comparisons. Raises Unanswered
-    where people have not answered all of them yet.
-    """
+    comparisons: prompt_id, i, j, strategy, reason. completions: prompt_id, index, and what the
+    annotator reads. Returns those columns with answer, label (NaN where it was skipped),
+    annotator and time, in the order of the comparisons. Raises Unanswered where people have not
+    answered all of them yet."""
     shown = completions.set_index(["prompt_id", "index"], drop=False)
     known = store.answered(getattr(annotator, "people", 1))
     for comparison, answer, name in answers_of(annotator, comparisons, shown, known):
-        store.add(comparison, answer, name, after=None)  # two runs in one folder ask the same: one of the two answers is kept
-    return comparisons.merge(store.labels()[[*KEY, "answer", "label", "annotator", "time"]], on=KEY, how="left")
+        store.add(
+            comparison, answer, name, after=None
+        )  # two runs in one folder ask the same: one of the two answers is kept
+    return comparisons.merge(
+        store.labels()[[*KEY, "answer", "label", "annotator", "time"]], on=KEY, how="left"
+    )

@@ -1,10 +1,11 @@
-"""Refined policies in closed form: rewards and a pool go in, weights over each prompt's completions come out.
+"""Refined policies in closed form: rewards and a pool go in, weights over each prompt's
+completions come out.
 
-KL-regularised RLHF, max E[r] - beta KL(pi' || pi), has the solution pi'(y|x) proportional to pi(y|x) exp(r(x,y)/beta)
-(for example Rafailov et al. 2023, eq. 4). On N samples from pi it is a reweighting of the samples: no training, and
-expected reward, gold and KL come from the table. beta to 0 is best-of-N; beta to infinity is the base policy.
-Trained policies (`dpo`, `rso`) are in module policy_training.
-"""
+KL-regularised RLHF, max E[r] - beta KL(pi' || pi), has the solution pi'(y|x) proportional to
+pi(y|x) exp(r(x,y)/beta) (for example Rafailov et al. 2023, eq. 4). On N samples from pi it is a
+reweighting of the samples: no training, and expected reward, gold and KL come from the table.
+beta to 0 is best-of-N; beta to infinity is the base policy. Trained policies (`dpo`, `rso`) are
+in module policy_training."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ import pandas as pd
 
 
 def tilt(prompt_ids: np.ndarray, reward: np.ndarray, beta: float) -> np.ndarray:
-    """Weights proportional to exp(reward / beta), summing to 1 within each prompt. prompt_ids, reward: (rows,); beta > 0."""
+    """Weights proportional to exp(reward / beta), summing to 1 within each prompt. prompt_ids,
+    reward: (rows,); beta > 0."""
     names, group = _groups(prompt_ids)
     reward = np.asarray(reward, float)
     highest = np.full(len(names), -np.inf)
@@ -29,18 +31,25 @@ def log_ratio(prompt_ids: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(np.bincount(group)[group] * np.asarray(weights), 1e-300))
 
 
-def per_prompt(prompt_ids: np.ndarray, weights: np.ndarray, values: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Expectations under weights, one row per prompt: prompt_id, kl (nats, from the uniform weights of the samples), and one
-    column per entry of `values` (name to (rows,) array)."""
+def per_prompt(
+    prompt_ids: np.ndarray, weights: np.ndarray, values: dict[str, np.ndarray]
+) -> pd.DataFrame:
+    """Expectations under weights, one row per prompt: prompt_id, kl (nats, from the uniform
+    weights of the samples), and one column per entry of `values` (name to (rows,) array)."""
     names, group = _groups(prompt_ids)
     weights = np.asarray(weights)
-    every = {name: np.asarray(value, float) for name, value in values.items()} | {"kl": log_ratio(prompt_ids, weights)}
-    return pd.DataFrame({"prompt_id": names} | {name: np.bincount(group, weights * value) for name, value in every.items()})
+    every = {name: np.asarray(value, float) for name, value in values.items()} | {
+        "kl": log_ratio(prompt_ids, weights)
+    }
+    return pd.DataFrame(
+        {"prompt_id": names}
+        | {name: np.bincount(group, weights * value) for name, value in every.items()}
+    )
 
 
 def win_rate(prompt_ids: np.ndarray, weights: np.ndarray, gold: np.ndarray) -> pd.DataFrame:
-    """Per prompt, the probability that a draw from the weighted policy has higher gold than a draw from the base policy
-    (equal weights), ties counting one half: columns prompt_id, win."""
+    """Per prompt, the probability that a draw from the weighted policy has higher gold than a
+    draw from the base policy (equal weights), ties counting one half: columns prompt_id, win."""
     rows = []
     table = pd.DataFrame({"prompt_id": prompt_ids, "weight": weights, "gold": gold})
     for prompt, part in table.groupby("prompt_id"):

@@ -3,11 +3,11 @@
     reward = fit_probe(pool, preferences, l2=60)
     reward.score(pool)                  # (completions,) float64
 
-`probe` is a Bradley-Terry head on the backbone's frozen, pooled hidden states, which the pool stores as it samples. It is
-convex: the same data gives the same reward. `lora` (module lora_reward) is the paper's: LoRA and a score head, by TRL.
-Every reward is scaled to unit spread (mean within-prompt standard deviation over the completions it was fitted on), so
-that one beta means the same for all of them.
-"""
+`probe` is a Bradley-Terry head on the backbone's frozen, pooled hidden states, which the pool
+stores as it samples. It is convex: the same data gives the same reward. `lora` (module
+lora_reward) is the paper's: LoRA and a score head, by TRL. Every reward is scaled to unit spread
+(mean within-prompt standard deviation over the completions it was fitted on), so that one beta
+means the same for all of them."""
 
 from __future__ import annotations
 
@@ -27,21 +27,23 @@ if TYPE_CHECKING:
     pass
 
 
-
 class _Reward(Protocol):
     def score(self, pool: pd.DataFrame) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
 class Published:
-    """The proxy's scores, which the pool carries in its column `proxy`; `spread` is what they are divided by."""
+    """The proxy's scores, which the pool carries in its column `proxy`; `spread` is what they are
+    divided by."""
 
     spread: float = 1.0
 
     def score(self, pool: pd.DataFrame) -> np.ndarray:
         """Rewards of a pool table's completions, (rows,)."""
         if "proxy" not in pool or pool["proxy"].isna().any():
-            raise InputError("the pool holds completions that the published proxy has not scored (column proxy)")
+            raise InputError(
+                "the pool holds completions that the published proxy has not scored (column proxy)"
+            )
         return pool["proxy"].to_numpy(float) / self.spread
 
     def save(self, folder: Path) -> None:
@@ -51,7 +53,8 @@ class Published:
 
 @dataclass(frozen=True)
 class Corrected:
-    """A published proxy and what labels taught on top of it; `spread` is what the sum is divided by."""
+    """A published proxy and what labels taught on top of it; `spread` is what the sum is divided
+    by."""
 
     base: Published
     correction: _Reward
@@ -74,9 +77,9 @@ BLOCK = 8192  # completions scored at a time: a million of them need no more mem
 class Probe:
     """A linear reward on the `design` of pooled features.
 
-    mean, std: (2, 4 x hidden), of the features and of the products; weight: (4 x hidden,) for the completion's mean, start and
-    end, and for mean times prompt; spread: what scores are divided by.
-    """
+    mean, std: (2, 4 x hidden), of the features and of the products; weight: (4 x hidden,) for the
+    completion's mean, start and end, and for mean times prompt; spread: what scores are divided
+    by."""
 
     mean: np.ndarray
     std: np.ndarray
@@ -85,7 +88,10 @@ class Probe:
 
     def score(self, pool: pd.DataFrame) -> np.ndarray:
         """Rewards of a pool table's completions, (rows,)."""
-        blocks = [self.columns(pool.iloc[start : start + BLOCK]) @ self.weight for start in range(0, len(pool), BLOCK)]
+        blocks = [
+            self.columns(pool.iloc[start : start + BLOCK]) @ self.weight
+            for start in range(0, len(pool), BLOCK)
+        ]
         return np.concatenate(blocks) / self.spread
 
     def columns(self, pool: pd.DataFrame) -> np.ndarray:
@@ -97,7 +103,15 @@ class Probe:
         from safetensors.numpy import save_file
 
         with files.atomic(path) as target:
-            save_file({"mean": self.mean, "std": self.std, "weight": self.weight, "spread": np.array([self.spread])}, target)
+            save_file(
+                {
+                    "mean": self.mean,
+                    "std": self.std,
+                    "weight": self.weight,
+                    "spread": np.array([self.spread]),
+                },
+                target,
+            )
 
     @classmethod
     def load(cls, path: Path) -> Probe:
@@ -109,23 +123,28 @@ class Probe:
 
 
 def design(features: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """What the probe is linear in, (rows, 4 x hidden): the completion's mean, start and end states, standardised, and the
-    product of mean state and prompt state. A reward compares completions of one prompt, so the prompt alone would cancel; the product
-    lets it say which completions suit this prompt."""
+    """What the probe is linear in, (rows, 4 x hidden): the completion's mean, start and end
+    states, standardised, and the product of mean state and prompt state. A reward compares
+    completions of one prompt, so the prompt alone would cancel; the product lets it say which
+    completions suit this prompt."""
     standard = (features - mean[0]) / std[0]
     hidden = standard.shape[1] // 4
-    product = (standard[:, :hidden] * standard[:, 3 * hidden :] - mean[1, :hidden]) / std[1, :hidden]
+    product = (standard[:, :hidden] * standard[:, 3 * hidden :] - mean[1, :hidden]) / std[
+        1, :hidden
+    ]
     return np.hstack([standard[:, : 3 * hidden], product])
 
 
-def fit_probe(pool: pd.DataFrame, preferences: pd.DataFrame, l2: float, offset: np.ndarray | None = None) -> Probe:
+def fit_probe(
+    pool: pd.DataFrame, preferences: pd.DataFrame, l2: float, offset: np.ndarray | None = None
+) -> Probe:
     """Maximum a posteriori Bradley-Terry fit (Bradley and Terry 1952) on differences of the design.
 
-    pool: pool table that holds every completion named. preferences: prompt_id, i, j, label in [0, 1], optional weight.
-    Minimises sum_k weight_k * crossentropy(label_k, sigmoid(w . (d_i - d_j))) + l2 / 2 |w|^2, standardised on the
-    completions that the preferences name. offset: (pool rows,), a reward that is given and to which the probe is a correction, left at
-    its own scale (spread 1). Raises InputError for no preferences or a completion that is missing.
-    """
+    pool: pool table that holds every completion named. preferences: prompt_id, i, j, label in [0,
+    1], optional weight. Minimises sum_k weight_k * crossentropy(label_k, sigmoid(w . (d_i -
+    d_j))) + l2 / 2 |w|^2, standardised on the completions that the preferences name. offset:
+    (pool rows,), a reward that is given and to which the probe is a correction, left at its own
+    scale (spread 1). Raises InputError for no preferences or a completion that is missing."""
     from scipy.optimize import minimize
     from scipy.special import expit
 
@@ -144,13 +163,27 @@ def fit_probe(pool: pd.DataFrame, preferences: pd.DataFrame, l2: float, offset: 
         value = weight @ (np.logaddexp(0, margin) - label * margin) + l2 / 2 * w @ w
         return value, difference.T @ (weight * (expit(margin) - label)) + l2 * w
 
-    w = minimize(loss, np.zeros(difference.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 1000, "ftol": 1e-12, "gtol": 1e-6}).x
-    return Probe(mean, std, w, 1.0 if offset is not None else spread(columns @ w, pool["prompt_id"].to_numpy()[used]))
+    w = minimize(
+        loss,
+        np.zeros(difference.shape[1]),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": 1000, "ftol": 1e-12, "gtol": 1e-6},
+    ).x
+    return Probe(
+        mean,
+        std,
+        w,
+        1.0 if offset is not None else spread(columns @ w, pool["prompt_id"].to_numpy()[used]),
+    )
 
 
-def information(probe: Probe, pool: pd.DataFrame, preferences: pd.DataFrame, l2: float) -> np.ndarray:
-    """What the training pairs say about the weights: A, (pairs, 4 x hidden), such that the Laplace posterior's covariance is
-    (I - A'A) / l2. It is the inverse of the loss's Hessian, l2 I + sum_k weight_k p_k (1 - p_k) d_k d_k', by Woodbury's identity."""
+def information(
+    probe: Probe, pool: pd.DataFrame, preferences: pd.DataFrame, l2: float
+) -> np.ndarray:
+    """What the training pairs say about the weights: A, (pairs, 4 x hidden), such that the
+    Laplace posterior's covariance is (I - A'A) / l2. It is the inverse of the loss's Hessian, l2
+    I + sum_k weight_k p_k (1 - p_k) d_k d_k', by Woodbury's identity."""
     from scipy.linalg import cholesky, solve_triangular
     from scipy.special import expit
 
@@ -163,11 +196,16 @@ def information(probe: Probe, pool: pd.DataFrame, preferences: pd.DataFrame, l2:
 
 
 def _weights(preferences: pd.DataFrame) -> np.ndarray:
-    return preferences["weight"].to_numpy(float) if "weight" in preferences else np.ones(len(preferences))
+    return (
+        preferences["weight"].to_numpy(float)
+        if "weight" in preferences
+        else np.ones(len(preferences))
+    )
 
 
 def _standardised(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`design` of these features by their own means and standard deviations, and those, each (2, 4 x hidden); a feature that does not vary gets 1."""
+    """`design` of these features by their own means and standard deviations, and those, each (2,
+    4 x hidden); a feature that does not vary gets 1."""
     mean, std = (np.zeros((2, features.shape[1])), np.ones((2, features.shape[1])))
     mean[0], std[0] = features.mean(0), _or_one(features.std(0))
     hidden = features.shape[1] // 4
@@ -191,16 +229,23 @@ def spread(scores: np.ndarray, prompt_ids: np.ndarray) -> float:
 
 def named(preferences: pd.DataFrame) -> pd.DataFrame:
     """The completions that preferences name: columns prompt_id, index, each once."""
-    both = [preferences[["prompt_id", column]].rename(columns={column: "index"}) for column in ("i", "j")]
+    both = [
+        preferences[["prompt_id", column]].rename(columns={column: "index"})
+        for column in ("i", "j")
+    ]
     return pd.concat(both).drop_duplicates()
 
 
 def locate(pool: pd.DataFrame, pairs: pd.DataFrame, column: str) -> np.ndarray:
-    """Row in `pool` of completion `column` (i or j) of each pair, (pairs,). Raises InputError for one that is not there."""
+    """Row in `pool` of completion `column` (i or j) of each pair, (pairs,). Raises InputError for
+    one that is not there."""
     position = pd.MultiIndex.from_frame(pool[["prompt_id", "index"]])
     rows = position.get_indexer(pd.MultiIndex.from_frame(pairs[["prompt_id", column]]))
     missing = np.flatnonzero(rows < 0)
     if len(missing):
         row = pairs.iloc[missing[0]]
-        raise InputError(f"preferences name completion {row[column]} of prompt {row['prompt_id']}, which is not in the pool")
+        raise InputError(
+            f"preferences name completion {row[column]} of prompt {row['prompt_id']}, which is not"
+            " in the pool"
+        )
     return rows

@@ -1,4 +1,5 @@
-"""A tiny language model built in the process (no download, the real code path), and small synthetic tables."""
+"""A tiny language model built in the process (no download, the real code path), and small
+synthetic tables."""
 
 import numpy as np
 import pandas as pd
@@ -9,13 +10,15 @@ from tiny_model import make_tiny_model
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
-    """Folder of a two-layer Llama with random weights and a byte-level tokenizer with a chat template."""
+    """Folder of a two-layer Llama with random weights and a byte-level tokenizer with a chat
+    template."""
     return make_tiny_model(tmp_path_factory.mktemp("tiny_model"))
 
 
 @pytest.fixture(scope="session")
 def backbone(tiny_model):
-    """The tiny model, loaded as a run would load it, unquantised. For tests that add no adapters."""
+    """The tiny model, loaded as a run would load it, unquantised. For tests that add no
+    adapters."""
     return _load(tiny_model)
 
 
@@ -52,7 +55,11 @@ def no_secret_is_left_between_tests(tmp_path_factory):
     place = tmp_path_factory.getbasetemp()
     before = set(place.iterdir())
     yield
-    shared = [folder for folder in place.iterdir() if folder not in before and not folder.is_symlink() and not folder.name.startswith("test_")]
+    shared = [
+        folder
+        for folder in place.iterdir()
+        if folder not in before and not folder.is_symlink() and not folder.name.startswith("test_")
+    ]
     assert [leak for folder in shared for leak in leaks(folder)] == []
 
 
@@ -61,7 +68,14 @@ def planted():
     """A pool of 30 prompts x 6 completions whose gold is linear in its features: (pool, gold)."""
     generator = np.random.default_rng(7)
     features = generator.normal(size=(180, 32))
-    pool = pd.DataFrame({
-        "prompt_id": np.repeat([f"p{k:02d}" for k in range(30)], 6), "index": np.tile(range(6), 30), "prompt": "prompt",
-        "completion": [f"text {k}" for k in range(180)], "logp": generator.normal(-40, 8, 180), "features": list(features)})
+    pool = pd.DataFrame(
+        {
+            "prompt_id": np.repeat([f"p{k:02d}" for k in range(30)], 6),
+            "index": np.tile(range(6), 30),
+            "prompt": "prompt",
+            "completion": [f"text {k}" for k in range(180)],
+            "logp": generator.normal(-40, 8, 180),
+            "features": list(features),
+        }
+    )
     return pool, features[:, :8].sum(1)

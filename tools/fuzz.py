@@ -1,4 +1,5 @@
-"""What reads strangers' bytes, as functions of bytes: each returns, or raises InputError on one short line, and nothing else.
+"""What reads strangers' bytes, as functions of bytes: each returns, or raises InputError on one
+short line, and nothing else.
 
     python tools/fuzz.py 60                  every target in turn, so many seconds each, guided by coverage (atheris; `make fuzz`)
     python tools/fuzz.py 60 jsonl            one of them
@@ -54,9 +55,18 @@ def _pairs(suffix):
 def rows(content):
     """One row that is valid JSON, under column names that make every branch of the reader run."""
     path = written("row.jsonl", content)
-    for columns in ({}, {"prompt": None}, {"first": "chosen", "second": "rejected", "better": "label"}, {"preference": "label"},
-                    {"rating_first": "label", "rating_second": "harmful"}, {"category": ["category", "label"]}):
-        for read in (lambda block: load_pairs(Preferences(**block)), lambda block: _load_own_prompts(Prompts(**block), 0, ["b"])):
+    for columns in (
+        {},
+        {"prompt": None},
+        {"first": "chosen", "second": "rejected", "better": "label"},
+        {"preference": "label"},
+        {"rating_first": "label", "rating_second": "harmful"},
+        {"category": ["category", "label"]},
+    ):
+        for read in (
+            lambda block: load_pairs(Preferences(**block)),
+            lambda block: _load_own_prompts(Prompts(**block), 0, ["b"]),
+        ):
             try:
                 read({"file": str(path), "columns": columns})
             except InputError as error:
@@ -66,7 +76,9 @@ def rows(content):
 def dialogue(content):
     """Text that may look like a dialogue or a transcript."""
     text = content.decode("utf-8", "replace")
-    assert dialogues.messages(dialogues.encode([{"role": "user", "content": text}])) == [{"role": "user", "content": text}]
+    assert dialogues.messages(dialogues.encode([{"role": "user", "content": text}])) == [
+        {"role": "user", "content": text}
+    ]
     dialogues.plain(text)
     dialogues.from_transcript(text)
 
@@ -85,14 +97,19 @@ def answers(content):
     """Files of answers to replay."""
     for suffix in ("csv", "parquet", "jsonl"):
         try:
-            load_annotator(Feedback(kind="replay", file=str(written(f"answers.{suffix}", content))), None, 0)
+            load_annotator(
+                Feedback(kind="replay", file=str(written(f"answers.{suffix}", content))), None, 0
+            )
         except InputError as error:
             fine(error)
 
 
 def manifest(content):
     """The manifest of a cached asset."""
-    assets._verify(written("toy/asset.json", content).parent, replace(assets.ASSETS["do-not-answer"], sha256="0" * 64))
+    assets._verify(
+        written("toy/asset.json", content).parent,
+        replace(assets.ASSETS["do-not-answer"], sha256="0" * 64),
+    )
 
 
 def wheel(content):
@@ -122,9 +139,22 @@ def provenance_file(content):
             fine(error)
 
 
-TARGETS = {"parameters": parameters, "sweep": sweep_file, "jsonl": _pairs("jsonl"), "jsonl.gz": _pairs("jsonl.gz"), "csv": _pairs("csv"),
-           "parquet": _pairs("parquet"), "rows": rows, "dialogue": dialogue, "sheet": sheet, "label_studio": label_studio, "answers": answers,
-           "manifest": manifest, "wheel": wheel, "provenance": provenance_file}
+TARGETS = {
+    "parameters": parameters,
+    "sweep": sweep_file,
+    "jsonl": _pairs("jsonl"),
+    "jsonl.gz": _pairs("jsonl.gz"),
+    "csv": _pairs("csv"),
+    "parquet": _pairs("parquet"),
+    "rows": rows,
+    "dialogue": dialogue,
+    "sheet": sheet,
+    "label_studio": label_studio,
+    "answers": answers,
+    "manifest": manifest,
+    "wheel": wheel,
+    "provenance": provenance_file,
+}
 
 
 def fine(error):
@@ -142,7 +172,14 @@ def attempt(name, content):
 
 def seeds():
     """Inputs to start from, by target."""
-    pair = {"prompt": "q", "chosen": "a", "rejected": "b", "label": 1, "category": {"x": True}, "harmful": False}
+    pair = {
+        "prompt": "q",
+        "chosen": "a",
+        "rejected": "b",
+        "label": 1,
+        "category": {"x": True},
+        "harmful": False,
+    }
     talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     line = json.dumps(pair).encode()
     zipped = PLACE / "seed.zip"
@@ -150,19 +187,55 @@ def seeds():
         archive.writestr("a/b.txt", "one")
         archive.writestr("../c.txt", "two")
     question = "q-0123456789abcdef-4-1-0f1e2d3c"
-    exported = [{"id": 1, "data": {"question": question}, "annotations": [{"id": 1, "completed_by": {"email": "a@b"}, "updated_at": "2026", "result": [
-        {"type": "choices", "from_name": "answer", "value": {"choices": ["left"]}}]}]}]
+    exported = [
+        {
+            "id": 1,
+            "data": {"question": question},
+            "annotations": [
+                {
+                    "id": 1,
+                    "completed_by": {"email": "a@b"},
+                    "updated_at": "2026",
+                    "result": [
+                        {"type": "choices", "from_name": "answer", "value": {"choices": ["left"]}}
+                    ],
+                }
+            ],
+        }
+    ]
     run = {"parameters": {"run": "x", "seed": 0}, "seed": 0, "commit": "c", "versions": {"a": "1"}}
     sha = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
-    record = {"files": {"figure.png": {"sha256": sha, "record": "x", "made": "m"}}, "records": {"x": {"kind": "run", "name": "x", "definition": {}, "facts": {}}}}
-    plan = {"sweep": "s", "jobs": {"pool/x": {"params": {"seed": 1}, "inputs": {"a": "b"}}}, "definition": {"sweep": "s"}}
-    found = {"parameters": [b"seed: 0\nbias: [{kind: noise, rate: 0.5}]\nsampling: {n: 4}\n", b"a: &a [1]\nb: *a", b"!!python/name:os.system x"],
-             "sweep": [b"sweep: s\nbase: {seed: 0}\ncross: {seed: [0, 1]}\nset: {sampling.n: 3}\ngrids: {a: {selection.budget: [1]}}\n"],
-             "jsonl": [line, line + b"\n" + line], "csv": [b"prompt,chosen,rejected,label\nq,a,b,1\n"], "parquet": [b"PAR1"],
-             "rows": [line, json.dumps(pair | {"chosen": talk, "rejected": talk}).encode()], "sheet": [f"question,answer\n{question},left\n".encode()],
-             "label_studio": [json.dumps(exported).encode()], "answers": [b"prompt_id,i,j,answer\nx,0,1,first\n"], "wheel": [zipped.read_bytes()],
-             "manifest": [b'{"files": {"asset.json": "0"}, "wheel_sha256": "' + b"0" * 64 + b'"}'], "dialogue": [b"\n\nHuman: a\n\nAssistant: b", json.dumps(talk).encode()],
-             "provenance": [json.dumps(values).encode() for values in (run, record, plan)]}
+    record = {
+        "files": {"figure.png": {"sha256": sha, "record": "x", "made": "m"}},
+        "records": {"x": {"kind": "run", "name": "x", "definition": {}, "facts": {}}},
+    }
+    plan = {
+        "sweep": "s",
+        "jobs": {"pool/x": {"params": {"seed": 1}, "inputs": {"a": "b"}}},
+        "definition": {"sweep": "s"},
+    }
+    found = {
+        "parameters": [
+            b"seed: 0\nbias: [{kind: noise, rate: 0.5}]\nsampling: {n: 4}\n",
+            b"a: &a [1]\nb: *a",
+            b"!!python/name:os.system x",
+        ],
+        "sweep": [
+            b"sweep: s\nbase: {seed: 0}\ncross: {seed: [0, 1]}\nset: {sampling.n: 3}\ngrids: {a:"
+            b" {selection.budget: [1]}}\n"
+        ],
+        "jsonl": [line, line + b"\n" + line],
+        "csv": [b"prompt,chosen,rejected,label\nq,a,b,1\n"],
+        "parquet": [b"PAR1"],
+        "rows": [line, json.dumps(pair | {"chosen": talk, "rejected": talk}).encode()],
+        "sheet": [f"question,answer\n{question},left\n".encode()],
+        "label_studio": [json.dumps(exported).encode()],
+        "answers": [b"prompt_id,i,j,answer\nx,0,1,first\n"],
+        "wheel": [zipped.read_bytes()],
+        "manifest": [b'{"files": {"asset.json": "0"}, "wheel_sha256": "' + b"0" * 64 + b'"}'],
+        "dialogue": [b"\n\nHuman: a\n\nAssistant: b", json.dumps(talk).encode()],
+        "provenance": [json.dumps(values).encode() for values in (run, record, plan)],
+    }
     return {name: found.get(name, []) for name in TARGETS}
 
 
@@ -174,11 +247,38 @@ def _guided(name, seconds):
     corpus.mkdir(parents=True, exist_ok=True)
     for number, content in enumerate(seeds()[name]):
         (corpus / str(number)).write_bytes(content)
-    for function in {id(f): f for module in (schema, problems, formats, data_rows, dialogues, exchange, feedback, assets, provenance, sweep_plan)
-                     for f in vars(module).values() if callable(f) and getattr(f, "__module__", "") == module.__name__ and hasattr(f, "__code__")}.values():
+    for function in {
+        id(f): f
+        for module in (
+            schema,
+            problems,
+            formats,
+            data_rows,
+            dialogues,
+            exchange,
+            feedback,
+            assets,
+            provenance,
+            sweep_plan,
+        )
+        for f in vars(module).values()
+        if callable(f)
+        and getattr(f, "__module__", "") == module.__name__
+        and hasattr(f, "__code__")
+    }.values():
         atheris.instrument_func(function)
-    atheris.Setup([sys.argv[0], str(corpus), f"-max_total_time={seconds}", "-timeout=20", "-rss_limit_mb=3000", "-print_final_stats=1",
-                   f"-artifact_prefix={PLACE}/{name}-"], lambda content: attempt(name, content))
+    atheris.Setup(
+        [
+            sys.argv[0],
+            str(corpus),
+            f"-max_total_time={seconds}",
+            "-timeout=20",
+            "-rss_limit_mb=3000",
+            "-print_final_stats=1",
+            f"-artifact_prefix={PLACE}/{name}-",
+        ],
+        lambda content: attempt(name, content),
+    )
     atheris.Fuzz()
 
 
@@ -187,9 +287,22 @@ if __name__ == "__main__":
     if len(chosen) > 1:
         failed = []
         for name in chosen:
-            done = subprocess.run([sys.executable, __file__, str(seconds), name], capture_output=True, text=True, env=os.environ | {"SHFCAS_FUZZ": str(PLACE / name)})
-            runs_ = [line.split()[-1] for line in done.stderr.splitlines() if "number_of_executed_units" in line]
-            print(f"{name:<14}{runs_[0] if runs_ else '?':>10} inputs   {'fine' if done.returncode == 0 else 'FAILED'}", flush=True)
+            done = subprocess.run(
+                [sys.executable, __file__, str(seconds), name],
+                capture_output=True,
+                text=True,
+                env=os.environ | {"SHFCAS_FUZZ": str(PLACE / name)},
+            )
+            runs_ = [
+                line.split()[-1]
+                for line in done.stderr.splitlines()
+                if "number_of_executed_units" in line
+            ]
+            print(
+                f"{name:<14}{runs_[0] if runs_ else '?':>10} inputs  "
+                f" {'fine' if done.returncode == 0 else 'FAILED'}",
+                flush=True,
+            )
             if done.returncode:
                 failed.append(name)
                 print(done.stderr[-3000:])
@@ -210,7 +323,7 @@ from shfcas_lib.params.schema import Feedback, Preferences, Prompts
 from shfcas_lib.storage import assets, provenance
 from shfcas_lib.sweeps import plan as sweep_plan  # noqa: E402
 
-  # noqa: E402
+# noqa: E402
 
 if __name__ == "__main__":
     _guided(chosen[0], seconds)

@@ -1,8 +1,8 @@
 """Fill the tables of docs/results.md from the CSV files beside this script: `make claims`.
 
-Every block of the page between `<!-- table: NAME -->` and `<!-- end -->` is what the function of that name returns. A test runs this and
-compares, so that no number on the page can differ from the rows it came from.
-"""
+Every block of the page between `<!-- table: NAME -->` and `<!-- end -->` is what the function of
+that name returns. A test runs this and compares, so that no number on the page can differ from
+the rows it came from."""
 
 from __future__ import annotations
 
@@ -19,9 +19,20 @@ from shfcas_lib.sweeps import report
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "results.md"
-TASKS = {task: f"results_{task}" for task in ("safety", "helpfulness") if (HERE / f"results_{task}").is_dir()}
-NAMES = {"budget": "systematic (the demo's)", "bias, noise 35%": "label noise 35%", "bias, compliance 100%": "compliance 100%", "bias, length 80%": "length 80%",
-         "bias, length 100%": "length 100%", "bias, coverage": "missing categories", "bias, all three": "all three"}
+TASKS = {
+    task: f"results_{task}"
+    for task in ("safety", "helpfulness")
+    if (HERE / f"results_{task}").is_dir()
+}
+NAMES = {
+    "budget": "systematic (the demo's)",
+    "bias, noise 35%": "label noise 35%",
+    "bias, compliance 100%": "compliance 100%",
+    "bias, length 80%": "length 80%",
+    "bias, length 100%": "length 100%",
+    "bias, coverage": "missing categories",
+    "bias, all three": "all three",
+}
 BIASES = list(NAMES)
 
 
@@ -34,7 +45,9 @@ def markdown(rows: list[dict]) -> str:
     """Rows as a Markdown table; the columns are the keys of the first."""
     columns = list(rows[0])
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return "\n".join(lines + ["| " + " | ".join(str(row.get(c, "")) for c in columns) + " |" for row in rows])
+    return "\n".join(
+        lines + ["| " + " | ".join(str(row.get(c, "")) for c in columns) + " |" for row in rows]
+    )
 
 
 def interval(value: float, low: float, high: float, digits: int = 3, sign: bool = True) -> str:
@@ -48,20 +61,42 @@ def band(table: pd.DataFrame, column: str, name: str) -> stats.Interval:
 
 @cache
 def compared(task: str, value: str, against: str) -> pd.DataFrame:
-    """Against one strategy at the same budget. Holm's correction runs over all strategies that the sweep compared in that setting."""
+    """Against one strategy at the same budget. Holm's correction runs over all strategies that
+    the sweep compared in that setting."""
     return report.comparisons(read(task, "measures"), value, against)
 
 
-def differences(task: str, settings: list[str], policies: list[str], budget: int | None = None, value: str = "gold", against: str = "random") -> list[dict]:
+def differences(
+    task: str,
+    settings: list[str],
+    policies: list[str],
+    budget: int | None = None,
+    value: str = "gold",
+    against: str = "random",
+) -> list[dict]:
     table = compared(task, value, against)
     rows = []
     for setting in settings:
         for policy in policies:
-            found = table[(table["setting"] == setting) & (table["policy"] == policy) & ((table["budget"] == budget) | (budget is None))]
+            found = table[
+                (table["setting"] == setting)
+                & (table["policy"] == policy)
+                & ((table["budget"] == budget) | (budget is None))
+            ]
             for row in found.itertuples():
-                rows.append({"task": task, "setting": NAMES.get(setting, setting), "labels": row.budget, "strategy": policy,
-                             f"over {against}": interval(row.difference, row.low, row.high), "effect size": f"{row.effect_size:+.2f}".replace("-", "−"),
-                             "better on": f"{row.improvement:.0%}", "p (Holm)": f"{row.p_holm:.3f}" if row.p_holm >= 0.001 else "< 0.001", "verdict": row.verdict})
+                rows.append(
+                    {
+                        "task": task,
+                        "setting": NAMES.get(setting, setting),
+                        "labels": row.budget,
+                        "strategy": policy,
+                        f"over {against}": interval(row.difference, row.low, row.high),
+                        "effect size": f"{row.effect_size:+.2f}".replace("-", "−"),
+                        "better on": f"{row.improvement:.0%}",
+                        "p (Holm)": f"{row.p_holm:.3f}" if row.p_holm >= 0.001 else "< 0.001",
+                        "verdict": row.verdict,
+                    }
+                )
     return rows
 
 
@@ -70,7 +105,8 @@ def both(*arguments, **options) -> str:
 
 
 def levels() -> str:
-    """What there is to win: gold of the base policy, the proxy and the ceilings, with random labels in between."""
+    """What there is to win: gold of the base policy, the proxy and the ceilings, with random
+    labels in between."""
     rows = []
     for task in TASKS:
         measures = read(task, "measures")
@@ -78,24 +114,39 @@ def levels() -> str:
         for policy in ("base", "proxy", "random", "shf_cas", "pacs_difference", "full", "clean"):
             part = here[here["policy"] == policy]
             gold, accuracy = band(part, "gold", f"{task}/{policy}"), part["pair_accuracy"]
-            rows.append({"task": task, "policy": policy, "gold reward": interval(gold.value, gold.low, gold.high, sign=False),
-                         "pair accuracy": "" if accuracy.isna().all() else f"{accuracy.mean():.3f}"})
+            rows.append(
+                {
+                    "task": task,
+                    "policy": policy,
+                    "gold reward": interval(gold.value, gold.low, gold.high, sign=False),
+                    "pair accuracy": "" if accuracy.isna().all() else f"{accuracy.mean():.3f}",
+                }
+            )
     return markdown(rows)
 
 
 def predicts() -> str:
-    short = {"wrong pairs found by |PACS|, area under ROC": "|PACS|", "wrong pairs found by K, area under ROC": "K",
-             "wrong pairs found by |PACS_i - PACS_j|, area under ROC": "|PACSᵢ − PACSⱼ|",
-             "wrong pairs found by the proxy's own uncertainty, area under ROC": "proxy's uncertainty",
-             "|PACS| with the proxy's error on a completion, Spearman": "|PACS| and error, Spearman"}
+    short = {
+        "wrong pairs found by |PACS|, area under ROC": "|PACS|",
+        "wrong pairs found by K, area under ROC": "K",
+        "wrong pairs found by |PACS_i - PACS_j|, area under ROC": "|PACSᵢ − PACSⱼ|",
+        "wrong pairs found by the proxy's own uncertainty, area under ROC": "proxy's uncertainty",
+        "|PACS| with the proxy's error on a completion, Spearman": "|PACS| and error, Spearman",
+    }
     rows = []
     for task in TASKS:
         table = read(task, "predicts").drop_duplicates(["setting", "pool", "seed", "measure"])
         for setting in [s for s in BIASES if s in set(table["setting"])]:
             row = {"task": task, "bias": NAMES[setting]}
             for measure, name in short.items():
-                i = band(table[(table["setting"] == setting) & (table["measure"] == measure)], "value", f"{task}/{setting}/{measure}")
-                row[name.replace("|", "\\|")] = interval(i.value, i.low, i.high, 2, sign="Spearman" in name)
+                i = band(
+                    table[(table["setting"] == setting) & (table["measure"] == measure)],
+                    "value",
+                    f"{task}/{setting}/{measure}",
+                )
+                row[name.replace("|", "\\|")] = interval(
+                    i.value, i.low, i.high, 2, sign="Spearman" in name
+                )
             rows.append(row)
     return markdown(rows)
 
@@ -116,21 +167,54 @@ def budgets() -> str:
 def efficiency() -> str:
     rows = []
     for task in TASKS:
-        table = report.efficiency(report.budget_curves(read(task, "measures").query("setting == 'budget'")))
-        for row in table[table["at_budget"].isin([40, 80]) & (table["policy"] != "random")].itertuples():
-            rows.append({"task": task, "random with": row.at_budget, "strategy": row.policy, "labels needed": f"{row.labels:.0f} [{row.low:.0f}, {row.high:.0f}]",
-                         "random labels worth one": f"{row.ratio:.2f} [{row.ratio_low:.2f}, {row.ratio_high:.2f}]", "reached": f"{row.reached:.0%}"})
+        table = report.efficiency(
+            report.budget_curves(read(task, "measures").query("setting == 'budget'"))
+        )
+        for row in table[
+            table["at_budget"].isin([40, 80]) & (table["policy"] != "random")
+        ].itertuples():
+            rows.append(
+                {
+                    "task": task,
+                    "random with": row.at_budget,
+                    "strategy": row.policy,
+                    "labels needed": f"{row.labels:.0f} [{row.low:.0f}, {row.high:.0f}]",
+                    "random labels worth one": (
+                        f"{row.ratio:.2f} [{row.ratio_low:.2f}, {row.ratio_high:.2f}]"
+                    ),
+                    "reached": f"{row.reached:.0%}",
+                }
+            )
     return markdown(rows)
 
 
 def parts() -> str:
-    names = ["shf_cas", "shf_cas_threshold", "pacs", "kendall", "pacs_difference", "uncertainty", "margin", "bald", "d_optimal", "best_of", "random_prompts", "low_conflict"]
+    names = [
+        "shf_cas",
+        "shf_cas_threshold",
+        "pacs",
+        "kendall",
+        "pacs_difference",
+        "uncertainty",
+        "margin",
+        "bald",
+        "d_optimal",
+        "best_of",
+        "random_prompts",
+        "low_conflict",
+    ]
     return both(["strategies"], names)
 
 
 def ablation() -> str:
-    """SHF-CAS without K, without PACS, and with the difference in place of the sum; shf_cas is what the others are compared with."""
-    return both(["strategies"], ["pacs", "kendall", "pacs_difference", "shf_cas_threshold"], budget=80, against="shf_cas")
+    """SHF-CAS without K, without PACS, and with the difference in place of the sum; shf_cas is
+    what the others are compared with."""
+    return both(
+        ["strategies"],
+        ["pacs", "kendall", "pacs_difference", "shf_cas_threshold"],
+        budget=80,
+        against="shf_cas",
+    )
 
 
 def rounds() -> str:
@@ -138,54 +222,122 @@ def rounds() -> str:
 
 
 def gap() -> str:
-    return both(["budget"], ["shf_cas", "pacs", "pacs_difference", "uncertainty", "margin"], budget=80, value="gap")
+    return both(
+        ["budget"],
+        ["shf_cas", "pacs", "pacs_difference", "uncertainty", "margin"],
+        budget=80,
+        value="gap",
+    )
 
 
 def hardest() -> str:
-    """The end of the over-optimisation curve: what gold gains, and what the reward believes, at the loosest anchor."""
+    """The end of the over-optimisation curve: what gold gains, and what the reward believes, at
+    the loosest anchor."""
     rows = []
     for task in TASKS:
         curves = read(task, "curves")
-        end = curves[(curves["setting"] == "budget") & (curves["budget"] == 80) & (curves["beta"] == curves["beta"].min())]
+        end = curves[
+            (curves["setting"] == "budget")
+            & (curves["budget"] == 80)
+            & (curves["beta"] == curves["beta"].min())
+        ]
         for policy in ("proxy", "random", "shf_cas", "pacs_difference", "full", "clean"):
             part = end[end["policy"] == policy]
-            gold, own = band(part, "gold_gain", f"{task}/gold/{policy}"), band(part, "reward_gain", f"{task}/own/{policy}")
-            rows.append({"task": task, "policy": policy, "gold gains, sd": interval(gold.value, gold.low, gold.high, 2),
-                         "reward believes, sd": interval(own.value, own.low, own.high, 2)})
+            gold, own = (
+                band(part, "gold_gain", f"{task}/gold/{policy}"),
+                band(part, "reward_gain", f"{task}/own/{policy}"),
+            )
+            rows.append(
+                {
+                    "task": task,
+                    "policy": policy,
+                    "gold gains, sd": interval(gold.value, gold.low, gold.high, 2),
+                    "reward believes, sd": interval(own.value, own.low, own.high, 2),
+                }
+            )
     return markdown(rows)
 
 
 def sensitivity() -> str:
-    settings = ["budget", "sensitivity, N 4", "sensitivity, per-token logp", "sensitivity, noisy annotator 20%", "temperature, temperature 1.0"]
+    settings = [
+        "budget",
+        "sensitivity, N 4",
+        "sensitivity, per-token logp",
+        "sensitivity, noisy annotator 20%",
+        "temperature, temperature 1.0",
+    ]
     return both(settings, ["shf_cas", "pacs_difference"], budget=80)
 
 
 def own_prompts() -> str:
-    return both(["own_prompts, train_and_feedback, sum", "own_prompts, train_and_feedback, mean"], ["shf_cas", "pacs_difference"])
+    return both(
+        ["own_prompts, train_and_feedback, sum", "own_prompts, train_and_feedback, mean"],
+        ["shf_cas", "pacs_difference"],
+    )
 
 
 def trained() -> str:
-    """Policies trained with DPO and sampled anew, beside the closed form of the same rewards on the same prompts."""
+    """Policies trained with DPO and sampled anew, beside the closed form of the same rewards on
+    the same prompts."""
     rows = []
     for task in TASKS:
         table = read(task, "trained")
-        over_proxy, over_random, over_base = (report.trained(table, against).set_index("policy") for against in ("proxy", "random", "base"))
-        closed = report.trained(table.drop(columns=["gold", "kl"]).rename(columns={"tilted_gold": "gold", "tilted_kl": "kl"})).set_index("policy")
+        over_proxy, over_random, over_base = (
+            report.trained(table, against).set_index("policy")
+            for against in ("proxy", "random", "base")
+        )
+        closed = report.trained(
+            table.drop(columns=["gold", "kl"]).rename(
+                columns={"tilted_gold": "gold", "tilted_kl": "kl"}
+            )
+        ).set_index("policy")
         for policy in ("base", "proxy", "random", "shf_cas", "clean"):
             own, columns = over_proxy.loc[policy], ["over", "over_low", "over_high"]
-            rows.append({"task": task, "policy": policy, "gold reward": interval(own["value"], own["low"], own["high"], sign=False),
-                         "over base": interval(*over_base.loc[policy, columns]), "over the proxy's": interval(*own[columns]),
-                         "over random labels'": interval(*over_random.loc[policy, columns]), "log-ratio to base, nats": f"{own['kl']:.2f}",
-                         "closed form over the proxy's": interval(*closed.loc[policy, columns]), "its KL, nats": f"{closed.loc[policy, 'kl']:.2f}"})
+            rows.append(
+                {
+                    "task": task,
+                    "policy": policy,
+                    "gold reward": interval(own["value"], own["low"], own["high"], sign=False),
+                    "over base": interval(*over_base.loc[policy, columns]),
+                    "over the proxy's": interval(*own[columns]),
+                    "over random labels'": interval(*over_random.loc[policy, columns]),
+                    "log-ratio to base, nats": f"{own['kl']:.2f}",
+                    "closed form over the proxy's": interval(*closed.loc[policy, columns]),
+                    "its KL, nats": f"{closed.loc[policy, 'kl']:.2f}",
+                }
+            )
     return markdown(rows)
 
 
-BLOCKS = {f.__name__: f for f in (levels, predicts, bias, strongest, budgets, efficiency, parts, ablation, rounds, gap, hardest, sensitivity, own_prompts, trained)}
+BLOCKS = {
+    f.__name__: f
+    for f in (
+        levels,
+        predicts,
+        bias,
+        strongest,
+        budgets,
+        efficiency,
+        parts,
+        ablation,
+        rounds,
+        gap,
+        hardest,
+        sensitivity,
+        own_prompts,
+        trained,
+    )
+}
 
 
 def fill(text: str) -> str:
     """The page with every block computed anew."""
-    return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", lambda m: f"<!-- table: {m[1]} -->\n{BLOCKS[m[1]]()}\n<!-- end -->", text, flags=re.DOTALL)
+    return re.sub(
+        r"<!-- table: (\w+) -->\n.*?<!-- end -->",
+        lambda m: f"<!-- table: {m[1]} -->\n{BLOCKS[m[1]]()}\n<!-- end -->",
+        text,
+        flags=re.DOTALL,
+    )
 
 
 if __name__ == "__main__":

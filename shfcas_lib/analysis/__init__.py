@@ -1,4 +1,5 @@
-"""For a reader: intervals and tests, where a proxy is wrong, what labels changed, examples to read, figures."""
+"""For a reader: intervals and tests, where a proxy is wrong, what labels changed, examples to
+read, figures."""
 
 import lazy_loader
 

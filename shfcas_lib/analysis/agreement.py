@@ -1,13 +1,15 @@
-"""How far rewards agree with the labels that were collected: labels and pools go in, shares with intervals come out.
+"""How far rewards agree with the labels that were collected: labels and pools go in, shares with
+intervals come out.
 
     so_far(params.reward, pool, biased, labels, proxy)        # what the annotation screen tells
     table(params, pool, biased, {"random": labels}, proxy)    # what notebook 04 shows
 
-A refined reward is cross-validated: a pair is judged by a reward that was trained without the labels of the pair's prompt. Labels of `random` are a
-fair sample of the pairs of feedback prompts, as long as only those are asked about and policies are not trained between rounds. Those that a
-strategy chose are not: it looks for pairs on which the proxy may be wrong. Without gold this is the evidence there is that labels improved the
-reward; it says nothing about prompts of another kind.
-"""
+A refined reward is cross-validated: a pair is judged by a reward that was trained without the
+labels of the pair's prompt. Labels of `random` are a fair sample of the pairs of feedback
+prompts, as long as only those are asked about and policies are not trained between rounds. Those
+that a strategy chose are not: it looks for pairs on which the proxy may be wrong. Without gold
+this is the evidence there is that labels improved the reward; it says nothing about prompts of
+another kind."""
 
 from __future__ import annotations
 
@@ -20,39 +22,78 @@ from shfcas_lib.base.randomness import rng
 from shfcas_lib.params.schema import Params, Reward
 from shfcas_lib.storage import runs
 
-FEWEST = {"labels": 10, "prompts": 5}  # decided ones: a share of fewer says nothing, and neither does an interval over fewer prompts
+FEWEST = {
+    "labels": 10,
+    "prompts": 5,
+}  # decided ones: a share of fewer says nothing, and neither does an interval over fewer prompts
 NEEDS = "reward.kind probe, and ten decided labels on five prompts"
 
 
-def so_far(settings: Reward, pool: pd.DataFrame, biased: pd.DataFrame, labels: pd.DataFrame, before: refine.RewardModel, folds: int = 5) -> dict | None:
-    """What have the labels changed? How often `before` and the refined reward rank a labelled pair as the label does.
+def so_far(
+    settings: Reward,
+    pool: pd.DataFrame,
+    biased: pd.DataFrame,
+    labels: pd.DataFrame,
+    before: refine.RewardModel,
+    folds: int = 5,
+) -> dict | None:
+    """What have the labels changed? How often `before` and the refined reward rank a labelled
+    pair as the label does.
 
-    Returns labels (how many decided ones), before, after and error (standard error of `after`); None below ten decided labels, five
-    prompts, or for a reward that is no probe. About two seconds on one core for the quickstart.
-    """
+    Returns labels (how many decided ones), before, after and error (standard error of `after`);
+    None below ten decided labels, five prompts, or for a reward that is no probe. About two
+    seconds on one core for the quickstart."""
     labels = _held(labels, pool)
     if not _enough(settings, labels):
         return None
     decided = labels[labels["label"] != 0.5]
-    refined = cross_validated(settings, pool, biased, labels, {"labels": decided}, before, folds)["labels"]
+    refined = cross_validated(settings, pool, biased, labels, {"labels": decided}, before, folds)[
+        "labels"
+    ]
     after = refined.mean()
-    return {"labels": len(decided), "before": float(agrees(before, pool, decided).mean()), "after": float(after),
-            "error": float(np.sqrt(after * (1 - after) / len(decided)))}
+    return {
+        "labels": len(decided),
+        "before": float(agrees(before, pool, decided).mean()),
+        "after": float(after),
+        "error": float(np.sqrt(after * (1 - after) / len(decided))),
+    }
 
 
-def cross_validated(settings: Reward, pool: pd.DataFrame, biased: pd.DataFrame, labels: pd.DataFrame, judged: dict[str, pd.DataFrame],
-                    before: refine.RewardModel, folds: int = 5) -> dict[str, np.ndarray]:
-    """For each table of decided labels in `judged`, (rows,): 1 where a reward refined with `labels` of other prompts ranks the pair as its label does.
+def cross_validated(
+    settings: Reward,
+    pool: pd.DataFrame,
+    biased: pd.DataFrame,
+    labels: pd.DataFrame,
+    judged: dict[str, pd.DataFrame],
+    before: refine.RewardModel,
+    folds: int = 5,
+) -> dict[str, np.ndarray]:
+    """For each table of decided labels in `judged`, (rows,): 1 where a reward refined with
+    `labels` of other prompts ranks the pair as its label does.
 
-    pool: holds every completion named. biased: observed preferences (prompt_id, i, j, label). before: the proxy, which also judges where no label is left.
-    """
-    prompts = np.sort(pd.concat([labels["prompt_id"], *(table["prompt_id"] for table in judged.values())]).unique())
+    pool: holds every completion named. biased: observed preferences (prompt_id, i, j, label).
+    before: the proxy, which also judges where no label is left."""
+    prompts = np.sort(
+        pd.concat(
+            [labels["prompt_id"], *(table["prompt_id"] for table in judged.values())]
+        ).unique()
+    )
     fold = {prompt: k % min(folds, len(prompts)) for k, prompt in enumerate(prompts)}
     asked, of_label = pool[pool["prompt_id"].isin(prompts)], labels["prompt_id"].map(fold)
     right = {name: np.full(len(table), np.nan) for name, table in judged.items()}
     for k in sorted(set(fold.values())):
         rest = labels[of_label != k]
-        reward = refine.fit(settings, pool, refine.merge(biased, rest, settings.feedback_weight), seed=0, base=before) if len(rest) else before
+        reward = (
+            refine.fit(
+                settings,
+                pool,
+                refine.merge(biased, rest, settings.feedback_weight),
+                seed=0,
+                base=before,
+            )
+            if len(rest)
+            else before
+        )
         for name, table in judged.items():
             here = (table["prompt_id"].map(fold) == k).to_numpy()
             if here.any():
@@ -60,64 +101,129 @@ def cross_validated(settings: Reward, pool: pd.DataFrame, biased: pd.DataFrame, 
     return right
 
 
-def table(params: Params, pool: pd.DataFrame, biased: pd.DataFrame, labels: dict[str, pd.DataFrame], before: refine.RewardModel) -> pd.DataFrame | None:
-    """How often each reward ranks a labelled pair as its label does, with 95% bootstrap intervals over prompts.
+def table(
+    params: Params,
+    pool: pd.DataFrame,
+    biased: pd.DataFrame,
+    labels: dict[str, pd.DataFrame],
+    before: refine.RewardModel,
+) -> pd.DataFrame | None:
+    """How often each reward ranks a labelled pair as its label does, with 95% bootstrap intervals
+    over prompts.
 
-    labels: strategy to its labels. Columns asked (the strategy that chose the pairs), reward (proxy, or refined with the labels of a strategy), labels
-    (decided ones), value, low, high, and gain, gain_low, gain_high over the proxy (missing for the proxy itself), verdict: 'higher', 'lower',
-    'not significant', or nothing for the proxy. None where the reward is no probe (cross-validation would train it anew in each of five folds), or no strategy has ten
-    decided labels on five prompts.
-    """
+    labels: strategy to its labels. Columns asked (the strategy that chose the pairs), reward
+    (proxy, or refined with the labels of a strategy), labels (decided ones), value, low, high,
+    and gain, gain_low, gain_high over the proxy (missing for the proxy itself), verdict:
+    'higher', 'lower', 'not significant', or nothing for the proxy. None where the reward is no
+    probe (cross-validation would train it anew in each of five folds), or no strategy has ten
+    decided labels on five prompts."""
     held = {name: _held(part, pool) for name, part in labels.items()}
-    judged = {name: part[part["label"] != 0.5] for name, part in held.items() if _enough(params.reward, part)}
+    judged = {
+        name: part[part["label"] != 0.5]
+        for name, part in held.items()
+        if _enough(params.reward, part)
+    }
     if not judged:
         return None
     right = {"proxy": {name: agrees(before, pool, part) for name, part in judged.items()}}
-    right |= {name: cross_validated(params.reward, pool, biased, part, judged, before) for name, part in held.items()}
+    right |= {
+        name: cross_validated(params.reward, pool, biased, part, judged, before)
+        for name, part in held.items()
+    }
     rows = []
     for asked, part in judged.items():
         for reward, found in right.items():
             share = _interval(found[asked], part, params, f"{asked}/{reward}")
-            gain = _interval(found[asked] - right["proxy"][asked], part, params, f"{asked}/{reward}/gain")
-            verdict = "" if reward == "proxy" else "higher" if gain.low > 0 else "lower" if gain.high < 0 else "not significant"
+            gain = _interval(
+                found[asked] - right["proxy"][asked], part, params, f"{asked}/{reward}/gain"
+            )
+            verdict = (
+                ""
+                if reward == "proxy"
+                else "higher"
+                if gain.low > 0
+                else "lower"
+                if gain.high < 0
+                else "not significant"
+            )
             gains = (np.nan,) * 3 if reward == "proxy" else (gain.value, gain.low, gain.high)
-            rows.append((asked, reward, len(part), share.value, share.low, share.high, *gains, verdict))
-    return pd.DataFrame(rows, columns=["asked", "reward", "labels", "value", "low", "high", "gain", "gain_low", "gain_high", "verdict"])
+            rows.append(
+                (asked, reward, len(part), share.value, share.low, share.high, *gains, verdict)
+            )
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "asked",
+            "reward",
+            "labels",
+            "value",
+            "low",
+            "high",
+            "gain",
+            "gain_low",
+            "gain_high",
+            "verdict",
+        ],
+    )
 
 
 def agrees(reward: refine.RewardModel, pool: pd.DataFrame, labels: pd.DataFrame) -> np.ndarray:
-    """(rows,): 1 where the reward ranks the pair as its decided label does, ½ where it gives both the same, else 0. labels: prompt_id, i, j, label."""
-    score = pd.Series(reward.score(pool), index=pd.MultiIndex.from_frame(pool[["prompt_id", "index"]]))
-    first, second = (score.reindex(pd.MultiIndex.from_frame(labels[["prompt_id", side]])).to_numpy() for side in ("i", "j"))
+    """(rows,): 1 where the reward ranks the pair as its decided label does, ½ where it gives both
+    the same, else 0. labels: prompt_id, i, j, label."""
+    score = pd.Series(
+        reward.score(pool), index=pd.MultiIndex.from_frame(pool[["prompt_id", "index"]])
+    )
+    first, second = (
+        score.reindex(pd.MultiIndex.from_frame(labels[["prompt_id", side]])).to_numpy()
+        for side in ("i", "j")
+    )
     return (np.sign(first - second) * np.sign(labels["label"].to_numpy() - 0.5) + 1) / 2
 
 
 def _held(labels: pd.DataFrame, pool: pd.DataFrame) -> pd.DataFrame:
-    """The labels that say something about two completions of the pool; a skipped comparison has none."""
+    """The labels that say something about two completions of the pool; a skipped comparison has
+    none."""
     named = pd.MultiIndex.from_frame(pool[["prompt_id", "index"]])
-    both = [pd.MultiIndex.from_frame(labels[["prompt_id", side]]).isin(named) for side in ("i", "j")]
+    both = [
+        pd.MultiIndex.from_frame(labels[["prompt_id", side]]).isin(named) for side in ("i", "j")
+    ]
     return labels[both[0] & both[1] & labels["label"].notna()].reset_index(drop=True)
 
 
 def _enough(settings: Reward, labels: pd.DataFrame) -> bool:
     decided = labels[labels["label"] != 0.5]
-    return settings.kind == "probe" and len(decided) >= FEWEST["labels"] and decided["prompt_id"].nunique() >= FEWEST["prompts"]
+    return (
+        settings.kind == "probe"
+        and len(decided) >= FEWEST["labels"]
+        and decided["prompt_id"].nunique() >= FEWEST["prompts"]
+    )
 
 
-def _interval(values: np.ndarray, labels: pd.DataFrame, params: Params, name: str) -> stats.Interval:
-    """Mean over labels; prompts are resampled, because labels about one prompt are not independent."""
-    return stats.cluster_mean(values, labels["prompt_id"], rng(params.seed, f"agreement/{name}"), params.evaluation.bootstrap)
+def _interval(
+    values: np.ndarray, labels: pd.DataFrame, params: Params, name: str
+) -> stats.Interval:
+    """Mean over labels; prompts are resampled, because labels about one prompt are not
+    independent."""
+    return stats.cluster_mean(
+        values,
+        labels["prompt_id"],
+        rng(params.seed, f"agreement/{name}"),
+        params.evaluation.bootstrap,
+    )
 
 
 _APART = 10**6  # more completions than a prompt has in any round
 
 
-def collected(run: runs.Run, train: pd.DataFrame, feedback: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
-    """The labels of every strategy of a finished run, and a pool of all completions that they and the preferences name.
+def collected(
+    run: runs.Run, train: pd.DataFrame, feedback: pd.DataFrame
+) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
+    """The labels of every strategy of a finished run, and a pool of all completions that they and
+    the preferences name.
 
-    train, feedback: the run's pools. Completions that trained policies wrote for a later round get an index of their own, because those of two
-    strategies have the same; so do the labels about them. Raises InputError where a round is missing.
-    """
+    train, feedback: the run's pools. Completions that trained policies wrote for a later round
+    get an index of their own, because those of two strategies have the same; so do the labels
+    about them. Raises InputError where a round is missing."""
     labels, pools = {}, [train, feedback]
     for place, strategy in enumerate(run.params.selection.strategies, 1):
         parts = []
@@ -126,7 +232,11 @@ def collected(run: runs.Run, train: pd.DataFrame, feedback: pd.DataFrame) -> tup
             before = f"{strategy}/round_{number - 1}/next_pool"
             if (run.folder / "03_feedback" / f"{before}.parquet").exists():
                 part = part.assign(i=part["i"] + place * _APART, j=part["j"] + place * _APART)
-                pools.append(run.require("03_feedback", before).pipe(lambda pool, far: pool.assign(index=pool["index"] + far), place * _APART))
+                pools.append(
+                    run.require("03_feedback", before).pipe(
+                        lambda pool, far: pool.assign(index=pool["index"] + far), place * _APART
+                    )
+                )
             parts.append(part)
         labels[strategy] = pd.concat(parts, ignore_index=True)
     return labels, pd.concat(pools, ignore_index=True)

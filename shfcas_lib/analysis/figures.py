@@ -1,4 +1,5 @@
-"""Every plot: a saved table goes in; a figure comes out, written as png and svg beside the csv it was drawn from.
+"""Every plot: a saved table goes in; a figure comes out, written as png and svg beside the csv it
+was drawn from.
 
     figures.pacs_plane(conflict, folder / "pacs_plane")
 
@@ -19,30 +20,78 @@ from shfcas_lib.analysis.agreement import NEEDS
 from shfcas_lib.base import texts
 from shfcas_lib.storage import files
 
-COLOURS = {"base": "#7f7f7f", "proxy": "#d55e00", "random": "#56b4e9", "shf_cas": "#009e73", "clean": "#000000",
-           "shf_cas_threshold": "#cc79a7", "pacs": "#0072b2", "kendall": "#e69f00", "full": "#555555", "pacs_difference": "#882255",
-           "margin": "#999933", "uncertainty": "#332288", "low_conflict": "#bbbbbb", "random_prompts": "#88ccee", "bald": "#aa4499",
-           "d_optimal": "#661100", "best_of": "#ddcc77"}
-LABELS = {"base": "base policy", "proxy": "biased proxy", "random": "random labels", "shf_cas": "SHF-CAS labels",
-          "clean": "clean labels (ceiling)", "shf_cas_threshold": "SHF-CAS threshold", "pacs": "PACS only", "kendall": "K only",
-          "full": "every label (ceiling)", "pacs_difference": "PACS difference", "margin": "smallest margin", "uncertainty": "ensemble uncertainty",
-          "low_conflict": "low conflict (control)", "random_prompts": "random prompts", "bald": "BALD", "d_optimal": "D-optimal", "best_of": "proxy's favourites"}
-PAPER = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5}  # keeps text readable over points
-_NEEDS = {"proxy_errors": "gold, or preferences of your own that did not train the proxy", "attribute_pull": "gold, or an attribute that bias injects",
-          "label_agreement": NEEDS}
+COLOURS = {
+    "base": "#7f7f7f",
+    "proxy": "#d55e00",
+    "random": "#56b4e9",
+    "shf_cas": "#009e73",
+    "clean": "#000000",
+    "shf_cas_threshold": "#cc79a7",
+    "pacs": "#0072b2",
+    "kendall": "#e69f00",
+    "full": "#555555",
+    "pacs_difference": "#882255",
+    "margin": "#999933",
+    "uncertainty": "#332288",
+    "low_conflict": "#bbbbbb",
+    "random_prompts": "#88ccee",
+    "bald": "#aa4499",
+    "d_optimal": "#661100",
+    "best_of": "#ddcc77",
+}
+LABELS = {
+    "base": "base policy",
+    "proxy": "biased proxy",
+    "random": "random labels",
+    "shf_cas": "SHF-CAS labels",
+    "clean": "clean labels (ceiling)",
+    "shf_cas_threshold": "SHF-CAS threshold",
+    "pacs": "PACS only",
+    "kendall": "K only",
+    "full": "every label (ceiling)",
+    "pacs_difference": "PACS difference",
+    "margin": "smallest margin",
+    "uncertainty": "ensemble uncertainty",
+    "low_conflict": "low conflict (control)",
+    "random_prompts": "random prompts",
+    "bald": "BALD",
+    "d_optimal": "D-optimal",
+    "best_of": "proxy's favourites",
+}
+PAPER = {
+    "facecolor": "white",
+    "alpha": 0.75,
+    "edgecolor": "none",
+    "pad": 1.5,
+}  # keeps text readable over points
+_NEEDS = {
+    "proxy_errors": "gold, or preferences of your own that did not train the proxy",
+    "attribute_pull": "gold, or an attribute that bias injects",
+    "label_agreement": NEEDS,
+}
 
 
 def drawn(draw: Callable) -> Callable:
-    """Make draw(axes_factory, table, ...) a function (table, path, ...) that writes path.png, .svg and .csv and returns the figure. Where there is
-    nothing to draw (table is None, or draw returns None), mostly for want of gold, one printed line says so and None is returned."""
+    """Make draw(axes_factory, table, ...) a function (table, path, ...) that writes path.png,
+    .svg and .csv and returns the figure. Where there is nothing to draw (table is None, or draw
+    returns None), mostly for want of gold, one printed line says so and None is returned."""
 
     @functools.wraps(draw)
     def draw_and_write(table: pd.DataFrame | None, path: Path, **options):
         import matplotlib.pyplot as plt
         import seaborn as sns
 
-        np.random.seed(0)  # seaborn jitters points from the global generator: the same table gives the same picture
-        style = {"text.parse_math": False, "svg.hashsalt": "shfcas", "figure.dpi": 110, "savefig.bbox": "tight", "axes.titlesize": 12, "axes.titleweight": "bold"}
+        np.random.seed(
+            0
+        )  # seaborn jitters points from the global generator: the same table gives the same picture
+        style = {
+            "text.parse_math": False,
+            "svg.hashsalt": "shfcas",
+            "figure.dpi": 110,
+            "savefig.bbox": "tight",
+            "axes.titlesize": 12,
+            "axes.titleweight": "bold",
+        }
         with sns.axes_style("whitegrid"), sns.plotting_context("notebook"), plt.rc_context(style):
             figure = None if table is None else draw(texts.shown(table), **options)
             if figure is None:
@@ -63,15 +112,20 @@ def drawn(draw: Callable) -> Callable:
 
 @drawn
 def proxy_errors(table: pd.DataFrame, judge: str = "gold ranks"):
-    """Where the proxy is wrong. table: group, reward (proxy or clean), value, low, high: pair accuracy on held-out prompts, as the judge has it."""
+    """Where the proxy is wrong. table: group, reward (proxy or clean), value, low, high: pair
+    accuracy on held-out prompts, as the judge has it."""
     groups = list(dict.fromkeys(table["group"]))
     figure, axes = subplots(7.5, 0.8 + 0.42 * len(groups))
     shifts = (-0.13, 0.13) if table["reward"].nunique() > 1 else (0,)
     for shift, (name, part) in zip(shifts, table.groupby("reward", sort=False)):
         dots(axes, part, [groups.index(g) + shift for g in part["group"]], name)
     axes.axvline(0.5, color="0.5", linestyle=":", zorder=0)
-    axes.set(yticks=range(len(groups)), yticklabels=[short(g) for g in groups], xlabel=f"share of pairs ranked as {judge} them (0.5: chance)",
-             title="Where the proxy is wrong")
+    axes.set(
+        yticks=range(len(groups)),
+        yticklabels=[short(g) for g in groups],
+        xlabel=f"share of pairs ranked as {judge} them (0.5: chance)",
+        title="Where the proxy is wrong",
+    )
     axes.invert_yaxis()
     legend(axes)
     return figure
@@ -79,21 +133,43 @@ def proxy_errors(table: pd.DataFrame, judge: str = "gold ranks"):
 
 @drawn
 def attribute_pull(table: pd.DataFrame, attribute: str):
-    """What the proxy follows. table: reward (gold, clean, proxy), correlation: per prompt, rank correlation with the attribute."""
+    """What the proxy follows. table: reward (gold, clean, proxy), correlation: per prompt, rank
+    correlation with the attribute."""
     import seaborn as sns
 
     figure, axes = subplots(7.5, 2.8)
     order = [n for n in ("gold", "clean", "proxy") if n in set(table["reward"])]
     palette = {"gold": "#b8860b", "clean": COLOURS["clean"], "proxy": COLOURS["proxy"]}
-    sns.stripplot(table, x="correlation", y="reward", hue="reward", order=order, palette=palette, alpha=0.35, size=4, ax=axes, legend=False, jitter=0.25)
+    sns.stripplot(
+        table,
+        x="correlation",
+        y="reward",
+        hue="reward",
+        order=order,
+        palette=palette,
+        alpha=0.35,
+        size=4,
+        ax=axes,
+        legend=False,
+        jitter=0.25,
+    )
     for row, name in enumerate(order):
         mean = table.loc[table["reward"] == name, "correlation"].mean()
         axes.plot([mean, mean], [row - 0.35, row + 0.35], color=palette[name], linewidth=3)
         axes.annotate(f"{mean:+.2f}", (mean, row - 0.38), ha="center", va="bottom", fontsize=10)
     axes.axvline(0, color="0.5", linestyle=":", zorder=0)
-    axes.set(xlabel=f"rank correlation with {attribute}, one dot per held-out prompt (bar: mean)", ylabel="", xlim=(-1.05, 1.05),
-             title=f"What each reward follows: {attribute}", ylim=(len(order) - 0.5, -0.85), yticks=range(len(order)),
-             yticklabels=[{"gold": "gold", "clean": "reward from\nclean labels", "proxy": "biased proxy"}[n] for n in order])
+    axes.set(
+        xlabel=f"rank correlation with {attribute}, one dot per held-out prompt (bar: mean)",
+        ylabel="",
+        xlim=(-1.05, 1.05),
+        title=f"What each reward follows: {attribute}",
+        ylim=(len(order) - 0.5, -0.85),
+        yticks=range(len(order)),
+        yticklabels=[
+            {"gold": "gold", "clean": "reward from\nclean labels", "proxy": "biased proxy"}[n]
+            for n in order
+        ],
+    )
     return figure
 
 
@@ -102,13 +178,41 @@ def pacs_plane(table: pd.DataFrame):
     """The z(l)-z(r) plane. table: a conflict table (z_logp, z_reward, pacs)."""
     figure, axes = subplots(6.2, 5)
     limit = 2.75
-    points = axes.scatter(table["z_logp"], table["z_reward"], c=table["pacs"], cmap="PuOr", vmin=-3.5, vmax=3.5, s=22, edgecolor="0.4", linewidth=0.25)
+    points = axes.scatter(
+        table["z_logp"],
+        table["z_reward"],
+        c=table["pacs"],
+        cmap="PuOr",
+        vmin=-3.5,
+        vmax=3.5,
+        s=22,
+        edgecolor="0.4",
+        linewidth=0.25,
+    )
     axes.plot([-limit, limit], [-limit, limit], color="0.3", linestyle="--", linewidth=1)
-    axes.annotate("proxy and policy agree", (-2.45, -2.35), rotation=45, fontsize=9, color="0.3", rotation_mode="anchor", bbox=PAPER)
-    axes.annotate("the proxy likes what the\npolicy finds unlikely", (-2.6, 2.15), fontsize=10, bbox=PAPER)
-    axes.annotate("the policy likes what the\nproxy scores down", (0.3, -2.6), fontsize=10, bbox=PAPER)
-    axes.set(xlim=(-limit, limit), ylim=(-limit, limit), xlabel="z(ℓ): how likely the policy finds it", ylabel="z(r): how much the proxy likes it",
-             title="Proxy-policy conflict, one dot per completion", aspect="equal")
+    axes.annotate(
+        "proxy and policy agree",
+        (-2.45, -2.35),
+        rotation=45,
+        fontsize=9,
+        color="0.3",
+        rotation_mode="anchor",
+        bbox=PAPER,
+    )
+    axes.annotate(
+        "the proxy likes what the\npolicy finds unlikely", (-2.6, 2.15), fontsize=10, bbox=PAPER
+    )
+    axes.annotate(
+        "the policy likes what the\nproxy scores down", (0.3, -2.6), fontsize=10, bbox=PAPER
+    )
+    axes.set(
+        xlim=(-limit, limit),
+        ylim=(-limit, limit),
+        xlabel="z(ℓ): how likely the policy finds it",
+        ylabel="z(r): how much the proxy likes it",
+        title="Proxy-policy conflict, one dot per completion",
+        aspect="equal",
+    )
     figure.colorbar(points, ax=axes, label="PACS = z(r) − z(ℓ)")
     return figure
 
@@ -119,12 +223,18 @@ def pacs_distribution(table: pd.DataFrame):
     import seaborn as sns
 
     figure, axes = subplots(7.5, 3)
-    sns.histplot(table, x="pacs", bins=np.arange(-5, 5.01, 0.25), color="#5e3c99", alpha=0.75, ax=axes)
+    sns.histplot(
+        table, x="pacs", bins=np.arange(-5, 5.01, 0.25), color="#5e3c99", alpha=0.75, ax=axes
+    )
     share = (table["pacs"].abs() > 2).mean()
     for edge in (-2, 2):
         axes.axvline(edge, color="0.3", linestyle=":")
-    axes.set(xlabel="PACS (negative: the policy likes it more; positive: the proxy likes it more)", ylabel="completions",
-             title=f"{share:.0%} of completions have |PACS| above 2", xlim=(-5, 5))
+    axes.set(
+        xlabel="PACS (negative: the policy likes it more; positive: the proxy likes it more)",
+        ylabel="completions",
+        title=f"{share:.0%} of completions have |PACS| above 2",
+        xlim=(-5, 5),
+    )
     return figure
 
 
@@ -135,34 +245,58 @@ def kendall_by_category(table: pd.DataFrame):
 
     order = list(table.groupby("category")["kendall"].mean().sort_values(ascending=False).index)
     figure, axes = subplots(7.5, 1 + 0.38 * len(order))
-    sns.stripplot(table, x="kendall", y="category", order=order, color="#0072b2", alpha=0.5, size=4.5, ax=axes)
+    sns.stripplot(
+        table, x="kendall", y="category", order=order, color="#0072b2", alpha=0.5, size=4.5, ax=axes
+    )
     means = table.groupby("category")["kendall"].mean()
     for row, name in enumerate(order):
         axes.plot([means[name]] * 2, [row - 0.3, row + 0.3], color="#d55e00", linewidth=3)
     axes.axvline(0.5, color="0.5", linestyle=":", zorder=0)
-    axes.set(xlim=(-0.03, 1.03), xlabel="Kendall-tau distance K (0: same ranking, 0.5: unrelated, 1: reversed)", ylabel="",
-             yticks=range(len(order)), yticklabels=[short(n) for n in order], title="Where the two rankings differ (dot: prompt, bar: mean)")
+    axes.set(
+        xlim=(-0.03, 1.03),
+        xlabel="Kendall-tau distance K (0: same ranking, 0.5: unrelated, 1: reversed)",
+        ylabel="",
+        yticks=range(len(order)),
+        yticklabels=[short(n) for n in order],
+        title="Where the two rankings differ (dot: prompt, bar: mean)",
+    )
     return figure
 
 
 @drawn
 def error_roc(table: pd.DataFrame):
-    """Does conflict predict the proxy's error? table: score_name, positive (the proxy ranks the pair wrongly), score."""
+    """Does conflict predict the proxy's error? table: score_name, positive (the proxy ranks the
+    pair wrongly), score."""
     figure, axes = subplots(5, 4.6)
-    for (name, part), colour in zip(table.groupby("score_name", sort=False), ("#009e73", "#e69f00", "#56b4e9")):
+    for (name, part), colour in zip(
+        table.groupby("score_name", sort=False), ("#009e73", "#e69f00", "#56b4e9")
+    ):
         points = stats.roc_curve(part["positive"], part["score"])
         area = stats.roc_auc(part["positive"], part["score"])
-        axes.plot(points["false_positive_rate"], points["true_positive_rate"], color=colour, linewidth=2.2, label=f"{name}: area {area:.2f}")
+        axes.plot(
+            points["false_positive_rate"],
+            points["true_positive_rate"],
+            color=colour,
+            linewidth=2.2,
+            label=f"{name}: area {area:.2f}",
+        )
     axes.plot([0, 1], [0, 1], color="0.5", linestyle=":")
-    axes.set(xlabel="pairs the proxy ranks rightly, flagged", ylabel="pairs the proxy ranks wrongly, flagged", title="Does conflict find the proxy's errors?",
-             xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.set(
+        xlabel="pairs the proxy ranks rightly, flagged",
+        ylabel="pairs the proxy ranks wrongly, flagged",
+        title="Does conflict find the proxy's errors?",
+        xlim=(0, 1),
+        ylim=(0, 1),
+        aspect="equal",
+    )
     axes.legend(loc="lower right", frameon=True)
     return figure
 
 
 @drawn
 def contradictions(table: pd.DataFrame):
-    """What the labels bought. table: strategy, round, labels, contradicted (share of decided labels against the reward), ties."""
+    """What the labels bought. table: strategy, round, labels, contradicted (share of decided
+    labels against the reward), ties."""
     figure, axes = subplots(7.5, 3.2)
     strategies = list(dict.fromkeys(table["strategy"]))
     width = 0.8 / len(strategies)
@@ -173,73 +307,143 @@ def contradictions(table: pd.DataFrame):
         for position, value in zip(x, part["contradicted"]):
             axes.annotate(f"{value:.0%}", (position, value), ha="center", va="bottom", fontsize=10)
     axes.axhline(0.5, color="0.5", linestyle=":")
-    axes.set(xticks=sorted(table["round"].unique()), xlabel="round", ylabel="labels that contradict\nthe reward of the round",
-             ylim=(0, 1), title="A label teaches most where the reward is wrong")
+    axes.set(
+        xticks=sorted(table["round"].unique()),
+        xlabel="round",
+        ylabel="labels that contradict\nthe reward of the round",
+        ylim=(0, 1),
+        title="A label teaches most where the reward is wrong",
+    )
     legend(axes)
     return figure
 
 
 @drawn
-def figure_of_merit(table: pd.DataFrame, measure: str = "gold", label: str = "gold reward on held-out prompts"):
-    """One measure for every policy. table: policy, measure, value, low, high. None where nobody measured it, as gold in a run without."""
+def figure_of_merit(
+    table: pd.DataFrame, measure: str = "gold", label: str = "gold reward on held-out prompts"
+):
+    """One measure for every policy. table: policy, measure, value, low, high. None where nobody
+    measured it, as gold in a run without."""
     part = table[table["measure"] == measure]
     if not len(part):
         return None
     figure, axes = subplots(7.5, 1 + 0.48 * len(part))
     for row, (_, line) in enumerate(part.iterrows()):
         dots(axes, line.to_frame().T, [row], line["policy"])
-        axes.annotate(f"{line['value']:.3f}", (line["value"], row - 0.18), ha="center", va="bottom", fontsize=10)
+        axes.annotate(
+            f"{line['value']:.3f}",
+            (line["value"], row - 0.18),
+            ha="center",
+            va="bottom",
+            fontsize=10,
+        )
     base = part.loc[part["policy"] == "base", "value"]
     if len(base):
         axes.axvline(base.iloc[0], color=COLOURS["base"], linestyle=":", zorder=0)
-    axes.set(yticks=range(len(part)), yticklabels=[name_of(p) for p in part["policy"]], xlabel=f"{label} (bar: 95% interval)", title="Is it better?")
+    axes.set(
+        yticks=range(len(part)),
+        yticklabels=[name_of(p) for p in part["policy"]],
+        xlabel=f"{label} (bar: 95% interval)",
+        title="Is it better?",
+    )
     axes.set_ylim(len(part) - 0.5, -0.7)
     return figure
 
 
 @drawn
 def label_agreement(table: pd.DataFrame):
-    """Which reward ranks labelled pairs as their labels do? table: asked, reward, labels, value, low, high; a panel for each strategy that asked."""
+    """Which reward ranks labelled pairs as their labels do? table: asked, reward, labels, value,
+    low, high; a panel for each strategy that asked."""
     import matplotlib.pyplot as plt
 
     asked = list(dict.fromkeys(table["asked"]))
     order = list(dict.fromkeys(table["reward"]))
-    figure, panels = plt.subplots(1, len(asked), figsize=(2 + 3.4 * len(asked), 1.5 + 0.5 * len(order)), sharey=True, sharex=True, squeeze=False)
+    figure, panels = plt.subplots(
+        1,
+        len(asked),
+        figsize=(2 + 3.4 * len(asked), 1.5 + 0.5 * len(order)),
+        sharey=True,
+        sharex=True,
+        squeeze=False,
+    )
     for axes, name in zip(panels[0], asked):
         part = table[table["asked"] == name].set_index("reward")
         for row, reward in enumerate(order):
             line = part.loc[[reward]]
             dots(axes, line, [row], reward)
-            axes.annotate(f"{line['value'].iloc[0]:.0%}", (line["value"].iloc[0], row - 0.18), ha="center", va="bottom", fontsize=10)
+            axes.annotate(
+                f"{line['value'].iloc[0]:.0%}",
+                (line["value"].iloc[0], row - 0.18),
+                ha="center",
+                va="bottom",
+                fontsize=10,
+            )
         axes.axvline(0.5, color="0.5", linestyle=":", zorder=0)
-        chosen = "random pairs" if name == "random" else f"pairs that {name_of(name).removesuffix(' labels')} chose"
-        axes.set(title=f"{part['labels'].iloc[0]} labels on\n{chosen}", yticks=range(len(order)),
-                 xlabel="share of pairs ranked as labelled\n(0.5: chance, bar: 95% interval)",
-                 yticklabels=["proxy" if reward == "proxy" else f"refined: {name_of(reward)}" for reward in order])
+        chosen = (
+            "random pairs"
+            if name == "random"
+            else f"pairs that {name_of(name).removesuffix(' labels')} chose"
+        )
+        axes.set(
+            title=f"{part['labels'].iloc[0]} labels on\n{chosen}",
+            yticks=range(len(order)),
+            xlabel="share of pairs ranked as labelled\n(0.5: chance, bar: 95% interval)",
+            yticklabels=[
+                "proxy" if reward == "proxy" else f"refined: {name_of(reward)}" for reward in order
+            ],
+        )
         axes.set_ylim(len(order) - 0.5, -0.7)
     return figure
 
 
 @drawn
 def over_optimisation(table: pd.DataFrame):
-    """Gold and own reward against KL as beta falls. table: policy, beta, kl, reward_gain, gold_gain; without gold refined_gain in its place."""
+    """Gold and own reward against KL as beta falls. table: policy, beta, kl, reward_gain,
+    gold_gain; without gold refined_gain in its place."""
     judge = "gold_gain" if "gold_gain" in table else "refined_gain"
-    title = ("Over-optimisation: solid is gold, dashed is what the reward believes" if judge == "gold_gain"
-             else "Solid: what the refined reward says; dashed: what the reward believes")
+    title = (
+        "Over-optimisation: solid is gold, dashed is what the reward believes"
+        if judge == "gold_gain"
+        else "Solid: what the refined reward says; dashed: what the reward believes"
+    )
     figure, axes = subplots(8, 4.2)
     ends = []
     for name, part in table.groupby("policy", sort=False):
         part = part.sort_values("kl")
-        axes.plot(part["kl"], part[judge], color=COLOURS.get(name), marker="o", markersize=4, linewidth=2.2)
-        axes.plot(part["kl"], part["reward_gain"], color=COLOURS.get(name), linestyle="--", linewidth=1.1, alpha=0.7)
+        axes.plot(
+            part["kl"],
+            part[judge],
+            color=COLOURS.get(name),
+            marker="o",
+            markersize=4,
+            linewidth=2.2,
+        )
+        axes.plot(
+            part["kl"],
+            part["reward_gain"],
+            color=COLOURS.get(name),
+            linestyle="--",
+            linewidth=1.1,
+            alpha=0.7,
+        )
         ends.append((part[judge].iloc[-1], part["kl"].iloc[-1], name))
     lowest = -np.inf
     for height, right, name in sorted(ends):  # labels pushed apart where lines end close together
         lowest = max(height, lowest + 0.09)
-        axes.annotate(name_of(name), (right, height), xytext=(max(e[1] for e in ends) + 0.05, lowest), color=COLOURS.get(name), va="center", fontsize=10)
+        axes.annotate(
+            name_of(name),
+            (right, height),
+            xytext=(max(e[1] for e in ends) + 0.05, lowest),
+            color=COLOURS.get(name),
+            va="center",
+            fontsize=10,
+        )
     axes.axhline(0, color="0.5", linestyle=":")
-    axes.set(xlabel="KL from the base policy, nats (right: harder optimisation)", ylabel="gain, standard deviations",
-             title=title)
+    axes.set(
+        xlabel="KL from the base policy, nats (right: harder optimisation)",
+        ylabel="gain, standard deviations",
+        title=title,
+    )
     axes.set_xlim(0, max(e[1] for e in ends) * 1.32 + 0.1)
     return figure
 
@@ -254,29 +458,52 @@ def seeds(table: pd.DataFrame, label: str = "gold reward, mean of the seed's hel
     for _, part in table.groupby("seed"):
         part = part.set_index("policy").loc[order]
         axes.plot(part["gold"], range(len(order)), color="0.75", linewidth=0.6, zorder=0)
-    sns.stripplot(table, x="gold", y="policy", hue="policy", order=order, palette={n: COLOURS.get(n, "0.3") for n in order}, size=4.5,
-                  alpha=0.7, jitter=0, ax=axes, legend=False)
+    sns.stripplot(
+        table,
+        x="gold",
+        y="policy",
+        hue="policy",
+        order=order,
+        palette={n: COLOURS.get(n, "0.3") for n in order},
+        size=4.5,
+        alpha=0.7,
+        jitter=0,
+        ax=axes,
+        legend=False,
+    )
     for row, name in enumerate(order):
         mean = table.loc[table["policy"] == name, "gold"].mean()
         axes.plot([mean] * 2, [row - 0.3, row + 0.3], color=COLOURS.get(name), linewidth=3)
-    axes.set(yticks=range(len(order)), yticklabels=[name_of(n) for n in order], ylabel="", xlabel=label,
-             title=f"Is it luck? {table['seed'].nunique()} seeds (line: one seed, bar: mean)")
+    axes.set(
+        yticks=range(len(order)),
+        yticklabels=[name_of(n) for n in order],
+        ylabel="",
+        xlabel=label,
+        title=f"Is it luck? {table['seed'].nunique()} seeds (line: one seed, bar: mean)",
+    )
     return figure
 
 
 @drawn
 def conflict_change(table: pd.DataFrame):
-    """Conflict before and after. table: policy, measure, value, low, high with measures kendall and mean_abs_pacs."""
+    """Conflict before and after. table: policy, measure, value, low, high with measures kendall
+    and mean_abs_pacs."""
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, 2, figsize=(8, 2.6), sharey=True)
-    for axes, measure, label in zip(panels, ("kendall", "mean_abs_pacs"), ("Kendall-tau distance K", "mean |PACS|")):
+    for axes, measure, label in zip(
+        panels, ("kendall", "mean_abs_pacs"), ("Kendall-tau distance K", "mean |PACS|")
+    ):
         part = table[table["measure"] == measure].reset_index(drop=True)
         for row, line in part.iterrows():
             dots(axes, line.to_frame().T, [row], line["policy"])
-        axes.set(yticks=range(len(part)), yticklabels=[name_of(p) for p in part["policy"]], xlabel=label)
+        axes.set(
+            yticks=range(len(part)), yticklabels=[name_of(p) for p in part["policy"]], xlabel=label
+        )
         axes.set_ylim(len(part) - 0.5, -0.5)
-    figure.suptitle("Conflict between reward and base policy, held-out prompts", fontweight="bold", fontsize=12)
+    figure.suptitle(
+        "Conflict between reward and base policy, held-out prompts", fontweight="bold", fontsize=12
+    )
     return figure
 
 
@@ -290,7 +517,15 @@ def subplots(width: float, height: float):
 def dots(axes, part: pd.DataFrame, rows: list[float], name: str) -> None:
     """A policy's values with their intervals, at the given heights. part: value, low, high."""
     values, low, high = (part[c].to_numpy(float) for c in ("value", "low", "high"))
-    axes.errorbar(values, rows, xerr=[values - low, high - values], fmt="o", color=COLOURS.get(name, "#333333"), capsize=3, label=name_of(name))
+    axes.errorbar(
+        values,
+        rows,
+        xerr=[values - low, high - values],
+        fmt="o",
+        color=COLOURS.get(name, "#333333"),
+        capsize=3,
+        label=name_of(name),
+    )
 
 
 def legend(axes) -> None:

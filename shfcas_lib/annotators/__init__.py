@@ -1,4 +1,5 @@
-"""Whoever answers: people, a judge, both, and files that travel to Label Studio or a spreadsheet."""
+"""Whoever answers: people, a judge, both, and files that travel to Label Studio or a
+spreadsheet."""
 
 import lazy_loader
 

@@ -3,9 +3,9 @@
     endpoint = Endpoint.from_environment(settings)
     reply = endpoint.ask(messages, stop)
 
-Address, model and key come from the environment alone (SHFCAS_JUDGE_URL, SHFCAS_JUDGE_MODEL, SHFCAS_JUDGE_KEY): parameters are
-written into run folders and executed notebooks, and a key does not belong there. The usual proxy variables are honoured.
-"""
+Address, model and key come from the environment alone (SHFCAS_JUDGE_URL, SHFCAS_JUDGE_MODEL,
+SHFCAS_JUDGE_KEY): parameters are written into run folders and executed notebooks, and a key does
+not belong there. The usual proxy variables are honoured."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ from pydantic import BaseModel, Field, SecretStr, ValidationError
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.params.schema import Judge
 
-LONGEST_WAIT = 600.0  # seconds; a server that asks for more (a spent quota) ends the run, which can be resumed
+LONGEST_WAIT = (
+    600.0  # seconds; a server that asks for more (a spent quota) ends the run, which can be resumed
+)
 _PASSING = {408, 409, 425, 429}  # and every 5xx: worth another attempt
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back: the body as received, the text of its first choice ('' where there is none), the tokens it says it took
-    (None where it does not say), and whether the server refused this one request (HTTP 400) for what it holds."""
+    """What came back: the body as received, the text of its first choice ('' where there is
+    none), the tokens it says it took (None where it does not say), and whether the server refused
+    this one request (HTTP 400) for what it holds."""
 
     body: str
     text: str = ""
@@ -43,30 +46,57 @@ class Reply:
 
 
 def environment() -> tuple[str, str, SecretStr]:
-    """(base address, model, key) out of the environment; a server of one's own may do without a key. Raises InputError."""
+    """(base address, model, key) out of the environment; a server of one's own may do without a
+    key. Raises InputError."""
     for name in ("SHFCAS_JUDGE_URL", "SHFCAS_JUDGE_MODEL"):
         if not os.environ.get(name, "").strip():
-            raise InputError(f"feedback.kind judge needs the environment variable {name} (see docs/others_who_answer.md)")
+            raise InputError(
+                f"feedback.kind judge needs the environment variable {name} (see"
+                " docs/others_who_answer.md)"
+            )
     key = SecretStr(os.environ.get("SHFCAS_JUDGE_KEY", "").strip())
     if not all("!" <= character <= "~" for character in key.get_secret_value()):
-        raise InputError("SHFCAS_JUDGE_KEY holds a space, a line break or a character beyond ASCII, which no key does")
-    return _checked(os.environ["SHFCAS_JUDGE_URL"].strip()), os.environ["SHFCAS_JUDGE_MODEL"].strip(), key
+        raise InputError(
+            "SHFCAS_JUDGE_KEY holds a space, a line break or a character beyond ASCII, which no key"
+            " does"
+        )
+    return (
+        _checked(os.environ["SHFCAS_JUDGE_URL"].strip()),
+        os.environ["SHFCAS_JUDGE_MODEL"].strip(),
+        key,
+    )
 
 
 class Endpoint:
-    """A chat endpoint with its key, safe to use from several threads. Its repr and its errors never show the key."""
+    """A chat endpoint with its key, safe to use from several threads. Its repr and its errors
+    never show the key."""
 
     def __init__(self, url: str, model: str, key: SecretStr, settings: Judge, schema: dict):
         self.model, self.settings, self._key = model, settings, key
         self._url = url + "/chat/completions"
-        self._formats = [{"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": schema}},
-                         {"type": "json_object"}, None]  # from what holds the model tightest to what every server takes
+        self._formats = [
+            {
+                "type": "json_schema",
+                "json_schema": {"name": "verdict", "strict": True, "schema": schema},
+            },
+            {"type": "json_object"},
+            None,
+        ]  # from what holds the model tightest to what every server takes
         self._shape, self._accepted = _Shape(), False
         patience = httpx.Timeout(settings.timeout, connect=min(10.0, settings.timeout), pool=None)
         try:
-            self._client = httpx.Client(timeout=patience, limits=httpx.Limits(max_connections=settings.concurrency))
-        except (ValueError, ImportError, httpx.InvalidURL):  # their messages would show the proxy's password
-            raise InputError("the proxy that the environment names (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) cannot be used") from None
+            self._client = httpx.Client(
+                timeout=patience, limits=httpx.Limits(max_connections=settings.concurrency)
+            )
+        except (
+            ValueError,
+            ImportError,
+            httpx.InvalidURL,
+        ):  # their messages would show the proxy's password
+            raise InputError(
+                "the proxy that the environment names (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) cannot"
+                " be used"
+            ) from None
         if key.get_secret_value():
             self._client.headers["Authorization"] = f"Bearer {key.get_secret_value()}"
 
@@ -84,8 +114,9 @@ class Endpoint:
         self._client.close()
 
     def ask(self, messages: list[dict], stop: threading.Event) -> Reply:
-        """One reply at temperature 0, after as many attempts as the settings allow; an attempt waits longer than the one before,
-        and as long as the server's Retry-After says. Raises InputError, in one sentence; `stop` ends the waiting early."""
+        """One reply at temperature 0, after as many attempts as the settings allow; an attempt
+        waits longer than the one before, and as long as the server's Retry-After says. Raises
+        InputError, in one sentence; `stop` ends the waiting early."""
         attempt = 0
         while True:
             shape = self._shape
@@ -100,21 +131,34 @@ class Endpoint:
                 return Reply(self._shown(response.text), refused=True)
             if 0 < status < 500 and status not in _PASSING:
                 raise InputError(self._refusal(response))
-            wait = max(self.settings.backoff * 2**attempt * random.uniform(0.5, 1.0), _retry_after(response))
+            wait = max(
+                self.settings.backoff * 2**attempt * random.uniform(0.5, 1.0),
+                _retry_after(response),
+            )
             if attempt == self.settings.retries or wait > LONGEST_WAIT:
                 asked = f", which asks to wait {wait:.0f} seconds" if wait > LONGEST_WAIT else ""
-                raise InputError(f"the judge gave no answer in {attempt + 1} attempts (the last one: {trouble}{asked})")
+                raise InputError(
+                    f"the judge gave no answer in {attempt + 1} attempts (the last one:"
+                    f" {trouble}{asked})"
+                )
             attempt += 1
             if stop.wait(wait):
                 raise InputError(f"the judge was stopped while it waited ({trouble})")
 
     def _post(self, messages: list[dict], shape: _Shape) -> tuple[httpx.Response | None, str]:
         """The response, or None, and what went wrong in a few words."""
-        values = {"model": self.model, "messages": messages, "temperature": 0, shape.limit: self.settings.answer_tokens}
+        values = {
+            "model": self.model,
+            "messages": messages,
+            "temperature": 0,
+            shape.limit: self.settings.answer_tokens,
+        }
         if self._formats[shape.format] is not None:
             values["response_format"] = self._formats[shape.format]
         try:  # ASCII JSON, so that half a character in a completion cannot break the encoding
-            response = self._client.post(self._url, content=json.dumps(values), headers={"Content-Type": "application/json"})
+            response = self._client.post(
+                self._url, content=json.dumps(values), headers={"Content-Type": "application/json"}
+            )
         except httpx.TimeoutException:
             return None, f"no reply within {self.settings.timeout:g} seconds"
         except (httpx.TransportError, httpx.DecodingError) as error:
@@ -122,8 +166,9 @@ class Endpoint:
         return response, f"HTTP {response.status_code}"
 
     def _relax(self, shape: _Shape, response: httpx.Response) -> bool:
-        """After a 400: ask for less from now on. False where nothing is left to ask less of, or where the server took this
-        shape before, so that it is the request itself that it refuses (too long, or filtered)."""
+        """After a 400: ask for less from now on. False where nothing is left to ask less of, or
+        where the server took this shape before, so that it is the request itself that it refuses
+        (too long, or filtered)."""
         if self._shape != shape:
             return True  # another thread did
         if self._accepted:
@@ -143,14 +188,25 @@ class Endpoint:
             return Reply(self._redacted(response.text))
         usage = values.usage or _Usage()
         text = (values.choices[0].message.content or "") if values.choices else ""
-        return Reply(self._redacted(response.text), self._redacted(text), usage.prompt_tokens, usage.completion_tokens)
+        return Reply(
+            self._redacted(response.text),
+            self._redacted(text),
+            usage.prompt_tokens,
+            usage.completion_tokens,
+        )
 
     def _refusal(self, response: httpx.Response) -> str:
         said = self._shown(response.text)
         if response.status_code in (401, 403):
-            return f"the judge refused the key in SHFCAS_JUDGE_KEY (HTTP {response.status_code}: {said})"
+            return (
+                f"the judge refused the key in SHFCAS_JUDGE_KEY (HTTP {response.status_code}:"
+                f" {said})"
+            )
         if response.status_code == 404:
-            return f"the judge found no chat endpoint at SHFCAS_JUDGE_URL, or no model {self.model!r} (HTTP 404: {said})"
+            return (
+                f"the judge found no chat endpoint at SHFCAS_JUDGE_URL, or no model {self.model!r}"
+                f" (HTTP 404: {said})"
+            )
         return f"the judge refused the request (HTTP {response.status_code}: {said})"
 
     def _redacted(self, text: str) -> str:
@@ -159,7 +215,8 @@ class Endpoint:
         return text.replace(key, "[key]") if key else text
 
     def _shown(self, text: str) -> str:
-        """A server's words in an error of ours: one line, not long, without the key, and printable."""
+        """A server's words in an error of ours: one line, not long, without the key, and
+        printable."""
         line = "".join(c if c.isprintable() else " " for c in self._redacted(text))
         line = " ".join(line.split())
         return line if len(line) <= 200 else line[:197] + "..."
@@ -167,7 +224,8 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class _Shape:
-    """What a request asks of the server beside the messages: which of the formats, and the name of the limit."""
+    """What a request asks of the server beside the messages: which of the formats, and the name
+    of the limit."""
 
     format: int = 0
     limit: str = "max_tokens"
@@ -192,16 +250,22 @@ class _ChatCompletion(BaseModel):
 
 
 def _checked(url: str) -> str:
-    """The base address without a last slash. Raises InputError, which does not repeat it: it may hold what is not for the eye."""
+    """The base address without a last slash. Raises InputError, which does not repeat it: it may
+    hold what is not for the eye."""
     try:
         parts = urlsplit(url)
         fine = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
     except ValueError:
         fine = False
     if not fine or not url.isprintable() or " " in url:
-        raise InputError("SHFCAS_JUDGE_URL is no address: expected one like http://localhost:8080/v1")
+        raise InputError(
+            "SHFCAS_JUDGE_URL is no address: expected one like http://localhost:8080/v1"
+        )
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise InputError("SHFCAS_JUDGE_URL holds a user, a query or a fragment: expected a plain address, with the key in SHFCAS_JUDGE_KEY")
+        raise InputError(
+            "SHFCAS_JUDGE_URL holds a user, a query or a fragment: expected a plain address, with"
+            " the key in SHFCAS_JUDGE_KEY"
+        )
     return url.rstrip("/").removesuffix("/chat/completions")
 
 

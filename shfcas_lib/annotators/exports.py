@@ -1,5 +1,4 @@
-"""What people said, for others: tables, TRL preferences, and how far they agree.
-"""
+"""What people said, for others: tables, TRL preferences, and how far they agree."""
 
 from __future__ import annotations
 
@@ -18,23 +17,40 @@ from shfcas_lib.storage.labels import _KEY, LabelStore
 def agreement(store: LabelStore) -> pd.DataFrame:
     """How far people agree with themselves and with each other: columns measure, who, value, items.
 
-    Self-agreement is the share of blind repeats that got the same answer. Between people, answers are categories (first, second,
-    tie, both_bad; or the ratings): Cohen's kappa for every pair of them over what both answered, Krippendorff's alpha over all.
-    1 is perfect, 0 what chance would give; NaN where it is not defined, as where only one category was ever used.
-    """
+    Self-agreement is the share of blind repeats that got the same answer. Between people, answers
+    are categories (first, second, tie, both_bad; or the ratings): Cohen's kappa for every pair of
+    them over what both answered, Krippendorff's alpha over all. 1 is perfect, 0 what chance would
+    give; NaN where it is not defined, as where only one category was ever used."""
     table = store.by_annotator()
     table = table[table["answer"] != "skip"].assign(j=table["j"].fillna(-1))
     once, again = table[~table["repeat"]], table[table["repeat"]]
     both = again.merge(once, on=[*_KEY, "annotator"], suffixes=("_again", ""))
-    rows = [("self-agreement", name, float((part["answer"] == part["answer_again"]).mean()), len(part)) for name, part in both.groupby("annotator")]
+    rows = [
+        ("self-agreement", name, float((part["answer"] == part["answer_again"]).mean()), len(part))
+        for name, part in both.groupby("annotator")
+    ]
     for kind, part in (("comparisons", once[once["j"] >= 0]), ("ratings", once[once["j"] < 0])):
         wide = part.pivot(index=_KEY, columns="annotator", values="answer")
         if wide.shape[1] < 2:
             continue
         for one, other in combinations(wide, 2):
             shared = wide[[one, other]].dropna()
-            rows.append((f"Cohen's kappa, {kind}", f"{one} and {other}", _kappa(shared[one], shared[other]), len(shared)))
-        rows.append((f"Krippendorff's alpha, {kind}", ", ".join(wide), _alpha(wide), int((wide.notna().sum(axis=1) > 1).sum())))
+            rows.append(
+                (
+                    f"Cohen's kappa, {kind}",
+                    f"{one} and {other}",
+                    _kappa(shared[one], shared[other]),
+                    len(shared),
+                )
+            )
+        rows.append(
+            (
+                f"Krippendorff's alpha, {kind}",
+                ", ".join(wide),
+                _alpha(wide),
+                int((wide.notna().sum(axis=1) > 1).sum()),
+            )
+        )
     return pd.DataFrame(rows, columns=["measure", "who", "value", "items"])
 
 
@@ -44,7 +60,11 @@ def _kappa(one: pd.Series, other: pd.Series) -> float:
     words = sorted(set(one) | set(other))
     if len(words) < 2:
         return math.nan
-    return float(cohens_kappa(pd.crosstab(one, other).reindex(index=words, columns=words, fill_value=0).to_numpy()).kappa)
+    return float(
+        cohens_kappa(
+            pd.crosstab(one, other).reindex(index=words, columns=words, fill_value=0).to_numpy()
+        ).kappa
+    )
 
 
 def _alpha(wide: pd.DataFrame) -> float:
@@ -58,40 +78,68 @@ def _alpha(wide: pd.DataFrame) -> float:
     return float(krippendorff.alpha(reliability_data=values.T, level_of_measurement="nominal"))
 
 
-def export(store: LabelStore, completions: pd.DataFrame, folder: Path, conversational: bool = False) -> dict[str, int]:
-    """Write what people said, for this library and for others; returns how many rows of each kind there are.
+def export(
+    store: LabelStore, completions: pd.DataFrame, folder: Path, conversational: bool = False
+) -> dict[str, int]:
+    """Write what people said, for this library and for others; returns how many rows of each kind
+    there are.
 
-    labels.parquet: one row a comparison. answers.parquet: who said what. ratings.parquet. preferences.jsonl and preferences.parquet: TRL's
-    preference format, prompt, chosen, rejected, as text or (conversational) as messages; ties and skipped comparisons have no
-    chosen side, so they are left out and counted. completions: prompt_id, index, prompt, completion of all that was compared.
-    """
+    labels.parquet: one row a comparison. answers.parquet: who said what. ratings.parquet.
+    preferences.jsonl and preferences.parquet: TRL's preference format, prompt, chosen, rejected,
+    as text or (conversational) as messages; ties and skipped comparisons have no chosen side, so
+    they are left out and counted. completions: prompt_id, index, prompt, completion of all that
+    was compared."""
     labels = store.labels()
     decided = labels[labels["label"].notna() & (labels["label"] != 0.5)]
     pairs = as_preferences(decided, completions, conversational)
-    tables = {"labels": labels, "answers": store.by_annotator(), "ratings": store.ratings(), "preferences": pairs}
+    tables = {
+        "labels": labels,
+        "answers": store.by_annotator(),
+        "ratings": store.ratings(),
+        "preferences": pairs,
+    }
     for name, table in tables.items():
         with files.atomic(folder / f"{name}.parquet") as target:
             table.to_parquet(target, index=False)
     with files.atomic(folder / "preferences.jsonl") as target:
         pairs.to_json(target, orient="records", lines=True, force_ascii=False)
-    return {"comparisons": len(labels), "preferences": len(pairs), "ties": int((labels["label"] == 0.5).sum()),
-            "skipped": int(labels["label"].isna().sum()), "ratings": len(tables["ratings"])}
+    return {
+        "comparisons": len(labels),
+        "preferences": len(pairs),
+        "ties": int((labels["label"] == 0.5).sum()),
+        "skipped": int(labels["label"].isna().sum()),
+        "ratings": len(tables["ratings"]),
+    }
 
 
-def as_preferences(labels: pd.DataFrame, completions: pd.DataFrame, conversational: bool = False) -> pd.DataFrame:
-    """Decided labels as TRL preferences: prompt, chosen, rejected, in the order of `labels`. Raises InputError for a completion
-    that the table lacks."""
+def as_preferences(
+    labels: pd.DataFrame, completions: pd.DataFrame, conversational: bool = False
+) -> pd.DataFrame:
+    """Decided labels as TRL preferences: prompt, chosen, rejected, in the order of `labels`.
+    Raises InputError for a completion that the table lacks."""
     texts = completions.drop_duplicates(["prompt_id", "index"]).set_index(["prompt_id", "index"])
     rows = []
     for row in labels.itertuples():
         chosen, rejected = (row.i, row.j) if row.label > 0.5 else (row.j, row.i)
         for index in (chosen, rejected):
             if (row.prompt_id, index) not in texts.index:
-                raise InputError(f"completion {index} of prompt {row.prompt_id} was compared, but is not among the completions to export")
-        rows.append((texts.loc[(row.prompt_id, chosen), "prompt"], texts.loc[(row.prompt_id, chosen), "completion"],
-                     texts.loc[(row.prompt_id, rejected), "completion"]))
+                raise InputError(
+                    f"completion {index} of prompt {row.prompt_id} was compared, but is not among"
+                    " the completions to export"
+                )
+        rows.append(
+            (
+                texts.loc[(row.prompt_id, chosen), "prompt"],
+                texts.loc[(row.prompt_id, chosen), "completion"],
+                texts.loc[(row.prompt_id, rejected), "completion"],
+            )
+        )
     table = pd.DataFrame(rows, columns=["prompt", "chosen", "rejected"])
     if conversational:
-        for column, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")):
+        for column, role in (
+            ("prompt", "user"),
+            ("chosen", "assistant"),
+            ("rejected", "assistant"),
+        ):
             table[column] = [[{"role": role, "content": text}] for text in table[column]]
     return table

@@ -3,11 +3,11 @@
     judge = load_judge(settings, folder)      # settings: the parameters' feedback.judge; folder: the stage's
     for comparison, answer, name in judge.answer_all(comparisons, shown, known): ...
 
-Each comparison is put twice, with the completions in either order, so that a judge who likes what stands first cannot decide
-it: where the two verdicts disagree, the answer is a tie. Every reply is on disk (judge.sqlite, append-only) before its verdict
-counts, and one that holds a verdict is never paid for again. Completions are material to judge: they stand between marks that
-they cannot know, and nothing in them is an instruction.
-"""
+Each comparison is put twice, with the completions in either order, so that a judge who likes what
+stands first cannot decide it: where the two verdicts disagree, the answer is a tie. Every reply
+is on disk (judge.sqlite, append-only) before its verdict counts, and one that holds a verdict is
+never paid for again. Completions are material to judge: they stand between marks that they cannot
+know, and nothing in them is an instruction."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ from shfcas_lib.params.schema import Judge
 from shfcas_lib.storage.sqlite import write_ahead
 
 KEY = ["prompt_id", "i", "j"]
-_TRIES = 2  # a reply without a verdict is asked for once more; at temperature 0 a third would say the same
+# a reply without a verdict is asked for once more; at temperature 0 a third would say the same
+_TRIES = 2
 _PATIENCE = 5  # comparisons without a verdict before the judge is taken to be unfit
 _OVERHEAD = 64  # tokens that a chat template may add
 _LONGEST = 20_000  # characters of a reply that are searched for a verdict, its last ones
@@ -72,13 +73,21 @@ class Verdict(BaseModel):
 
 
 # Servers that hold a model to a schema want every property required and nothing else in it.
-SCHEMA = {"type": "object", "additionalProperties": False, "required": ["reason", "verdict"], "properties": {
-    "reason": {"type": "string"}, "verdict": {"type": "string", "enum": ["A", "B", "tie"]}}}
+SCHEMA = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["reason", "verdict"],
+    "properties": {
+        "reason": {"type": "string"},
+        "verdict": {"type": "string", "enum": ["A", "B", "tie"]},
+    },
+}
 
 
 @dataclass(frozen=True)
 class JudgeRequest:
-    """One comparison in one order. number: which comparison; turned: completion j stands first; most: no reply costs more tokens."""
+    """One comparison in one order. number: which comparison; turned: completion j stands first;
+    most: no reply costs more tokens."""
 
     number: int
     comparison: tuple[str, int, int]
@@ -92,12 +101,18 @@ class JudgeRequest:
 def load_judge(settings: Judge, folder: Path | None, unreadable: str = "tie") -> LanguageModelJudge:
     """The judge that the environment names, with its replies in `folder`. Raises InputError."""
     if folder is None:
-        raise InputError("feedback.kind judge needs a folder for its replies: load_annotator(..., folder=stage.folder)")
-    return LanguageModelJudge(Endpoint.from_environment(settings, SCHEMA), settings, folder / "judge.sqlite", unreadable)
+        raise InputError(
+            "feedback.kind judge needs a folder for its replies: load_annotator(...,"
+            " folder=stage.folder)"
+        )
+    return LanguageModelJudge(
+        Endpoint.from_environment(settings, SCHEMA), settings, folder / "judge.sqlite", unreadable
+    )
 
 
 class LanguageModelJudge:
-    """An annotator behind a chat endpoint. unreadable: the answer to a comparison on which it gives no verdict."""
+    """An annotator behind a chat endpoint. unreadable: the answer to a comparison on which it
+    gives no verdict."""
 
     def __init__(self, endpoint: Endpoint, settings: Judge, path: Path, unreadable: str = "tie"):
         self.endpoint, self.settings, self.unreadable = endpoint, settings, unreadable
@@ -112,12 +127,15 @@ class LanguageModelJudge:
         [(_, answer, _)] = list(self.answer_all(comparison.to_frame().T, _indexed(shown), set()))
         return answer
 
-    def answer_all(self, comparisons: pd.DataFrame, shown: pd.DataFrame, known: set) -> Iterator[tuple[pd.Series, str, str]]:
-        """(comparison, answer, annotator) for all that are not `known`, in the order in which they are decided.
+    def answer_all(
+        self, comparisons: pd.DataFrame, shown: pd.DataFrame, known: set
+    ) -> Iterator[tuple[pd.Series, str, str]]:
+        """(comparison, answer, annotator) for all that are not `known`, in the order in which
+        they are decided.
 
-        shown: completions indexed by (prompt_id, index). Raises InputError at a ceiling, at a server that stays away or refuses,
-        and at a model that gives no verdicts; what was decided before that has been yielded.
-        """
+        shown: completions indexed by (prompt_id, index). Raises InputError at a ceiling, at a
+        server that stays away or refuses, and at a model that gives no verdicts; what was decided
+        before that has been yielded."""
         pending = [row for _, row in comparisons.iterrows() if tuple(row[KEY]) not in known]
         for number, answer in self._decide(pending, shown):
             yield pending[number], answer, self.name
@@ -125,22 +143,34 @@ class LanguageModelJudge:
     def spent(self) -> dict:
         """What the run has taken so far: replies, prompt_tokens, completion_tokens, cost."""
         replies, prompt, completion = self.replies.totals()
-        return {"replies": replies, "prompt_tokens": prompt, "completion_tokens": completion, "cost": self._cost(prompt, completion)}
+        return {
+            "replies": replies,
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "cost": self._cost(prompt, completion),
+        }
 
     def recorded(self, comparisons: pd.DataFrame, shown: pd.DataFrame) -> list[str | None]:
-        """The answers that the replies on disk already decide, None for the others. Asks nothing."""
+        """The answers that the replies on disk already decide, None for the others. Asks
+        nothing."""
         known = self.replies.verdicts()
         pairs = (_known(self._questions(0, row, shown), known) for _, row in comparisons.iterrows())
         return [_combine(*pair) if len(pair) == 2 else None for pair in pairs]
 
     def _decide(self, pending: list[pd.Series], shown: pd.DataFrame) -> Iterator[tuple[int, str]]:
-        """(number, answer). An answer depends on the two replies of its comparison alone, not on the order in which replies arrive."""
+        """(number, answer). An answer depends on the two replies of its comparison alone, not on
+        the order in which replies arrive."""
         from tqdm import tqdm
 
         known = self.replies.verdicts()
         questions = [self._questions(number, row, shown) for number, row in enumerate(pending)]
         said = [_known(both, known) for both in questions]
-        waiting = deque(q for both, verdicts in zip(questions, said) for q in both if len(verdicts) < 2 and q.request not in known)
+        waiting = deque(
+            q
+            for both, verdicts in zip(questions, said)
+            for q in both
+            if len(verdicts) < 2 and q.request not in known
+        )
         dumb: dict[int, Reply] = {}  # comparisons without a verdict
         unfit = False
         with tqdm(total=len(pending), desc=self.name, unit="comparison", mininterval=1) as bar:
@@ -166,20 +196,32 @@ class LanguageModelJudge:
                 if unfit or (dumb and not self.replies.verdicts()):
                     raise InputError(_unfit(dumb))
             except InputError as error:
-                raise InputError(f"{error}; {_decided(said)} of {len(pending)} comparisons are answered and kept, "
-                                 "the same command goes on from there") from None
-            for number in sorted(dumb):  # last, so that nothing is stored in the name of a model that turns out to be unfit
+                raise InputError(
+                    f"{error}; {_decided(said)} of {len(pending)} comparisons are answered and"
+                    " kept, the same command goes on from there"
+                ) from None
+            for number in sorted(
+                dumb
+            ):  # last, so that nothing is stored in the name of a model that turns out to be unfit
                 bar.update()
                 yield number, self.unreadable
 
-    def _asked(self, waiting: deque[JudgeRequest]) -> Iterator[tuple[JudgeRequest, Reply, str | None]]:
-        """(question, reply, verdict) as replies arrive, each on disk; `waiting` may grow meanwhile. At a ceiling or at trouble
-        nothing new is asked, what is under way is waited for, and then InputError is raised."""
+    def _asked(
+        self, waiting: deque[JudgeRequest]
+    ) -> Iterator[tuple[JudgeRequest, Reply, str | None]]:
+        """(question, reply, verdict) as replies arrive, each on disk; `waiting` may grow
+        meanwhile. At a ceiling or at trouble nothing new is asked, what is under way is waited
+        for, and then InputError is raised."""
         stop, flying, trouble = threading.Event(), {}, None
         pool = ThreadPoolExecutor(self.settings.concurrency, thread_name_prefix="judge")
         try:
             while flying or (waiting and not trouble):
-                while waiting and not trouble and len(flying) < self.settings.concurrency and self._affordable(waiting[0], flying):
+                while (
+                    waiting
+                    and not trouble
+                    and len(flying) < self.settings.concurrency
+                    and self._affordable(waiting[0], flying)
+                ):
                     question = waiting.popleft()
                     flying[pool.submit(self.endpoint.ask, question.messages, stop)] = question
                 if not flying:
@@ -194,7 +236,9 @@ class LanguageModelJudge:
                         stop.set()
                         continue
                     verdict = _verdict(reply.text, question.turned)
-                    self.replies.add(question, self.endpoint.model, reply, verdict, self.settings.answer_tokens)
+                    self.replies.add(
+                        question, self.endpoint.model, reply, verdict, self.settings.answer_tokens
+                    )
                     arrived.append((question, reply, verdict))
                 yield from arrived
             if trouble:
@@ -203,21 +247,36 @@ class LanguageModelJudge:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _questions(self, number: int, comparison: pd.Series, shown: pd.DataFrame) -> tuple[JudgeRequest, JudgeRequest]:
+    def _questions(
+        self, number: int, comparison: pd.Series, shown: pd.DataFrame
+    ) -> tuple[JudgeRequest, JudgeRequest]:
         """The comparison in both orders."""
         key = (comparison["prompt_id"], int(comparison["i"]), int(comparison["j"]))
         first, second = shown.loc[[key[:2], (key[0], key[2])]].to_dict("records")
         # The marks carry a hash of what stands between them, which no text can hold about itself.
-        everything = json.dumps([first["prompt"], *sorted([first["completion"], second["completion"]])])
+        everything = json.dumps(
+            [first["prompt"], *sorted([first["completion"], second["completion"]])]
+        )
         code = hashlib.sha256(everything.encode()).hexdigest()[:12]
-        system = {"role": "system", "content": SYSTEM.format(criteria=self.settings.criteria, code=code)}
+        system = {
+            "role": "system",
+            "content": SYSTEM.format(criteria=self.settings.criteria, code=code),
+        }
         both = []
         for turned, (a, b) in enumerate([(first, second), (second, first)]):
-            text = USER.format(code=code, prompt=plain(first["prompt"]), a=a["completion"], b=b["completion"])
+            text = USER.format(
+                code=code, prompt=plain(first["prompt"]), a=a["completion"], b=b["completion"]
+            )
             messages = [system, {"role": "user", "content": text}]
-            request = hashlib.sha256(json.dumps([self.endpoint.model, messages]).encode()).hexdigest()
+            request = hashlib.sha256(
+                json.dumps([self.endpoint.model, messages]).encode()
+            ).hexdigest()
             # A byte-level tokenizer makes at most one token of a byte.
-            most = sum(len(m["content"].encode("utf-8", "surrogatepass")) for m in messages) + _OVERHEAD + self.settings.answer_tokens
+            most = (
+                sum(len(m["content"].encode("utf-8", "surrogatepass")) for m in messages)
+                + _OVERHEAD
+                + self.settings.answer_tokens
+            )
             both.append(JudgeRequest(number, key, bool(turned), messages, request, most))
         return both[0], both[1]
 
@@ -229,7 +288,9 @@ class LanguageModelJudge:
         prompt += sum(q.most for q in open_questions) - longest
         completion += longest
         tokens, cost = self.settings.max_tokens, self.settings.max_cost
-        return (tokens is None or prompt + completion <= tokens) and (cost is None or self._cost(prompt, completion) <= cost)
+        return (tokens is None or prompt + completion <= tokens) and (
+            cost is None or self._cost(prompt, completion) <= cost
+        )
 
     def _cost(self, prompt: int, completion: int) -> float:
         return (prompt * self.settings.price_in + completion * self.settings.price_out) / 1e6
@@ -237,47 +298,87 @@ class LanguageModelJudge:
     def _ceiling(self) -> str:
         spent = self.spent()
         used = spent["prompt_tokens"] + spent["completion_tokens"]
-        limits = [f"feedback.judge.max_tokens {self.settings.max_tokens} (used: {used})"] if self.settings.max_tokens is not None else []
+        limits = (
+            [f"feedback.judge.max_tokens {self.settings.max_tokens} (used: {used})"]
+            if self.settings.max_tokens is not None
+            else []
+        )
         if self.settings.max_cost is not None:
-            limits.append(f"feedback.judge.max_cost {self.settings.max_cost:g} (used: {spent['cost']:.4g})")
-        return f"the next question could exceed the ceiling, {' or '.join(limits)}: raise it to go on"
+            limits.append(
+                f"feedback.judge.max_cost {self.settings.max_cost:g} (used: {spent['cost']:.4g})"
+            )
+        return (
+            f"the next question could exceed the ceiling, {' or '.join(limits)}: raise it to go on"
+        )
 
 
 class Replies:
-    """Every reply of the judge to this run, append-only, in one SQLite file: who was asked what, the body as it came, the verdict
-    in terms of the comparison (first, second, tie, or NULL), and tokens. A row is on disk when `add` returns."""
+    """Every reply of the judge to this run, append-only, in one SQLite file: who was asked what,
+    the body as it came, the verdict in terms of the comparison (first, second, tie, or NULL), and
+    tokens. A row is on disk when `add` returns."""
 
     def __init__(self, path: Path):
         self.path, self._lock = path, threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # On the screen of notebook 03 a round is finished on another thread than the cell that made the judge; our lock serialises them.
-            self.connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+            # On the screen of notebook 03 a round is finished on another thread than the cell
+            # that made the judge; our lock serialises them.
+            self.connection = sqlite3.connect(
+                path, timeout=60, isolation_level=None, check_same_thread=False
+            )
             write_ahead(self.connection)
             self.connection.execute("PRAGMA synchronous=FULL")
             self.connection.execute(
-                "CREATE TABLE IF NOT EXISTS replies (id INTEGER PRIMARY KEY AUTOINCREMENT, request TEXT NOT NULL, prompt_id TEXT NOT NULL, "
-                "i INTEGER NOT NULL, j INTEGER NOT NULL, turned INTEGER NOT NULL, model TEXT NOT NULL, body TEXT NOT NULL, verdict TEXT, "
-                "prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, time REAL NOT NULL)")
+                "CREATE TABLE IF NOT EXISTS replies (id INTEGER PRIMARY KEY AUTOINCREMENT, request"
+                " TEXT NOT NULL, prompt_id TEXT NOT NULL, i INTEGER NOT NULL, j INTEGER NOT NULL,"
+                " turned INTEGER NOT NULL, model TEXT NOT NULL, body TEXT NOT NULL, verdict TEXT,"
+                " prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, time REAL NOT"
+                " NULL)"
+            )
             self._totals = self.connection.execute(
-                "SELECT count(*), coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0) FROM replies").fetchone()
+                "SELECT count(*), coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens),"
+                " 0) FROM replies"
+            ).fetchone()
         except (sqlite3.Error, OSError) as error:
             raise InputError(f"replies of the judge, {path}: {error}") from error
 
-    def add(self, question: JudgeRequest, model: str, reply: Reply, verdict: str | None, answer_tokens: int) -> None:
-        """Append one reply. Where the server does not say what it took, the most that it can have taken counts."""
+    def add(
+        self,
+        question: JudgeRequest,
+        model: str,
+        reply: Reply,
+        verdict: str | None,
+        answer_tokens: int,
+    ) -> None:
+        """Append one reply. Where the server does not say what it took, the most that it can have
+        taken counts."""
         prompt, completion = reply.prompt_tokens, reply.completion_tokens
         if reply.refused:
             prompt = completion = 0
         elif prompt is None or completion is None:
             prompt, completion = question.most - answer_tokens, answer_tokens
-        row = (question.request, *question.comparison, question.turned, model, reply.body, verdict, prompt, completion, time.time())
+        row = (
+            question.request,
+            *question.comparison,
+            question.turned,
+            model,
+            reply.body,
+            verdict,
+            prompt,
+            completion,
+            time.time(),
+        )
         with self._lock:
             try:
                 self.connection.execute(
-                    "INSERT INTO replies (request, prompt_id, i, j, turned, model, body, verdict, prompt_tokens, completion_tokens, time) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-            except sqlite3.Error as error:  # a full disk: nothing more is asked that could not be kept
+                    "INSERT INTO replies (request, prompt_id, i, j, turned, model, body, verdict,"
+                    " prompt_tokens, completion_tokens, time) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?,"
+                    " ?, ?)",
+                    row,
+                )
+            except (
+                sqlite3.Error
+            ) as error:  # a full disk: nothing more is asked that could not be kept
                 raise InputError(f"replies of the judge, {self.path}: {error}") from error
             count, before_prompt, before_completion = self._totals
             self._totals = (count + 1, before_prompt + prompt, before_completion + completion)
@@ -285,7 +386,9 @@ class Replies:
     def verdicts(self) -> dict[str, str]:
         """request -> verdict, the first one where there are several."""
         with self._lock:
-            rows = self.connection.execute("SELECT request, verdict FROM replies WHERE verdict IS NOT NULL ORDER BY id DESC").fetchall()
+            rows = self.connection.execute(
+                "SELECT request, verdict FROM replies WHERE verdict IS NOT NULL ORDER BY id DESC"
+            ).fetchall()
         return dict(rows)
 
     def totals(self) -> tuple[int, int, int]:
@@ -294,7 +397,8 @@ class Replies:
 
 
 def _verdict(text: str, turned: bool) -> str | None:
-    """first, second or tie out of a reply; None unless it holds exactly one verdict, bare, fenced, or after some thinking."""
+    """first, second or tie out of a reply; None unless it holds exactly one verdict, bare,
+    fenced, or after some thinking."""
     text = re.sub(r"<think>.*?</think>", "", text[-_LONGEST:], flags=re.DOTALL)
     found, at = set(), text.find("{")
     while at >= 0:
@@ -306,7 +410,9 @@ def _verdict(text: str, turned: bool) -> str | None:
             at = text.find("{", at + 1)
     if len(found) != 1:
         return None
-    return {"A": ("first", "second"), "B": ("second", "first"), "tie": ("tie", "tie")}[found.pop()][turned]
+    return {"A": ("first", "second"), "B": ("second", "first"), "tie": ("tie", "tie")}[found.pop()][
+        turned
+    ]
 
 
 def _combine(one: str, other: str) -> str:
@@ -314,7 +420,8 @@ def _combine(one: str, other: str) -> str:
 
 
 def _known(both: tuple[JudgeRequest, JudgeRequest], known: dict[str, str]) -> list[str]:
-    """The verdicts on a comparison that need no asking: those on disk, and that two equal texts tie."""
+    """The verdicts on a comparison that need no asking: those on disk, and that two equal texts
+    tie."""
     if both[0].request == both[1].request:
         return ["tie", "tie"]
     return [known[q.request] for q in both if q.request in known]
@@ -327,8 +434,10 @@ def _decided(said: list[list[str]]) -> int:
 def _unfit(dumb: dict[int, Reply]) -> str:
     reply = dumb[max(dumb)]
     words = " ".join((reply.text or reply.body).split())[:120]
-    return (f"the judge gave no verdict on {len(dumb)} comparisons, such as {words!r} where a JSON object with a verdict was asked for "
-            "(feedback.judge.answer_tokens may be too few)")
+    return (
+        f"the judge gave no verdict on {len(dumb)} comparisons, such as {words!r} where a JSON"
+        " object with a verdict was asked for (feedback.judge.answer_tokens may be too few)"
+    )
 
 
 def _indexed(shown: pd.DataFrame) -> pd.DataFrame:

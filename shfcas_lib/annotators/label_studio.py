@@ -1,5 +1,4 @@
-"""Questions as tasks of Label Studio, and answers out of its JSON export.
-"""
+"""Questions as tasks of Label Studio, and answers out of its JSON export."""
 
 from __future__ import annotations
 
@@ -20,16 +19,28 @@ def tasks(questions: pd.DataFrame) -> list[dict]:
 
 
 def labelling_configuration() -> str:
-    """The labelling configuration that belongs to `tasks`. Texts are shown as text, never as HTML."""
+    """The labelling configuration that belongs to `tasks`. Texts are shown as text, never as
+    HTML."""
     view = ElementTree.Element("View")
     ElementTree.SubElement(view, "Style").text = ".htx-text { white-space: pre-wrap; }"
     _text(view, "Request", "prompt")
-    row = ElementTree.SubElement(view, "View", style="display: grid; grid-template-columns: 1fr 1fr; column-gap: 1em")
+    row = ElementTree.SubElement(
+        view, "View", style="display: grid; grid-template-columns: 1fr 1fr; column-gap: 1em"
+    )
     for side in SIDES:
         _text(ElementTree.SubElement(row, "View"), side.capitalize(), side)
-    choices = ElementTree.SubElement(view, "Choices", name="answer", toName="prompt", choice="single-radio", required="true",
-                                     showInline="true")
-    for number, value in enumerate((answer for answer in SHOWN if answer != "skip"), 1):  # Label Studio has a button to skip
+    choices = ElementTree.SubElement(
+        view,
+        "Choices",
+        name="answer",
+        toName="prompt",
+        choice="single-radio",
+        required="true",
+        showInline="true",
+    )
+    for number, value in enumerate(
+        (answer for answer in SHOWN if answer != "skip"), 1
+    ):  # Label Studio has a button to skip
         ElementTree.SubElement(choices, "Choice", value=value, hotkey=str(number))
     ElementTree.indent(view)
     return ElementTree.tostring(view, encoding="unicode") + "\n"
@@ -41,14 +52,19 @@ def _text(parent: ElementTree.Element, title: str, name: str) -> None:
 
 
 def from_label_studio(text: str, origin: str) -> list[Answer]:
-    """Answers in a JSON export of Label Studio, oldest first. Cancelled (skipped) annotations are left out. Raises InputError."""
+    """Answers in a JSON export of Label Studio, oldest first. Cancelled (skipped) annotations are
+    left out. Raises InputError."""
     try:
         exported = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{origin} is not valid JSON: {error}") from error
     if not isinstance(exported, list) or not all(isinstance(task, dict) for task in exported):
         raise InputError(f"{origin}: expected the list of tasks that Label Studio exports as JSON")
-    dated = [pair for number, task in enumerate(exported, 1) for pair in _annotations(task, f"{origin}, task {number}")]
+    dated = [
+        pair
+        for number, task in enumerate(exported, 1)
+        for pair in _annotations(task, f"{origin}, task {number}")
+    ]
     return [answer for _, answer in sorted(dated, key=lambda pair: pair[0])]
 
 
@@ -59,22 +75,43 @@ def _annotations(task: dict, where: str) -> Iterable[tuple[tuple[str, int], Answ
     name = task["data"].get("question")
     for annotation in task["annotations"]:
         if not isinstance(annotation, dict):
-            raise InputError(f"{where}: an annotation is {type(annotation).__name__}, expected an object")
+            raise InputError(
+                f"{where}: an annotation is {type(annotation).__name__}, expected an object"
+            )
         if annotation.get("was_cancelled"):
             continue
         result = annotation.get("result") or []
         if not isinstance(result, list):
-            raise InputError(f"{where} ({name}): the result of an annotation is {type(result).__name__}, expected a list")
+            raise InputError(
+                f"{where} ({name}): the result of an annotation is {type(result).__name__},"
+                " expected a list"
+            )
         given = [choice for choice in map(_choice, result) if choice is not None]
         if len(given) != 1:
-            raise InputError(f"{where} ({name}): annotation {annotation.get('id')} holds {len(given)} answers, expected one")
-        when = (str(annotation.get("updated_at") or annotation.get("created_at") or ""), _whole(annotation.get("id")))
-        yield when, answer_of(name, given[0], _person(annotation.get("completed_by"), where), f"{where} ({name})")
+            raise InputError(
+                f"{where} ({name}): annotation {annotation.get('id')} holds {len(given)} answers,"
+                " expected one"
+            )
+        when = (
+            str(annotation.get("updated_at") or annotation.get("created_at") or ""),
+            _whole(annotation.get("id")),
+        )
+        yield (
+            when,
+            answer_of(
+                name, given[0], _person(annotation.get("completed_by"), where), f"{where} ({name})"
+            ),
+        )
 
 
 def _choice(result) -> str | None:
-    """The choice in one result of an annotation; None where the result is something else, such as a note."""
-    if not isinstance(result, dict) or result.get("type") != "choices" or result.get("from_name") != "answer":
+    """The choice in one result of an annotation; None where the result is something else, such as
+    a note."""
+    if (
+        not isinstance(result, dict)
+        or result.get("type") != "choices"
+        or result.get("from_name") != "answer"
+    ):
         return None
     value = result.get("value")
     choices = value.get("choices") if isinstance(value, dict) else None
@@ -82,13 +119,17 @@ def _choice(result) -> str | None:
 
 
 def _person(who, where: str) -> str:
-    """The annotator's name: the e-mail address where the export has it, else Label Studio's number for the person."""
+    """The annotator's name: the e-mail address where the export has it, else Label Studio's
+    number for the person."""
     if isinstance(who, dict):
         who = who.get("email") or who.get("id")
     if isinstance(who, bool) or not isinstance(who, (int, str)) or who == "":
         raise InputError(f"{where}: an annotation does not say who made it (completed_by)")
     if any("\ud800" <= character <= "\udfff" for character in str(who)):
-        raise InputError(f"{where}: the name of who made an annotation holds half a character (an unpaired surrogate)")
+        raise InputError(
+            f"{where}: the name of who made an annotation holds half a character (an unpaired"
+            " surrogate)"
+        )
     return f"label-studio:{who}"
 
 

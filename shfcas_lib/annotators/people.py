@@ -1,5 +1,4 @@
-"""Whoever answers in their own time: a person at a screen, a team elsewhere, a file of answers.
-"""
+"""Whoever answers in their own time: a person at a screen, a team elsewhere, a file of answers."""
 
 from __future__ import annotations
 
@@ -20,17 +19,23 @@ from shfcas_lib.storage.labels import ANSWERS
 
 
 class Team:
-    """People elsewhere, who answer through files: answers come into the label store by `import`, so whatever is asked of this
-    annotator is still open, and the loop stops with a sentence that says how to go on."""
+    """People elsewhere, who answer through files: answers come into the label store by `import`,
+    so whatever is asked of this annotator is still open, and the loop stops with a sentence that
+    says how to go on."""
 
     name = "team"
 
     def answer_all(self, comparisons: pd.DataFrame, shown: pd.DataFrame, known: set) -> Answered:
         """Raises InputError while any comparison is open."""
-        waiting = [key for key in comparisons[KEY].itertuples(index=False, name=None) if key not in known]
+        waiting = [
+            key for key in comparisons[KEY].itertuples(index=False, name=None) if key not in known
+        ]
         if waiting:
-            raise InputError(f"{len(waiting)} comparisons of this round wait for the team: `shfcas export PARAMS tasks.json` (Label Studio) "
-                             "or tasks.csv (spreadsheet), `shfcas import PARAMS FILE` with the answers, then the same command again")
+            raise InputError(
+                f"{len(waiting)} comparisons of this round wait for the team: `shfcas export PARAMS"
+                " tasks.json` (Label Studio) or tasks.csv (spreadsheet), `shfcas import PARAMS"
+                " FILE` with the answers, then the same command again"
+            )
         yield from ()
 
 
@@ -40,12 +45,15 @@ _ANSWER = ("prompt_id", "i", "j", "answer")
 class Unanswered(InputError):
     """Comparisons wait for a person. Nothing went wrong: answer them and call again.
 
-    comparisons: all that were asked together, as `ask` got them; completions: what to show of them; missing: how many lack an answer.
-    """
+    comparisons: all that were asked together, as `ask` got them; completions: what to show of
+    them; missing: how many lack an answer."""
 
     def __init__(self, comparisons: pd.DataFrame, completions: pd.DataFrame, missing: int):
-        super().__init__(f"{missing} of {len(comparisons)} comparisons ({comparisons['strategy'].iloc[0]}) wait for a person: open notebook 03 in "
-                         "JupyterLab, answer them on its screen, then run this cell and those below again")
+        super().__init__(
+            f"{missing} of {len(comparisons)} comparisons ({comparisons['strategy'].iloc[0]}) wait"
+            " for a person: open notebook 03 in JupyterLab, answer them on its screen, then run"
+            " this cell and those below again"
+        )
         self.comparisons, self.completions, self.missing = comparisons, completions, missing
 
     def _render_traceback_(self) -> list[str]:
@@ -54,7 +62,8 @@ class Unanswered(InputError):
 
 
 class Person:
-    """People who answer in their own time, on the screen of module widget. `ask` never waits for them: it raises Unanswered.
+    """People who answer in their own time, on the screen of module widget. `ask` never waits for
+    them: it raises Unanswered.
 
     people: how many must answer each comparison before the loop goes on.
     """
@@ -66,48 +75,69 @@ class Person:
 
     def answer_all(self, comparisons: pd.DataFrame, shown: pd.DataFrame, known: set) -> Answered:
         """Nothing, where all is answered. Raises Unanswered otherwise."""
-        missing = sum(key not in known for key in comparisons[KEY].itertuples(index=False, name=None))
+        missing = sum(
+            key not in known for key in comparisons[KEY].itertuples(index=False, name=None)
+        )
         if missing:
             raise Unanswered(comparisons, shown.reset_index(drop=True), missing)
         yield from ()
 
 
 class Replay:
-    """Answers out of a table with prompt_id, i, j, answer. Raises InputError for a comparison it does not hold."""
+    """Answers out of a table with prompt_id, i, j, answer. Raises InputError for a comparison it
+    does not hold."""
 
     name = "replay"
 
     def __init__(self, table: pd.DataFrame):
         missing = {"prompt_id", "i", "j", "answer"} - set(table)
         if missing:
-            raise InputError(f"feedback file has no column {sorted(missing)[0]!r} (columns found: {', '.join(table)})")
+            raise InputError(
+                f"feedback file has no column {sorted(missing)[0]!r} (columns found:"
+                f" {', '.join(table)})"
+            )
         bad = table[~table["answer"].isin(list(ANSWERS))]
         if len(bad):
-            raise InputError(f"feedback file, row {bad.index[0] + 1}: answer {bad.iloc[0]['answer']!r}, expected {', '.join(ANSWERS)}")
+            raise InputError(
+                f"feedback file, row {bad.index[0] + 1}: answer {bad.iloc[0]['answer']!r}, expected"
+                f" {', '.join(ANSWERS)}"
+            )
         self.answers = {(r.prompt_id, r.i, r.j): r.answer for r in table.itertuples()}
 
     def answer(self, comparison: Mapping, shown: pd.DataFrame) -> str:
         key = (comparison["prompt_id"], comparison["i"], comparison["j"])
         if key not in self.answers:
-            raise InputError(f"feedback file holds no answer for prompt {key[0]}, completions {key[1]} and {key[2]}")
+            raise InputError(
+                f"feedback file holds no answer for prompt {key[0]}, completions {key[1]} and"
+                f" {key[2]}"
+            )
         return self.answers[key]
 
 
-def load_annotator(feedback: Feedback, gold: GoldReward | None, seed: int, folder: Path | None = None) -> Annotator:
-    """The annotator that the parameters ask for. folder: where a judge keeps its replies, the folder of the stage."""
+def load_annotator(
+    feedback: Feedback, gold: GoldReward | None, seed: int, folder: Path | None = None
+) -> Annotator:
+    """The annotator that the parameters ask for. folder: where a judge keeps its replies, the
+    folder of the stage."""
     if feedback.kind == "judge":
         from shfcas_lib.annotators.judge import load_judge
 
         return load_judge(feedback.judge, folder, unreadable="skip")
     if feedback.kind == "mixed":
-        person, judge = (load_annotator(feedback.model_copy(update={"kind": kind}), gold, seed, folder) for kind in (feedback.person, "judge"))
+        person, judge = (
+            load_annotator(feedback.model_copy(update={"kind": kind}), gold, seed, folder)
+            for kind in (feedback.person, "judge")
+        )
         return Mixed(person, judge, feedback.person_share)
     if feedback.kind == "team":
         return Team()
     if feedback.kind == "replay":
         path = places.user_path(feedback.file or "")
         if not feedback.file or not path.is_file():
-            raise InputError(f"feedback.file: found {feedback.file!r}, expected a parquet or csv table of answers")
+            raise InputError(
+                f"feedback.file: found {feedback.file!r}, expected a parquet or csv table of"
+                " answers"
+            )
         return Replay(_table(path))
     if feedback.kind == "person":
         return Person(feedback.people)
@@ -118,15 +148,24 @@ def load_annotator(feedback: Feedback, gold: GoldReward | None, seed: int, folde
 
 
 def _table(path: Path) -> pd.DataFrame:
-    """A file of answers: prompt_id, i, j, answer, whatever else it holds left out. Raises InputError that names the row."""
+    """A file of answers: prompt_id, i, j, answer, whatever else it holds left out. Raises
+    InputError that names the row."""
     rows = []
     for where, row in formats.rows(Rows(file=str(path.absolute()))):
-        rows.append({name: str(value) if name in ("prompt_id", "answer") else _whole(value, name, where) for name, value in row.items() if name in _ANSWER})
+        rows.append(
+            {
+                name: str(value) if name in ("prompt_id", "answer") else _whole(value, name, where)
+                for name, value in row.items()
+                if name in _ANSWER
+            }
+        )
     return pd.DataFrame(rows, columns=[name for name in _ANSWER if rows and name in rows[0]])
 
 
 def _whole(value, name: str, where: str) -> int:
     """A completion's index, which a csv holds as text."""
     if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,9}(\.0)?", str(value)):
-        raise InputError(f"{where}: {name!r} is {str(value)[:60]!r}, expected the index of a completion")
+        raise InputError(
+            f"{where}: {name!r} is {str(value)[:60]!r}, expected the index of a completion"
+        )
     return int(float(value))

@@ -1,5 +1,4 @@
-"""Questions as a csv that a spreadsheet can open, and answers out of the filled-in one.
-"""
+"""Questions as a csv that a spreadsheet can open, and answers out of the filled-in one."""
 
 from __future__ import annotations
 
@@ -27,20 +26,27 @@ def csv_text(table: pd.DataFrame) -> str:
 
 
 def csv_rows(text: str, origin: str) -> list[dict[str, str]]:
-    """The rows of a csv that a spreadsheet may have saved (with commas, semicolons or tabs), cells restored. Raises InputError."""
+    """The rows of a csv that a spreadsheet may have saved (with commas, semicolons or tabs),
+    cells restored. Raises InputError."""
     header = text.partition("\n")[0]
     csv.field_size_limit(_LONGEST_FIELD)
     number = 0
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), strict=True)
+        reader = csv.reader(
+            io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), strict=True
+        )
         names = [name.strip().lower() for name in next(reader, [])]
         missing = [name for name in ("question", "answer") if name not in names]
         if missing:
-            raise InputError(f"{origin} has no column {missing[0]!r} (columns found: {', '.join(names)})")
+            raise InputError(
+                f"{origin} has no column {missing[0]!r} (columns found: {', '.join(names)})"
+            )
         rows = []
         for number, cells in enumerate(reader, 1):
             if len(cells) != len(names) and any(cells):
-                raise InputError(f"{origin}, row {number}: {len(cells)} cells, expected {len(names)}")
+                raise InputError(
+                    f"{origin}, row {number}: {len(cells)} cells, expected {len(names)}"
+                )
             rows.append(dict(zip(names, map(restored, cells))))
     except csv.Error as error:
         raise InputError(f"{origin} cannot be read after row {number}: {error}") from error
@@ -48,7 +54,8 @@ def csv_rows(text: str, origin: str) -> list[dict[str, str]]:
 
 
 def from_csv(text: str, origin: str, annotator: str) -> list[Answer]:
-    """Answers in a filled-in csv. Rows with an empty answer are left out; `annotator` answers where a row names nobody."""
+    """Answers in a filled-in csv. Rows with an empty answer are left out; `annotator` answers
+    where a row names nobody."""
     answers: dict[tuple, Answer] = {}
     for number, row in enumerate(csv_rows(text, origin), 1):
         given = row.get("answer", "").strip()
@@ -58,23 +65,34 @@ def from_csv(text: str, origin: str, annotator: str) -> list[Answer]:
         answer = answer_of(row["question"].strip(), given, who, f"{origin}, row {number}")
         before = answers.setdefault((*answer.key, who), answer)
         if before.answer != answer.answer:
-            raise InputError(f"{answer.where}: {who!r} answers this question another way than in {before.where.rpartition(', ')[2]}")
+            raise InputError(
+                f"{answer.where}: {who!r} answers this question another way than in"
+                f" {before.where.rpartition(', ')[2]}"
+            )
     return list(answers.values())
 
 
 def check_texts(text: str, origin: str, chosen: dict[tuple, pd.Series]) -> None:
-    """Refuse a sheet in which texts moved away from their questions, as when only some of its columns were sorted."""
+    """Refuse a sheet in which texts moved away from their questions, as when only some of its
+    columns were sorted."""
     for number, row in enumerate(csv_rows(text, origin), 1):
         if row.get("answer", "").strip():
             prompt, left, right, code = parsed(row["question"].strip(), f"{origin}, row {number}")
             there = chosen[prompt, min(left, right), max(left, right), code]
-            sides = (there["one"], there["other"]) if left < right else (there["other"], there["one"])
+            sides = (
+                (there["one"], there["other"]) if left < right else (there["other"], there["one"])
+            )
             for name, expected in zip(("prompt", "left", "right"), (there["prompt"], *sides)):
                 if name in row and _plain(row[name]) != _plain(expected):
-                    raise InputError(f"{origin}, row {number}: the text under {name!r} is not that of {row['question']}: "
-                                     "was only a part of the sheet sorted?")
+                    raise InputError(
+                        f"{origin}, row {number}: the text under {name!r} is not that of"
+                        f" {row['question']}: was only a part of the sheet sorted?"
+                    )
 
 
 def _plain(text: str) -> str:
-    """What is left of a text after a spreadsheet had it: control characters and kinds of white space may change, and a long one is cut."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text[:_LONGEST_CELL]).split())[:_LONGEST_CELL // 2]
+    """What is left of a text after a spreadsheet had it: control characters and kinds of white
+    space may change, and a long one is cut."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text[:_LONGEST_CELL]).split())[
+        : _LONGEST_CELL // 2
+    ]

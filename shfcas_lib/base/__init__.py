@@ -1,4 +1,5 @@
-"""The ground floor: errors, random choices by name, places, texts, dialogues, processes. It knows nothing of the method."""
+"""The ground floor: errors, random choices by name, places, texts, dialogues, processes. It knows
+nothing of the method."""
 
 import lazy_loader
 

@@ -1,5 +1,5 @@
-"""Where things lie: the project folder, the run folders, paths of the user's and what stands in them.
-"""
+"""Where things lie: the project folder, the run folders, paths of the user's and what stands in
+them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from pathlib import Path
 
 
 def home() -> Path:
-    """The project folder that relative paths start from: the environment variable SHFCAS_HOME, or the nearest folder upwards that holds
-    notebooks/ and params/."""
+    """The project folder that relative paths start from: the environment variable SHFCAS_HOME, or
+    the nearest folder upwards that holds notebooks/ and params/."""
     if os.environ.get("SHFCAS_HOME"):
         return Path(os.environ["SHFCAS_HOME"])
     here = Path.cwd()
-    return next((p for p in (here, *here.parents) if (p / "notebooks").is_dir() and (p / "params").is_dir()), here)
+    return next(
+        (
+            p
+            for p in (here, *here.parents)
+            if (p / "notebooks").is_dir() and (p / "params").is_dir()
+        ),
+        here,
+    )
 
 
 def user_path(path: str | Path) -> Path:
@@ -24,7 +31,8 @@ def user_path(path: str | Path) -> Path:
 
 
 def content_hash(path: str | Path | None) -> str | None:
-    """Sixteen hex digits of everything in a file or folder of the user's; None where there is none, as with a hub id."""
+    """Sixteen hex digits of everything in a file or folder of the user's; None where there is
+    none, as with a hub id."""
     if path is None or not user_path(path).exists():
         return None
     place, digest = user_path(path), hashlib.sha256()
@@ -37,5 +45,6 @@ def content_hash(path: str | Path | None) -> str | None:
 
 
 def runs_dir() -> Path:
-    """Where run folders live: the environment variable SHFCAS_RUNS, or runs/ in the project folder."""
+    """Where run folders live: the environment variable SHFCAS_RUNS, or runs/ in the project
+    folder."""
     return Path(os.environ.get("SHFCAS_RUNS") or home() / "runs").expanduser()

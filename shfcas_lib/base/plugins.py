@@ -1,5 +1,4 @@
-"""Functions of the user's own, named `module:function` in a parameter file, and nobody else's.
-"""
+"""Functions of the user's own, named `module:function` in a parameter file, and nobody else's."""
 
 from __future__ import annotations
 
@@ -15,24 +14,40 @@ from shfcas_lib.base.errors import InputError
 
 
 def _own(package: str) -> bool:
-    """Does this module lie outside this library, Python, and what was installed into it? One that is not there is nobody's."""
+    """Does this module lie outside this library, Python, and what was installed into it? One that
+    is not there is nobody's."""
     if package in sys.stdlib_module_names or package == __name__.partition(".")[0]:
         return False
     spec = importlib.util.find_spec(package)
-    files = [*(spec.submodule_search_locations or []), *([spec.origin] if spec.has_location else [])] if spec else []
-    installed = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    return not any(Path(file).resolve().is_relative_to(folder) for file in files for folder in installed)
+    files = (
+        [*(spec.submodule_search_locations or []), *([spec.origin] if spec.has_location else [])]
+        if spec
+        else []
+    )
+    installed = [
+        Path(sysconfig.get_path(name)).resolve()
+        for name in ("stdlib", "platstdlib", "purelib", "platlib")
+    ]
+    return not any(
+        Path(file).resolve().is_relative_to(folder) for file in files for folder in installed
+    )
 
 
 def imported(name: str, what: str) -> Callable:
-    """The user's own function named `module:function`. Raises InputError that says what is missing, or that the module is not the user's:
-    a parameter file of somebody else must not reach `os:system`."""
+    """The user's own function named `module:function`. Raises InputError that says what is
+    missing, or that the module is not the user's: a parameter file of somebody else must not
+    reach `os:system`."""
     module, _, function = name.partition(":")
     if str(places.home()) not in sys.path:
-        sys.path.append(str(places.home()))  # a module beside notebooks/ and params/ is found, wherever the kernel was started
+        sys.path.append(
+            str(places.home())
+        )  # a module beside notebooks/ and params/ is found, wherever the kernel was started
     try:
         if not _own(module.partition(".")[0]):
-            raise InputError(f"{what} {name!r}: module {module!r} belongs to Python or to an installed package, expected a file of your own")
+            raise InputError(
+                f"{what} {name!r}: module {module!r} belongs to Python or to an installed package,"
+                " expected a file of your own"
+            )
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"{what} {name!r}: cannot be imported ({error})") from error

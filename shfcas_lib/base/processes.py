@@ -1,11 +1,12 @@
-"""The processes of a launch: one, or several that `accelerate launch` or `torchrun` started on the same work.
+"""The processes of a launch: one, or several that `accelerate launch` or `torchrun` started on
+the same work.
 
     processes.start(device)      # once, before any work; with one process it does nothing
     rows = processes.gathered(work(processes.share(batches)))
 
-Every process walks through the same steps. The main one alone writes; before any process decides from what is on disk whether a step
-is done, all of them ask the main one, else some would wait for ever for others that have gone on.
-"""
+Every process walks through the same steps. The main one alone writes; before any process decides
+from what is on disk whether a step is done, all of them ask the main one, else some would wait
+for ever for others that have gone on."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to kill this process when the one that started it dies: a driver that is killed leaves no orphans."""
+    """Ask the kernel to kill this process when the one that started it dies: a driver that is
+    killed leaves no orphans."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -45,11 +47,14 @@ def is_main() -> bool:
 
 
 def start(device: str) -> None:
-    """Join the processes of a launch; device: `cpu` (gloo) or `cuda` (NCCL, each process its own GPU)."""
+    """Join the processes of a launch; device: `cpu` (gloo) or `cuda` (NCCL, each process its own
+    GPU)."""
     if count() > 1:
         from accelerate import PartialState
 
-        patience = datetime.timedelta(hours=24)  # the others wait while one downloads, merges or writes; NCCL would give up after ten minutes
+        patience = datetime.timedelta(
+            hours=24
+        )  # the others wait while one downloads, merges or writes; NCCL would give up after ten minutes
         PartialState(cpu=device == "cpu", timeout=patience)
 
 
@@ -96,7 +101,8 @@ def share(items: list) -> list:
 
 
 def gathered(table: pd.DataFrame) -> pd.DataFrame:
-    """The tables of all processes, one below the other, on every process. They travel as Parquet."""
+    """The tables of all processes, one below the other, on every process. They travel as
+    Parquet."""
     if count() == 1:
         return table
     import torch
@@ -109,7 +115,10 @@ def gathered(table: pd.DataFrame) -> pd.DataFrame:
     longest = int(max(sizes))
     parts = [torch.zeros(longest, dtype=torch.uint8, device=_device()) for _ in range(count())]
     torch.distributed.all_gather(parts, torch.nn.functional.pad(mine, (0, longest - len(mine))))
-    tables = [pd.read_parquet(io.BytesIO(part[: int(size)].cpu().numpy().tobytes())) for part, size in zip(parts, sizes)]
+    tables = [
+        pd.read_parquet(io.BytesIO(part[: int(size)].cpu().numpy().tobytes()))
+        for part, size in zip(parts, sizes)
+    ]
     return pd.concat([part for part in tables if len(part)], ignore_index=True)
 
 

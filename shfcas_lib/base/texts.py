@@ -1,4 +1,5 @@
-"""Texts of strangers, made safe for where they are shown: a terminal, a figure, a spreadsheet's cell.
+"""Texts of strangers, made safe for where they are shown: a terminal, a figure, a spreadsheet's
+cell.
 
     print(printable(completion))          # no escape sequence, no text that runs backwards
     table_csv(table, path)                # no cell that a spreadsheet would take for a formula
@@ -16,22 +17,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-# What a spreadsheet may take for a formula, at the start of a cell, or of what becomes a cell where the file is opened with another
-# separator than its own: then quotes no longer hold it together.
+# What a spreadsheet may take for a formula, at the start of a cell, or of what becomes a cell
+# where the file is opened with another separator than its own: then quotes no longer hold it
+# together.
 _FORMULA = "[ \"]*['=+@＝＋－＠-]"
-_START = re.compile(f"^(?=[ \"]*[\t\r\n])|(^|[;\t\r\n])(?={_FORMULA})")
+_START = re.compile(f'^(?=[ "]*[\t\r\n])|(^|[;\t\r\n])(?={_FORMULA})')
 _HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _STARTED = re.compile(f"^'(?=[ \"]*[\t\r\n])|(^|[;\t\r\n])'(?={_FORMULA})")
 
 
 def printable(text: str) -> str:
-    """The text with every character that is no glyph (control, escape, bidi, half a character) as a marker such as ⟨U+001B⟩, as on the
-    annotation screen. Line ends stay."""
+    """The text with every character that is no glyph (control, escape, bidi, half a character) as
+    a marker such as ⟨U+001B⟩, as on the annotation screen. Line ends stay."""
     return "".join(c if c.isprintable() or c == "\n" else _marker(c) for c in text)
 
 
 def visible_in_html(page: str) -> str:
-    """A page in which control characters and those that turn the direction of text are such markers, too; its own spaces stay."""
+    """A page in which control characters and those that turn the direction of text are such
+    markers, too; its own spaces stay."""
     return _HIDDEN.sub(lambda found: _marker(found[0]), page)
 
 
@@ -45,7 +48,8 @@ def one_line(text: str) -> str:
 
 
 def neutral(text: str) -> str:
-    """A cell that no spreadsheet takes for a formula: an apostrophe goes before what could be one, and before an apostrophe."""
+    """A cell that no spreadsheet takes for a formula: an apostrophe goes before what could be
+    one, and before an apostrophe."""
     return _START.sub(r"\1'", text)
 
 
@@ -60,11 +64,14 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def table_csv(table: pd.DataFrame, path: Path, **options) -> None:
-    """Write a table as csv without its index, every text in it, and every column's name, neutral. options: of pandas' to_csv."""
+    """Write a table as csv without its index, every text in it, and every column's name, neutral.
+    options: of pandas' to_csv."""
     _mapped(table, neutral).rename(columns=neutral).to_csv(path, index=False, **options)
 
 
 def _mapped(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
-    changed = {name: column.map(lambda value: change(value) if isinstance(value, str) else value)
-               for name, column in table.select_dtypes(exclude=["number", "bool"]).items()}
+    changed = {
+        name: column.map(lambda value: change(value) if isinstance(value, str) else value)
+        for name, column in table.select_dtypes(exclude=["number", "bool"]).items()
+    }
     return table.assign(**changed)

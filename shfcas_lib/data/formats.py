@@ -1,10 +1,10 @@
-"""Rows of a data set, one at a time, from wherever it lies: a hub, a folder, or a file. Nothing is held but a batch.
+"""Rows of a data set, one at a time, from wherever it lies: a hub, a folder, or a file. Nothing
+is held but a batch.
 
     for where, row in rows(params.preferences, wanted=None): ...
 
-where: the row's place, for messages ('mine.jsonl, line 3'). row: column to value. A csv cell is text that may stand for a number
-or a truth value, and says so by its type, Cell.
-"""
+where: the row's place, for messages ('mine.jsonl, line 3'). row: column to value. A csv cell is
+text that may stand for a number or a truth value, and says so by its type, Cell."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ class Cell(str):
 
 
 def rows(data: Rows, wanted: list[str] | None = None) -> Iterator[Row]:
-    """Rows of a file, a saved data set or a hub data set, in their order. Raises InputError where it cannot be read (on).
+    """Rows of a file, a saved data set or a hub data set, in their order. Raises InputError where
+    it cannot be read (on).
 
-    wanted: the columns to read where reading fewer costs less (Parquet, Arrow); the others are there, as None.
-    """
+    wanted: the columns to read where reading fewer costs less (Parquet, Arrow); the others are
+    there, as None."""
     if data.file is None:
         return _read_parts(data, wanted)
     path = places.user_path(data.file)
@@ -50,7 +51,9 @@ def rows(data: Rows, wanted: list[str] | None = None) -> Iterator[Row]:
         return _read_csv(path)
     if name.endswith(".parquet"):
         return _read_parquet(path, wanted)
-    raise InputError(f"data file {path}: expected a name ending in .jsonl, .jsonl.gz, .parquet or .csv")
+    raise InputError(
+        f"data file {path}: expected a name ending in .jsonl, .jsonl.gz, .parquet or .csv"
+    )
 
 
 def name(data: Rows) -> str:
@@ -69,7 +72,9 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
                 if line.strip():
                     row = _json(line, f"{path}, line {number}")
                     if not isinstance(row, dict):
-                        raise InputError(f"{path}, line {number}: found {type(row).__name__}, expected an object")
+                        raise InputError(
+                            f"{path}, line {number}: found {type(row).__name__}, expected an object"
+                        )
                     yield number, row
     except InputError:
         raise
@@ -95,7 +100,8 @@ def _json(line: str, where: str):
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
-    """Rows of a csv file with a header; a row with more or fewer cells than the header is an error."""
+    """Rows of a csv file with a header; a row with more or fewer cells than the header is an
+    error."""
     number = 0
     csv.field_size_limit(LONGEST)
     try:
@@ -127,7 +133,9 @@ def _read_parquet(path: Path, wanted: list[str] | None) -> Iterator[Row]:
     except InputError:
         raise
     except Exception as error:  # pyarrow raises errors of its own
-        raise InputError(f"{path} cannot be read{f' after row {number}' if number else ''}: {_sentence(error)}") from error
+        raise InputError(
+            f"{path} cannot be read{f' after row {number}' if number else ''}: {_sentence(error)}"
+        ) from error
 
 
 def _read_saved(path: Path, split: str | None, wanted: list[str] | None) -> Iterator[Row]:
@@ -137,18 +145,26 @@ def _read_saved(path: Path, split: str | None, wanted: list[str] | None) -> Iter
     try:
         data = datasets.load_from_disk(str(path))
     except Exception as error:  # whatever lies in a folder, in whatever state
-        raise InputError(f"{path} cannot be read as a saved data set: {_sentence(error)}") from error
+        raise InputError(
+            f"{path} cannot be read as a saved data set: {_sentence(error)}"
+        ) from error
     if isinstance(data, datasets.DatasetDict):
         if (split or "train") not in data:
-            raise InputError(f"{path} has no split {split or 'train'!r} (splits found: {', '.join(data)})")
+            raise InputError(
+                f"{path} has no split {split or 'train'!r} (splits found: {', '.join(data)})"
+            )
         data = data[split or "train"]
     return _read_arrow(data, str(path), wanted)
 
 
 def _read_parts(data: Rows, wanted: list[str] | None) -> Iterator[Row]:
-    """Rows of a hub data set, or of a local folder laid out like one; those of several folders in it one after the other, each
-    row with the folder's name under `data_dir`."""
-    folders = [data.data_dir] if isinstance(data.data_dir, str) or data.data_dir is None else data.data_dir
+    """Rows of a hub data set, or of a local folder laid out like one; those of several folders in
+    it one after the other, each row with the folder's name under `data_dir`."""
+    folders = (
+        [data.data_dir]
+        if isinstance(data.data_dir, str) or data.data_dir is None
+        else data.data_dir
+    )
     for folder in folders:
         origin = f"{data.source}{f' {folder}' if folder else ''}"
         for where, row in _read_arrow(_load(data, folder), origin, wanted):
@@ -156,7 +172,8 @@ def _read_parts(data: Rows, wanted: list[str] | None) -> Iterator[Row]:
 
 
 def _load(data: Rows, folder: str | None):
-    """One data set through `datasets`, as Arrow files in its cache, memory-mapped. Scripts are never run."""
+    """One data set through `datasets`, as Arrow files in its cache, memory-mapped. Scripts are
+    never run."""
     import datasets
     from datasets.utils import disable_progress_bars, enable_progress_bars
 
@@ -165,12 +182,29 @@ def _load(data: Rows, folder: str | None):
     if quiet:
         disable_progress_bars()
     try:
-        return datasets.load_dataset(str(local) if local.is_dir() else data.source, name=data.config, data_dir=folder,
-                                     split=data.split or "train", revision=None if local.is_dir() else data.revision)
-    except Exception as error:  # no network, no such id, config, folder, split or revision; a gate; broken files
-        asked = ", ".join(f"{key} {value!r}" for key, value in (
-            ("config", data.config), ("data_dir", folder), ("split", data.split or "train"), ("revision", data.revision)) if value)
-        raise InputError(f"data set {data.source!r} ({asked}) cannot be loaded: {_sentence(error)}") from error
+        return datasets.load_dataset(
+            str(local) if local.is_dir() else data.source,
+            name=data.config,
+            data_dir=folder,
+            split=data.split or "train",
+            revision=None if local.is_dir() else data.revision,
+        )
+    except (
+        Exception
+    ) as error:  # no network, no such id, config, folder, split or revision; a gate; broken files
+        asked = ", ".join(
+            f"{key} {value!r}"
+            for key, value in (
+                ("config", data.config),
+                ("data_dir", folder),
+                ("split", data.split or "train"),
+                ("revision", data.revision),
+            )
+            if value
+        )
+        raise InputError(
+            f"data set {data.source!r} ({asked}) cannot be loaded: {_sentence(error)}"
+        ) from error
     finally:
         if quiet:
             enable_progress_bars()
@@ -188,8 +222,11 @@ def _read_arrow(data, origin: str, wanted: list[str] | None) -> Iterator[Row]:
 
 
 def _of(wanted: list[str] | None, there: list[str]) -> list[str] | None:
-    """The wanted columns that are there, or any one where none is, so that rows still come; None: all of them."""
-    return wanted if wanted is None else [column for column in there if column in wanted] or there[:1]
+    """The wanted columns that are there, or any one where none is, so that rows still come; None:
+    all of them."""
+    return (
+        wanted if wanted is None else [column for column in there if column in wanted] or there[:1]
+    )
 
 
 def _sentence(error: Exception) -> str:

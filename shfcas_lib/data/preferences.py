@@ -1,10 +1,11 @@
 """Preference pairs: the user's own data, or samples that gold compares, become one table.
 
-preferences:  prompt_id, i, j, label: the probability that completion i of the prompt is preferred over completion j
+preferences:  prompt_id, i, j, label: the probability that completion i of the prompt is preferred
+over completion j
               (1, 0, or 0.5 for a tie), i < j
 
-Completions live in a pool table under (prompt_id, index); pairs given as text get indices of their own.
-"""
+Completions live in a pool table under (prompt_id, index); pairs given as text get indices of
+their own."""
 
 from __future__ import annotations
 
@@ -28,12 +29,14 @@ from shfcas_lib.params.schema import Params, Preferences, Prompts
 FACTS = ["prompt_id", "prompt", "category", "harmful"]
 
 
-def load_pairs(data: Preferences | Path, seed: int = 0, order: list[str] | None = None) -> pd.DataFrame:
-    """A preference set: columns prompt_id, prompt, category, harmful, chosen, rejected, label (1, or 0.5 for a tie). Raises InputError.
+def load_pairs(
+    data: Preferences | Path, seed: int = 0, order: list[str] | None = None
+) -> pd.DataFrame:
+    """A preference set: columns prompt_id, prompt, category, harmful, chosen, rejected, label (1,
+    or 0.5 for a tie). Raises InputError.
 
-    data: what `preferences` says, or a file in TRL's format. Of a set with more than `n` pairs those that the seed picks.
-    order: which of a row's categories counts.
-    """
+    data: what `preferences` says, or a file in TRL's format. Of a set with more than `n` pairs
+    those that the seed picks. order: which of a row's categories counts."""
     data = data if isinstance(data, Preferences) else Preferences(file=str(data))
     return _load_pairs(recipes.resolved(data), seed, order)[0]
 
@@ -47,25 +50,55 @@ def counted_pairs(params: Params) -> tuple[pd.DataFrame, Counter]:
     return cached(_load_pairs, recipes.resolved(params.preferences), params)
 
 
-def cached(read: Callable, block: Prompts | Preferences, params: Params) -> tuple[pd.DataFrame, Counter]:
+def cached(
+    read: Callable, block: Prompts | Preferences, params: Params
+) -> tuple[pd.DataFrame, Counter]:
     """Read once for all who ask in this process; a file that changed is read again."""
     order = params.prompts.categories
-    return _read_once(read, type(block), block.model_dump_json(), params.seed, None if order is None else tuple(order),
-                      places.content_hash(block.file or block.source))
+    return _read_once(
+        read,
+        type(block),
+        block.model_dump_json(),
+        params.seed,
+        None if order is None else tuple(order),
+        places.content_hash(block.file or block.source),
+    )
 
 
 @lru_cache(maxsize=2)
-def _read_once(read: Callable, kind: type, block: str, seed: int, order: tuple[str, ...] | None, _contents: str | None):
+def _read_once(
+    read: Callable,
+    kind: type,
+    block: str,
+    seed: int,
+    order: tuple[str, ...] | None,
+    _contents: str | None,
+):
     return read(kind.model_validate_json(block), seed, None if order is None else list(order))
 
 
-def _load_pairs(data: Preferences, seed: int, order: list[str] | None) -> tuple[pd.DataFrame, Counter]:
+def _load_pairs(
+    data: Preferences, seed: int, order: list[str] | None
+) -> tuple[pd.DataFrame, Counter]:
     recipes.check_pairs(data, "preferences")
     left_out: Counter = Counter()
     chosen = Shortlist(data.n, seed, "preferences.n")
     for pair in pairs(data, order, left_out):
-        chosen.offer(f"{pair.prompt}\0{pair.chosen}\0{pair.rejected}", (pair.category, pair.harmful), pair)
-    rows = [(pair.prompt_id, pair.prompt, pair.category, pair.harmful, pair.chosen, pair.rejected, pair.label) for pair in chosen.values()]
+        chosen.offer(
+            f"{pair.prompt}\0{pair.chosen}\0{pair.rejected}", (pair.category, pair.harmful), pair
+        )
+    rows = [
+        (
+            pair.prompt_id,
+            pair.prompt,
+            pair.category,
+            pair.harmful,
+            pair.chosen,
+            pair.rejected,
+            pair.label,
+        )
+        for pair in chosen.values()
+    ]
     if not rows:
         raise InputError(f"{name_of(data)} holds no preference pairs{left_out_text(left_out)}")
     return pd.DataFrame(rows, columns=[*FACTS, "chosen", "rejected", "label"]), left_out
@@ -73,14 +106,20 @@ def _load_pairs(data: Preferences, seed: int, order: list[str] | None) -> tuple[
 
 def left_out_text(left_out: Counter) -> str:
     """What became of the rows, for the message that none is left."""
-    return f" that can be used ({', '.join(f'{rows} dropped: {reason}' for reason, rows in left_out.most_common(3))})" if left_out else ""
+    return (
+        " that can be used"
+        f" ({', '.join(f'{rows} dropped: {reason}' for reason, rows in left_out.most_common(3))})"
+        if left_out
+        else ""
+    )
 
 
 def as_completions(pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Pairs of texts as (completions: prompt_id, index, prompt, completion; preferences: prompt_id, i, j, label).
+    """Pairs of texts as (completions: prompt_id, index, prompt, completion; preferences:
+    prompt_id, i, j, label).
 
-    Pairs whose label is 0.5 are ties. Equal texts of one prompt are one completion; indices follow first appearance.
-    """
+    Pairs whose label is 0.5 are ties. Equal texts of one prompt are one completion; indices
+    follow first appearance."""
     index: dict[tuple[str, str], int] = {}
     count: dict[str, int] = {}
     completions, preferences = [], []
@@ -93,15 +132,18 @@ def as_completions(pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         i, j = index[row.prompt_id, row.chosen], index[row.prompt_id, row.rejected]
         tied = getattr(row, "label", 1.0) == 0.5
         preferences.append((row.prompt_id, min(i, j), max(i, j), 0.5 if tied else float(i < j)))
-    return (pd.DataFrame(completions, columns=["prompt_id", "index", "prompt", "completion"]),
-            pd.DataFrame(preferences, columns=["prompt_id", "i", "j", "label"]))
+    return (
+        pd.DataFrame(completions, columns=["prompt_id", "index", "prompt", "completion"]),
+        pd.DataFrame(preferences, columns=["prompt_id", "i", "j", "label"]),
+    )
 
 
 def preferences_from_gold(scores: pd.DataFrame, per_prompt: int, seed: int) -> pd.DataFrame:
-    """Clean preferences: per prompt up to `per_prompt` random pairs of completions that gold tells apart.
+    """Clean preferences: per prompt up to `per_prompt` random pairs of completions that gold
+    tells apart.
 
-    scores: prompt_id, index, gold. This is the annotated data set that a run starts from, before bias is injected.
-    """
+    scores: prompt_id, index, gold. This is the annotated data set that a run starts from, before
+    bias is injected."""
     generator = rng(seed, "preferences")
     rows = []
     for prompt, group in scores.sort_values(["prompt_id", "index"]).groupby("prompt_id"):
@@ -111,16 +153,22 @@ def preferences_from_gold(scores: pd.DataFrame, per_prompt: int, seed: int) -> p
             i, j = pairs[k]
             rows.append((prompt, i, j, float(gold[i] > gold[j])))
     if not rows:
-        raise InputError("gold tells no two completions of the training prompts apart: nothing can be learnt from them")
+        raise InputError(
+            "gold tells no two completions of the training prompts apart: nothing can be learnt"
+            " from them"
+        )
     return pd.DataFrame(rows, columns=["prompt_id", "i", "j", "label"])
 
 
 def to_trl(preferences: pd.DataFrame, completions: pd.DataFrame) -> pd.DataFrame:
-    """Preferences as TRL's columns prompt, chosen, rejected. Ties are left out: TRL's losses have no place for them."""
+    """Preferences as TRL's columns prompt, chosen, rejected. Ties are left out: TRL's losses have
+    no place for them."""
     text = completions.set_index(["prompt_id", "index"])["completion"].to_dict()
     prompt = dict(zip(completions["prompt_id"], completions["prompt"]))
     rows = []
     for row in preferences[preferences["label"] != 0.5].itertuples():
         first, second = text[row.prompt_id, row.i], text[row.prompt_id, row.j]
-        rows.append((prompt[row.prompt_id], *((first, second) if row.label > 0.5 else (second, first))))
+        rows.append(
+            (prompt[row.prompt_id], *((first, second) if row.label > 0.5 else (second, first)))
+        )
     return pd.DataFrame(rows, columns=["prompt", "chosen", "rejected"])

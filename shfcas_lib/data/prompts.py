@@ -2,9 +2,9 @@
 
 prompts:  prompt_id, prompt, category, harmful, split (train, feedback or evaluate)
 
-`prompt_id` is a hash of the prompt's text. A prompt of several turns is one string all the same (`dialogues`). Two prompts
-that differ in spaces and case alone count as one: the second is dropped, so that no split holds what another was made for.
-"""
+`prompt_id` is a hash of the prompt's text. A prompt of several turns is one string all the same
+(`dialogues`). Two prompts that differ in spaces and case alone count as one: the second is
+dropped, so that no split holds what another was made for."""
 
 from __future__ import annotations
 
@@ -31,19 +31,23 @@ _SAME = "prompt says the same"
 
 
 def load_prompts(params: Params, screen: PromptCheck | None = None) -> pd.DataFrame:
-    """The prompts of a run, with their split. Raises InputError for anything wrong with files, categories or sizes.
+    """The prompts of a run, with their split. Raises InputError for anything wrong with files,
+    categories or sizes.
 
-    screen: knows which prompts the run's models cannot read; they are refused, or dropped where `bad_rows` says so. None: not asked.
-    With preferences of the user's own, their prompts are the training prompts (or, without prompts of the user's own, are split
-    three ways like any others), and prompts that also occur among them are dropped from the other splits.
-    """
+    screen: knows which prompts the run's models cannot read; they are refused, or dropped where
+    `bad_rows` says so. None: not asked. With preferences of the user's own, their prompts are the
+    training prompts (or, without prompts of the user's own, are split three ways like any
+    others), and prompts that also occur among them are dropped from the other splits."""
     return _load(params, screen)[0]
 
 
 def dropped(params: Params, screen: PromptCheck | None = None) -> pd.DataFrame:
-    """What `load_prompts` left out: columns data (prompts or preferences), reason, rows; the reasons in their order."""
+    """What `load_prompts` left out: columns data (prompts or preferences), reason, rows; the
+    reasons in their order."""
     rows = [(*key, rows) for key, rows in _load(params, screen)[1].items()]
-    return pd.DataFrame(rows, columns=["data", "reason", "rows"]).astype({"data": "str", "reason": "str", "rows": "int64"})
+    return pd.DataFrame(rows, columns=["data", "reason", "rows"]).astype(
+        {"data": "str", "reason": "str", "rows": "int64"}
+    )
 
 
 def shared(table: pd.DataFrame) -> int:
@@ -55,7 +59,15 @@ def dropped_text(table: pd.DataFrame) -> str:
     """What `dropped` found, as text: shared prompts, then the reasons of all rows left out."""
     reasons = [f"  {row.rows} of {row.data}: {row.reason}" for row in table.itertuples()]
     same, unusable = shared(table), table["rows"].sum() - shared(table)
-    return "\n".join([f"{same} prompts dropped because another one says the same, {unusable} rows that could not be used", *reasons])
+    return "\n".join(
+        [
+            (
+                f"{same} prompts dropped because another one says the same, {unusable} rows that"
+                " could not be used"
+            ),
+            *reasons,
+        ]
+    )
 
 
 def _load(params: Params, screen: PromptCheck | None) -> tuple[pd.DataFrame, Counter]:
@@ -69,19 +81,43 @@ def _load(params: Params, screen: PromptCheck | None) -> tuple[pd.DataFrame, Cou
         table, left_out = counted_pairs(params)
         _add(counts, "preferences", left_out)
         given = table.drop_duplicates("prompt_id")[FACTS]
-        given = _without(given, given["prompt"].map(_said).duplicated(), counts, "preferences", "another one")
-        given = _readable(given, "preferences", params.preferences, counts, screen, room if own is None else 1)
+        given = _without(
+            given, given["prompt"].map(_said).duplicated(), counts, "preferences", "another one"
+        )
+        given = _readable(
+            given, "preferences", params.preferences, counts, screen, room if own is None else 1
+        )
     if own is not None:
         own = _without(own, own["prompt"].map(_said).duplicated(), counts, "prompts", "another one")
         own = _readable(own, "prompts", params.prompts, counts, screen, room)
     if given is None:
-        chosen = own if own is not None else _readable(_choose(embedded_prompts(params.task), params), "prompts", params.prompts, counts, screen, room)
+        chosen = (
+            own
+            if own is not None
+            else _readable(
+                _choose(embedded_prompts(params.task), params),
+                "prompts",
+                params.prompts,
+                counts,
+                screen,
+                room,
+            )
+        )
         return split(chosen, params.split, params.seed), counts
     if own is None:
         return split(_choose(given, params), params.split, params.seed), counts
-    rest = _without(own, own["prompt"].map(_said).isin(given["prompt"].map(_said)), counts, "prompts", "one of the preferences")
+    rest = _without(
+        own,
+        own["prompt"].map(_said).isin(given["prompt"].map(_said)),
+        counts,
+        "prompts",
+        "one of the preferences",
+    )
     shares = {"feedback": params.split.feedback, "evaluate": params.split.evaluate}
-    return _in_order(pd.concat([given.assign(split="train"), _assign(rest, shares, params.seed)])), counts
+    return (
+        _in_order(pd.concat([given.assign(split="train"), _assign(rest, shares, params.seed)])),
+        counts,
+    )
 
 
 def _said(prompt: str) -> str:
@@ -89,24 +125,40 @@ def _said(prompt: str) -> str:
     return " ".join(prompt.split()).casefold()
 
 
-def _without(prompts: pd.DataFrame, again: pd.Series, counts: Counter, data: str, other: str) -> pd.DataFrame:
+def _without(
+    prompts: pd.DataFrame, again: pd.Series, counts: Counter, data: str, other: str
+) -> pd.DataFrame:
     """The prompts that are not marked as saying what another one says; the others are counted."""
     if again.any():
         counts[data, f"{_SAME} as {other}"] += int(again.sum())
     return prompts[~again].reset_index(drop=True)
 
 
-def _readable(prompts: pd.DataFrame, data: str, rows: Rows, counts: Counter, screen: PromptCheck | None, room: int) -> pd.DataFrame:
-    """The prompts that the run's models can read; the others are counted, or the first of them raises InputError. room: tokens that an answer takes."""
+def _readable(
+    prompts: pd.DataFrame,
+    data: str,
+    rows: Rows,
+    counts: Counter,
+    screen: PromptCheck | None,
+    room: int,
+) -> pd.DataFrame:
+    """The prompts that the run's models can read; the others are counted, or the first of them
+    raises InputError. room: tokens that an answer takes."""
     refusals = [screen(prompt, room) if screen else None for prompt in prompts["prompt"]]
     for prompt, refusal in zip(prompts["prompt"], refusals):
         if refusal and recipes.resolved(rows).bad_rows != "drop":
-            raise InputError(f"prompt {prompt[:60]!r} {refusal.told}: change it, or set {data}.bad_rows to drop, which leaves such prompts out and counts them")
+            raise InputError(
+                f"prompt {prompt[:60]!r} {refusal.told}: change it, or set {data}.bad_rows to drop,"
+                " which leaves such prompts out and counts them"
+            )
         if refusal:
             counts[data, f"prompt {refusal.kind}"] += 1
     kept = prompts[np.array([refusal is None for refusal in refusals], bool)].reset_index(drop=True)
     if len(kept) < len(prompts) and kept.empty:
-        raise InputError(f"{data}: the models of this run can read none of the {len(prompts)} prompts; the first {refusals[0].told}")
+        raise InputError(
+            f"{data}: the models of this run can read none of the {len(prompts)} prompts; the first"
+            f" {refusals[0].told}"
+        )
     return kept
 
 
@@ -116,12 +168,16 @@ def _add(counts: Counter, data: str, left_out: dict[str, int]) -> None:
 
 
 def split(prompts: pd.DataFrame, shares: Split, seed: int) -> pd.DataFrame:
-    """Assign each prompt to train, feedback or evaluate, in equal shares of every category. Disjoint by prompt id."""
+    """Assign each prompt to train, feedback or evaluate, in equal shares of every category.
+    Disjoint by prompt id."""
     return _in_order(_assign(prompts, shares.model_dump(), seed))
 
 
-def _load_own_prompts(data: Prompts, seed: int, order: list[str] | None) -> tuple[pd.DataFrame, Counter]:
-    """Prompts of the user's own, of the categories asked for, at most n: columns prompt_id, prompt, category, harmful."""
+def _load_own_prompts(
+    data: Prompts, seed: int, order: list[str] | None
+) -> tuple[pd.DataFrame, Counter]:
+    """Prompts of the user's own, of the categories asked for, at most n: columns prompt_id,
+    prompt, category, harmful."""
     left_out: Counter = Counter()
     chosen = Shortlist(data.n, seed, "prompts.n")
     known: dict[str, int] = {}
@@ -146,9 +202,13 @@ def _load_own_prompts(data: Prompts, seed: int, order: list[str] | None) -> tupl
 
 
 def _assign(prompts: pd.DataFrame, shares: dict[str, float], seed: int) -> pd.DataFrame:
-    """Deal the prompts, shuffled within (category, harmful), one by one to the split furthest behind its share."""
+    """Deal the prompts, shuffled within (category, harmful), one by one to the split furthest
+    behind its share."""
     generator = rng(seed, "split")
-    groups = [group.iloc[generator.permutation(len(group))] for _, group in prompts.sort_values("prompt_id").groupby(["category", "harmful"])]
+    groups = [
+        group.iloc[generator.permutation(len(group))]
+        for _, group in prompts.sort_values("prompt_id").groupby(["category", "harmful"])
+    ]
     assigned = pd.concat(groups) if groups else prompts
     share = np.array(list(shares.values())) / sum(shares.values())
     names, count = [], np.zeros(len(share), int)
@@ -158,7 +218,10 @@ def _assign(prompts: pd.DataFrame, shares: dict[str, float], seed: int) -> pd.Da
         names.append(list(shares)[behind])
     for name, got in zip(shares, count):
         if got < 2:
-            raise InputError(f"only {len(assigned)} prompts: split {name!r} would get fewer than 2; add prompts or change `split`")
+            raise InputError(
+                f"only {len(assigned)} prompts: split {name!r} would get fewer than 2; add prompts"
+                " or change `split`"
+            )
     return assigned.assign(split=names)
 
 
@@ -169,12 +232,18 @@ def _in_order(prompts: pd.DataFrame) -> pd.DataFrame:
 def _check_categories(asked: list[str] | None, known: list[str]) -> None:
     for category in asked or []:
         if category not in known:
-            there = ", ".join(known[:30]) + (f" and {len(known) - 30} more" if len(known) > 30 else "")
-            raise InputError(f"prompts.categories: found {category!r}, which is not in the data (there are: {there})")
+            there = ", ".join(known[:30]) + (
+                f" and {len(known) - 30} more" if len(known) > 30 else ""
+            )
+            raise InputError(
+                f"prompts.categories: found {category!r}, which is not in the data (there are:"
+                f" {there})"
+            )
 
 
 def _choose(prompts: pd.DataFrame, params: Params) -> pd.DataFrame:
-    """Keep the categories asked for, then `prompts.n` prompts dealt out evenly over category and harmful, by prompt id."""
+    """Keep the categories asked for, then `prompts.n` prompts dealt out evenly over category and
+    harmful, by prompt id."""
     _check_categories(params.prompts.categories, sorted(prompts["category"].unique()))
     if params.prompts.categories is not None:
         prompts = prompts[prompts["category"].isin(params.prompts.categories)]

@@ -2,9 +2,8 @@
 
     data = resolved(params.preferences)      # the user's keys, over those of the recipe
 
-Column names are those of the data sets' own cards. What was tested is in docs/data.md: no hub is reached by the tests, which
-build small data sets in the same formats.
-"""
+Column names are those of the data sets' own cards. What was tested is in docs/data.md: no hub is
+reached by the tests, which build small data sets in the same formats."""
 
 from __future__ import annotations
 
@@ -15,13 +14,26 @@ from shfcas_lib.base import dialogues
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.params.schema import Columns, Rows
 
-PKU_PROXY = ("Discriminatory Behavior", "Violence", "Physical Harm", "Copyright Issues", "Human Trafficking")
-PKU_FURTHER = ("Endangering National Security", "Insulting Behavior", "Cybercrime", "Drugs", "Sexual Content")
+PKU_PROXY = (
+    "Discriminatory Behavior",
+    "Violence",
+    "Physical Harm",
+    "Copyright Issues",
+    "Human Trafficking",
+)
+PKU_FURTHER = (
+    "Endangering National Security",
+    "Insulting Behavior",
+    "Cybercrime",
+    "Drugs",
+    "Sexual Content",
+)
 
 
 @dataclass(frozen=True)
 class Known:
-    """A published data set. `reads`: columns that `prepare`, which turns a row into one with the columns named, looks at."""
+    """A published data set. `reads`: columns that `prepare`, which turns a row into one with the
+    columns named, looks at."""
 
     place: dict
     columns: dict
@@ -35,7 +47,8 @@ def _pku(row: dict) -> dict:
 
 
 def _hh(row: dict) -> dict:
-    """Transcripts become messages; text that is no transcript stays, and is refused later with its place."""
+    """Transcripts become messages; text that is no transcript stays, and is refused later with
+    its place."""
     texts = {name: row[name] for name in ("chosen", "rejected") if isinstance(row.get(name), str)}
     return row | {name: dialogues.from_transcript(text) or text for name, text in texts.items()}
 
@@ -48,39 +61,75 @@ def _xstest(row: dict) -> dict:
 RECIPES: dict[str, Known] = {
     "pku-saferlhf": Known(
         {"source": "PKU-Alignment/PKU-SafeRLHF", "config": "alpaca3-8b"},
-        {"first": "response_0", "second": "response_1", "better": "safer_response_id",
-         "category": ["response_0_harm_category", "response_1_harm_category"]},
-        reads=("is_response_0_safe", "is_response_1_safe"), prepare=_pku),
+        {
+            "first": "response_0",
+            "second": "response_1",
+            "better": "safer_response_id",
+            "category": ["response_0_harm_category", "response_1_harm_category"],
+        },
+        reads=("is_response_0_safe", "is_response_1_safe"),
+        prepare=_pku,
+    ),
     "hh-rlhf": Known(
         {"source": "Anthropic/hh-rlhf", "data_dir": ["helpful-base", "harmless-base"]},
-        {"prompt": None, "category": "data_dir"}, prepare=_hh),
+        {"prompt": None, "category": "data_dir"},
+        prepare=_hh,
+    ),
     "ultrafeedback": Known(
         {"source": "HuggingFaceH4/ultrafeedback_binarized", "split": "train_prefs"},
-        {"rating_first": "score_chosen", "rating_second": "score_rejected"}),
+        {"rating_first": "score_chosen", "rating_second": "score_rejected"},
+    ),
     "helpsteer2": Known(
         {"source": "nvidia/HelpSteer2", "data_dir": "preference"},
-        {"first": "response_1", "second": "response_2", "preference": "preference_strength"}),
+        {"first": "response_1", "second": "response_2", "preference": "preference_strength"},
+    ),
     "helpsteer3": Known(
         {"source": "nvidia/HelpSteer3", "config": "preference"},
-        {"prompt": "context", "first": "response1", "second": "response2", "preference": "overall_preference", "category": "domain"}),
+        {
+            "prompt": "context",
+            "first": "response1",
+            "second": "response2",
+            "preference": "overall_preference",
+            "category": "domain",
+        },
+    ),
     "do-not-answer": Known(
-        {"source": "LibrAI/do-not-answer"}, {"prompt": "question", "category": "risk_area"}, pairs=False,
-        prepare=lambda row: row | {"harmful": True}),
+        {"source": "LibrAI/do-not-answer"},
+        {"prompt": "question", "category": "risk_area"},
+        pairs=False,
+        prepare=lambda row: row | {"harmful": True},
+    ),
     "xstest": Known(
-        {"source": "Paul/XSTest"}, {"category": "type", "label": None}, pairs=False, reads=("label",), prepare=_xstest),
+        {"source": "Paul/XSTest"},
+        {"category": "type", "label": None},
+        pairs=False,
+        reads=("label",),
+        prepare=_xstest,
+    ),
 }
 
 
 def resolved(data: Rows) -> Rows:
-    """The same block with everything that its recipe knows filled in; keys that the user set stay."""
+    """The same block with everything that its recipe knows filled in; keys that the user set
+    stay."""
     if data.recipe is None:
         return data
     known = RECIPES[data.recipe]
-    place = {} if data.file else {key: value for key, value in known.place.items() if getattr(data, key) is None}
+    place = (
+        {}
+        if data.file
+        else {key: value for key, value in known.place.items() if getattr(data, key) is None}
+    )
     plain = Columns()
-    columns = {key: value for key, value in known.columns.items() if getattr(data.columns, key) == getattr(plain, key)}
+    columns = {
+        key: value
+        for key, value in known.columns.items()
+        if getattr(data.columns, key) == getattr(plain, key)
+    }
     drop = {"bad_rows": "drop"} if data.bad_rows == "auto" else {}
-    return data.model_copy(update={**place, **drop, "columns": data.columns.model_copy(update=columns)})
+    return data.model_copy(
+        update={**place, **drop, "columns": data.columns.model_copy(update=columns)}
+    )
 
 
 def prepare(data: Rows) -> Callable[[dict], dict]:
@@ -91,12 +140,19 @@ def prepare(data: Rows) -> Callable[[dict], dict]:
 def wanted(data: Rows) -> list[str]:
     """Every column that reading this data set looks at, made by `prepare` or not."""
     names = [getattr(data.columns, key) for key in Columns.model_fields]
-    flat = [name for entry in names for name in (entry if isinstance(entry, list) else [entry]) if name is not None]
+    flat = [
+        name
+        for entry in names
+        for name in (entry if isinstance(entry, list) else [entry])
+        if name is not None
+    ]
     return list(dict.fromkeys([*flat, *(RECIPES[data.recipe].reads if data.recipe else ())]))
 
 
 def check_pairs(data: Rows, key: str) -> None:
     """Raise InputError where a recipe of prompts alone is asked for pairs."""
     if data.recipe and not RECIPES[data.recipe].pairs:
-        raise InputError(f"{key}.recipe: found {data.recipe!r}, which holds prompts alone, expected one of "
-                         f"{', '.join(name for name, known in RECIPES.items() if known.pairs)}")
+        raise InputError(
+            f"{key}.recipe: found {data.recipe!r}, which holds prompts alone, expected one of "
+            f"{', '.join(name for name, known in RECIPES.items() if known.pairs)}"
+        )

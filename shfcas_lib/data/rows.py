@@ -1,12 +1,13 @@
-"""What a row of a data set says: a prompt with its facts, or a pair of answers to it and which one is preferred.
+"""What a row of a data set says: a prompt with its facts, or a pair of answers to it and which
+one is preferred.
 
     dropped = Counter()
     for pair in pairs(params.preferences, order=None, dropped=dropped): ...
 
-Prompts and answers may be text or message lists; a prompt of several turns becomes one string (`dialogues.encode`). A data set
-without a prompt column has it as what the two answers share at their start. Rows that cannot be used raise InputError with their
-place, or are left out and counted by reason (`bad_rows`).
-"""
+Prompts and answers may be text or message lists; a prompt of several turns becomes one string
+(`dialogues.encode`). A data set without a prompt column has it as what the two answers share at
+their start. Rows that cannot be used raise InputError with their place, or are left out and
+counted by reason (`bad_rows`)."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Pair(Prompt):
-    """Two answers. label: 1 where `chosen` is preferred over `rejected`, 0.5 where they are tied."""
+    """Two answers. label: 1 where `chosen` is preferred over `rejected`, 0.5 where they are
+    tied."""
 
     chosen: str = ""
     rejected: str = ""
@@ -52,7 +54,8 @@ class Pair(Prompt):
 
 
 class _Unusable(Exception):
-    """A row that the data can do without; the message continues 'mine.jsonl, line 3: '. kind: the same without this row's values."""
+    """A row that the data can do without; the message continues 'mine.jsonl, line 3: '. kind: the
+    same without this row's values."""
 
     def __init__(self, message: str, kind: str | None = None):
         super().__init__(message)
@@ -60,7 +63,8 @@ class _Unusable(Exception):
 
 
 def pairs(data: Rows, order: list[str] | None, dropped: Counter) -> Iterator[Pair]:
-    """The pairs of a data set, in its order. order: which of a row's categories counts, first come first; None: the first by name.
+    """The pairs of a data set, in its order. order: which of a row's categories counts, first
+    come first; None: the first by name.
 
     dropped: counts the rows that were left out, by reason. Raises InputError.
     """
@@ -68,7 +72,8 @@ def pairs(data: Rows, order: list[str] | None, dropped: Counter) -> Iterator[Pai
 
 
 def prompts(data: Rows, order: list[str] | None, dropped: Counter) -> Iterator[Prompt]:
-    """The prompts of a data set, repetitions included. A data set of pairs without a prompt column gives what its answers share."""
+    """The prompts of a data set, repetitions included. A data set of pairs without a prompt
+    column gives what its answers share."""
     return _usable(data, _Reader(data, order).alone, dropped)
 
 
@@ -77,7 +82,9 @@ def _usable(data: Rows, read: Callable[[dict, str], Any], dropped: Counter) -> I
 
     prepare = recipes.prepare(data)
     rows = formats.rows(data, recipes.wanted(data))
-    for where, row in tqdm(rows, desc=f"reading {formats.name(data)}", unit="row", delay=5, mininterval=1):
+    for where, row in tqdm(
+        rows, desc=f"reading {formats.name(data)}", unit="row", delay=5, mininterval=1
+    ):
         try:
             yield read(prepare(row), where)
         except _Unusable as reason:
@@ -91,9 +98,15 @@ class _Reader:
 
     def __init__(self, data: Rows, order: list[str] | None):
         self.columns, self.order = data.columns, order
-        self.implicit: bool | None = None  # whether the prompt is what the answers share; decided by the first row
+        self.implicit: bool | None = (
+            None  # whether the prompt is what the answers share; decided by the first row
+        )
         plain = Columns()
-        self.named = [key for key in Columns.model_fields if getattr(data.columns, key) not in (None, getattr(plain, key))]
+        self.named = [
+            key
+            for key in Columns.model_fields
+            if getattr(data.columns, key) not in (None, getattr(plain, key))
+        ]
         self.undecided = data.columns.first is not None or data.columns.second is not None
 
     def alone(self, row: dict, where: str) -> Prompt:
@@ -112,7 +125,14 @@ class _Reader:
         label = self._label(row)
         if label < 0.5:
             first, second = second, first
-        return Pair(prompt, *self._facts(row), where=where, chosen=first, rejected=second, label=max(label, 1 - label))
+        return Pair(
+            prompt,
+            *self._facts(row),
+            where=where,
+            chosen=first,
+            rejected=second,
+            label=max(label, 1 - label),
+        )
 
     def _look(self, row: dict, where: str) -> None:
         """Are the columns there that the parameters name?"""
@@ -121,7 +141,10 @@ class _Reader:
         for key in self.named:
             for name in _listed(getattr(self.columns, key)):
                 if name not in row:
-                    raise InputError(f"{where}: no {name!r}, which columns.{key} asks for (columns found: {_names(row)})")
+                    raise InputError(
+                        f"{where}: no {name!r}, which columns.{key} asks for (columns found:"
+                        f" {_names(row)})"
+                    )
 
     def _sides(self) -> tuple[str, str]:
         columns = self.columns
@@ -130,7 +153,8 @@ class _Reader:
         return columns.chosen or "chosen", columns.rejected or "rejected"
 
     def _value(self, row: dict, name: str | None, where: str) -> Any:
-        """A cell that must be there. A column that is missing altogether stops; an empty cell makes the row unusable."""
+        """A cell that must be there. A column that is missing altogether stops; an empty cell
+        makes the row unusable."""
         value = row.get(name)
         if value is None:
             text = f"no {name or 'prompt'!r} (columns found: {_names(row)})"
@@ -151,29 +175,46 @@ class _Reader:
         return (_encoded(turns, self.columns.prompt), *answers)
 
     def _label(self, row: dict) -> float:
-        """The probability that the first answer is preferred: 1, 0 or 0.5, of the first of the columns that says so."""
+        """The probability that the first answer is preferred: 1, 0 or 0.5, of the first of the
+        columns that says so."""
         columns = self.columns
         if columns.rating_first or columns.rating_second:
-            one, other = (_number(row.get(name), name) for name in (columns.rating_first, columns.rating_second))
+            one, other = (
+                _number(row.get(name), name)
+                for name in (columns.rating_first, columns.rating_second)
+            )
             return 0.5 if one == other else float(one > other)
         if columns.preference:
             lean = _number(row.get(columns.preference), columns.preference)
             return 0.5 if lean == 0 else float(lean < 0)
         if columns.better:
             value = row.get(columns.better)
-            word = str(int(value)) if isinstance(value, (bool, float)) and value in (0, 1) else str(value).strip().lower()
+            word = (
+                str(int(value))
+                if isinstance(value, (bool, float)) and value in (0, 1)
+                else str(value).strip().lower()
+            )
             if word not in _BETTER:
-                raise _Unusable(f"{columns.better!r} is {_shown(value)}, expected 0, 1, first, second, a, b or tie",
-                                f"{columns.better!r} names neither answer")
+                raise _Unusable(
+                    f"{columns.better!r} is {_shown(value)}, expected 0, 1, first, second, a, b"
+                    " or tie",
+                    f"{columns.better!r} names neither answer",
+                )
             return _BETTER[word]
         value = row.get(columns.label) if columns.label else None
         if not _absent(value):
             label = _number(value, columns.label)
             if label not in (0, 0.5, 1):
-                raise _Unusable(f"{columns.label!r} is {_shown(value)}, expected 1, 0 or 0.5", f"{columns.label!r} is none of 1, 0 and 0.5")
+                raise _Unusable(
+                    f"{columns.label!r} is {_shown(value)}, expected 1, 0 or 0.5",
+                    f"{columns.label!r} is none of 1, 0 and 0.5",
+                )
             return label
         if self.undecided:
-            raise _Unusable("nothing says which answer is preferred, expected a label, better, preference or two ratings among the columns")
+            raise _Unusable(
+                "nothing says which answer is preferred, expected a label, better, preference or"
+                " two ratings among the columns"
+            )
         return 1.0
 
     def _facts(self, row: dict) -> tuple[str, bool]:
@@ -183,9 +224,13 @@ class _Reader:
             harmful = False
         if isinstance(harmful, Cell):
             harmful = _TRUTH.get(harmful.lower(), harmful)
-        if not isinstance(harmful, bool) and not (isinstance(harmful, (int, float)) and harmful in (0, 1)):
-            raise _Unusable(f"{self.columns.harmful!r} is {_shown(harmful)}, expected true or false",
-                            f"{self.columns.harmful!r} is neither true nor false")
+        if not isinstance(harmful, bool) and not (
+            isinstance(harmful, (int, float)) and harmful in (0, 1)
+        ):
+            raise _Unusable(
+                f"{self.columns.harmful!r} is {_shown(harmful)}, expected true or false",
+                f"{self.columns.harmful!r} is neither true nor false",
+            )
         return self._category(row), bool(harmful)
 
     def _category(self, row: dict) -> str:
@@ -198,7 +243,10 @@ class _Reader:
 
     def _of_several(self, names: list[str]) -> str:
         """The one category that counts where a row has several."""
-        return _whole(next((name for name in self.order or [] if name in names), min(names, default="none")), "category")
+        return _whole(
+            next((name for name in self.order or [] if name in names), min(names, default="none")),
+            "category",
+        )
 
 
 def _listed(names: str | list[str] | None) -> list[str]:
@@ -209,7 +257,13 @@ def _flags(value: Any) -> list[str]:
     """The names that a dict of flags sets, or that a list holds."""
     if isinstance(value, dict):
         return [str(name) for name, flag in value.items() if flag]
-    return [str(name) for name in value] if isinstance(value, list) else [] if _absent(value) else [str(value)]
+    return (
+        [str(name) for name in value]
+        if isinstance(value, list)
+        else []
+        if _absent(value)
+        else [str(value)]
+    )
 
 
 def _names(row: dict) -> str:
@@ -225,7 +279,11 @@ def _shown(value: Any) -> str:
 
 
 def _absent(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and value == "") or (isinstance(value, float) and math.isnan(value))
+    return (
+        value is None
+        or (isinstance(value, str) and value == "")
+        or (isinstance(value, float) and math.isnan(value))
+    )
 
 
 def _number(value: Any, name: str | None) -> float:
@@ -239,22 +297,35 @@ def _number(value: Any, name: str | None) -> float:
     except OverflowError:  # a whole number of hundreds of digits
         number = math.inf
     if not math.isfinite(number):
-        raise _Unusable(f"{name!r} is {_shown(value)}, expected a finite number", f"{name!r} is no finite number")
+        raise _Unusable(
+            f"{name!r} is {_shown(value)}, expected a finite number",
+            f"{name!r} is no finite number",
+        )
     return number
 
 
 def _turns(value: Any, name: str) -> list[dialogues.Message]:
-    """User and assistant turns of a message list, or one turn of nobody ('') for plain text; contents checked. System messages
-    are left out: they stand beside the dialogue, and the run's own is model.system_prompt."""
-    if not (isinstance(value, list) and all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in value)):
+    """User and assistant turns of a message list, or one turn of nobody ('') for plain text;
+    contents checked. System messages are left out: they stand beside the dialogue, and the run's
+    own is model.system_prompt."""
+    if not (
+        isinstance(value, list)
+        and all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in value)
+    ):
         return [{"role": "", "content": _text(value, name)}]
-    turns = [{"role": m["role"], "content": _text(m["content"], name)} for m in value if m["role"] != "system"]
+    turns = [
+        {"role": m["role"], "content": _text(m["content"], name)}
+        for m in value
+        if m["role"] != "system"
+    ]
     if not turns:
         raise _Unusable(f"{name!r} is a dialogue of 0 turns, expected at least one")
     unknown = next((turn["role"] for turn in turns if turn["role"] not in dialogues.NAMES), None)
     if unknown is not None:
-        raise _Unusable(f"{name!r} has a message of {_shown(unknown)}, expected user, assistant or system",
-                        f"{name!r} has a message of another role")
+        raise _Unusable(
+            f"{name!r} has a message of {_shown(unknown)}, expected user, assistant or system",
+            f"{name!r} has a message of another role",
+        )
     return turns
 
 
@@ -268,8 +339,11 @@ def _encoded(turns: list[dialogues.Message], name: str | None) -> str:
         return dialogues.encode([{"role": "user", "content": turns[0]["content"]}])
     roles = [turn["role"] for turn in turns]
     if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
-        raise _Unusable(f"{name or 'prompt'!r} is a dialogue of {len(turns)} turns, expected user and assistant in turn, the user last",
-                        f"{name or 'prompt'!r} is a dialogue whose speakers do not take turns")
+        raise _Unusable(
+            f"{name or 'prompt'!r} is a dialogue of {len(turns)} turns, expected user and assistant"
+            " in turn, the user last",
+            f"{name or 'prompt'!r} is a dialogue whose speakers do not take turns",
+        )
     return dialogues.encode(turns)
 
 
@@ -280,33 +354,51 @@ def _answer(value: Any, name: str, asked: list[dialogues.Message]) -> str:
     same = [turn["content"] for turn in before] == [turn["content"] for turn in asked]
     repeated = not before or same or [turn["role"] for turn in turns] == ["user", "assistant"]
     if not repeated or last["role"] not in ("", "assistant"):
-        raise _Unusable(f"{name!r} is a dialogue of {len(turns)} turns, expected one answer, or the prompt and one answer",
-                        f"{name!r} is a dialogue that is not the prompt and one answer")
+        raise _Unusable(
+            f"{name!r} is a dialogue of {len(turns)} turns, expected one answer, or the prompt and"
+            " one answer",
+            f"{name!r} is a dialogue that is not the prompt and one answer",
+        )
     return last["content"]
 
 
-def _shared(one: Any, other: Any, sides: tuple[str, str], name: str, row: dict) -> tuple[str, str, str]:
+def _shared(
+    one: Any, other: Any, sides: tuple[str, str], name: str, row: dict
+) -> tuple[str, str, str]:
     """Prompt and answers of a pair whose prompt is what its two sides share at their start."""
     first, second = _turns(one, sides[0]), _turns(other, sides[1])
     if first[0]["role"] == "" or second[0]["role"] == "":
         return _shared_text(first[0]["content"], second[0]["content"], sides, name, row)
-    same = next((k for k, (a, b) in enumerate(zip(first, second)) if a != b), min(len(first), len(second)))
+    same = next(
+        (k for k, (a, b) in enumerate(zip(first, second)) if a != b), min(len(first), len(second))
+    )
     if same == len(first) == len(second):
         raise _Unusable("{} and {} are the same text".format(*sides))
-    if not same or any(len(turns) != same + 1 or turns[-1]["role"] != "assistant" for turns in (first, second)):
+    if not same or any(
+        len(turns) != same + 1 or turns[-1]["role"] != "assistant" for turns in (first, second)
+    ):
         raise _Unusable("{} and {} do not differ in their last turn alone".format(*sides))
     return _encoded(first[:same], name), first[-1]["content"], second[-1]["content"]
 
 
-def _shared_text(one: str, other: str, sides: tuple[str, str], name: str, row: dict) -> tuple[str, str, str]:
+def _shared_text(
+    one: str, other: str, sides: tuple[str, str], name: str, row: dict
+) -> tuple[str, str, str]:
     """The same of plain text: the longest common start that ends between two words."""
     if one == other:
         raise _Unusable("{} and {} are the same text".format(*sides))
     shared = os.path.commonprefix([one, other])
-    cut = len(shared) if not shared or shared[-1].isspace() else max((k + 1 for k, c in enumerate(shared) if c.isspace()), default=0)
+    cut = (
+        len(shared)
+        if not shared or shared[-1].isspace()
+        else max((k + 1 for k, c in enumerate(shared) if c.isspace()), default=0)
+    )
     prompt, first, second = one[:cut].strip(), one[cut:].strip(), other[cut:].strip()
     if not prompt:
-        raise _Unusable(f"no {name!r} (columns found: {_names(row)}), and the two answers share no start that could be it")
+        raise _Unusable(
+            f"no {name!r} (columns found: {_names(row)}), and the two answers share no start that"
+            " could be it"
+        )
     for text, side in ((first, sides[0]), (second, sides[1])):
         if not text:
             raise _Unusable(f"{side!r} is empty after the prompt that both answers share")

@@ -1,12 +1,13 @@
-"""Some of many: n rows of a stream, evenly over groups, by the seed, in one pass and in memory for about 2n of them.
+"""Some of many: n rows of a stream, evenly over groups, by the seed, in one pass and in memory
+for about 2n of them.
 
     chosen = Shortlist(n=300, seed=0, what="prompts")
     for ...: chosen.offer(name, group, value)
     chosen.values()         # in the order they were offered
 
-Which rows are chosen depends on the names, groups and seed alone, not on the order of the rows: a row's place is its turn within
-its group (ordered by a hash of seed and name), then that hash. A row that falls behind never comes back, so it can be forgotten.
-"""
+Which rows are chosen depends on the names, groups and seed alone, not on the order of the rows: a
+row's place is its turn within its group (ordered by a hash of seed and name), then that hash. A
+row that falls behind never comes back, so it can be forgotten."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ BATCH = 1000  # rows beyond 2n before the next sorting out
 
 
 class Shortlist:
-    """At most n values; with n None all of them, up to MOST. `what` names the parameter that sets n, for the message beyond that."""
+    """At most n values; with n None all of them, up to MOST. `what` names the parameter that sets
+    n, for the message beyond that."""
 
     def __init__(self, n: int | None, seed: int, what: str):
         self.n, self.seed, self.what = n, seed, what
@@ -30,17 +32,27 @@ class Shortlist:
 
     def offer(self, name: str, group: tuple, value: Any) -> None:
         """Take a row into account. name: what tells it from all others."""
-        rank = b"" if self.n is None else hashlib.sha256(f"{self.seed}/{name}".encode("utf-8", "surrogatepass")).digest()[:16]
+        rank = (
+            b""
+            if self.n is None
+            else hashlib.sha256(f"{self.seed}/{name}".encode("utf-8", "surrogatepass")).digest()[
+                :16
+            ]
+        )
         self._rows.append((rank, group, self._offered, name, value))
         self._held[name] = value
         self._offered += 1
         if self.n is None and self._offered > MOST:
-            raise InputError(f"{self.what}: the data holds more than {MOST} rows that could be used: set it to how many the run needs")
+            raise InputError(
+                f"{self.what}: the data holds more than {MOST} rows that could be used: set it to"
+                " how many the run needs"
+            )
         if self.n is not None and len(self._rows) >= 2 * self.n + BATCH:
             self._prune()
 
     def find(self, name: str) -> Any:
-        """The value offered under this name, None where there was none or it has fallen behind for good."""
+        """The value offered under this name, None where there was none or it has fallen behind
+        for good."""
         return self._held.get(name)
 
     def values(self) -> list[Any]:

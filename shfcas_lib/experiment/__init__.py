@@ -1,4 +1,5 @@
-"""A run, written once: its checks, its stages, its replicates with fresh seeds, its trained policies."""
+"""A run, written once: its checks, its stages, its replicates with fresh seeds, its trained
+policies."""
 
 import lazy_loader
 

@@ -3,9 +3,8 @@
     screen = PromptCheck(params)
     prompts = check(params, screen)     # what cannot be read stops the run in one sentence, or is dropped and counted
 
-The backbone, a published gold and a published proxy each read every prompt, each through its own template; their tokenizers
-alone are asked.
-"""
+The backbone, a published gold and a published proxy each read every prompt, each through its own
+template; their tokenizers alone are asked."""
 
 from __future__ import annotations
 
@@ -24,8 +23,8 @@ from shfcas_lib.tasks.attributes import attribute
 
 
 def check(params: Params, screen: PromptCheck | None = None) -> pd.DataFrame:
-    """Load the prompts and check everything about a run that needs no model. Returns the prompts. screen: as for `load_prompts`. Raises
-    InputError."""
+    """Load the prompts and check everything about a run that needs no model. Returns the prompts.
+    screen: as for `load_prompts`. Raises InputError."""
     prompts = load_prompts(params, screen)
     known = sorted(prompts["category"].unique())
     for mechanism in params.bias:
@@ -33,9 +32,15 @@ def check(params: Params, screen: PromptCheck | None = None) -> pd.DataFrame:
             attribute(mechanism.attribute)  # raises where the name leads nowhere
         missing = [c for c in getattr(mechanism, "absent", []) if c not in known]
         if set(known) <= set(getattr(mechanism, "absent", [])):
-            raise InputError("bias: every category is absent, so that no preference is left to train the proxy on")
+            raise InputError(
+                "bias: every category is absent, so that no preference is left to train the"
+                " proxy on"
+            )
         if missing:
-            raise InputError(f"bias: absent category {missing[0]!r} is not in the data (there are: {', '.join(known)})")
+            raise InputError(
+                f"bias: absent category {missing[0]!r} is not in the data (there are:"
+                f" {', '.join(known)})"
+            )
     if ":" in params.gold.kind and not params.gold.kind.startswith("model:"):
         imported(params.gold.kind, "gold.kind")
     if params.feedback.file and not places.user_path(params.feedback.file).is_file():
@@ -52,13 +57,17 @@ def check(params: Params, screen: PromptCheck | None = None) -> pd.DataFrame:
     askable = int(prompts["split"].isin(params.selection.prompts.split("_and_")).sum())
     pairs = params.sampling.n * (params.sampling.n - 1) // 2 * askable
     if (params.selection.budget or 0) > pairs:
-        raise InputError(f"selection.budget: found {params.selection.budget}, expected at most {pairs}, the number of pairs "
-                         f"among {params.sampling.n} completions of {askable} {params.selection.prompts.replace('_', ' ')} prompts")
+        raise InputError(
+            f"selection.budget: found {params.selection.budget}, expected at most {pairs}, the"
+            f" number of pairs among {params.sampling.n} completions of {askable}"
+            f" {params.selection.prompts.replace('_', ' ')} prompts"
+        )
     return prompts
 
 
 class PromptCheck:
-    """Says of a prompt why the run cannot use it. Tokenizers are loaded at the first question; answers are kept."""
+    """Says of a prompt why the run cannot use it. Tokenizers are loaded at the first question;
+    answers are kept."""
 
     def __init__(self, params: Params):
         self.params = params
@@ -66,9 +75,13 @@ class PromptCheck:
         self._known: dict[tuple[str, int], Refusal | None] = {}
 
     def __call__(self, prompt: str, room: int) -> Refusal | None:
-        """Why no answer of `room` tokens can be asked of this prompt, by the first model that cannot read it; None where all can."""
+        """Why no answer of `room` tokens can be asked of this prompt, by the first model that
+        cannot read it; None where all can."""
         if self._readers is None:
-            self._readers = [loading.load_reader(self.params.model).refusal, *published.readers(self.params)]
+            self._readers = [
+                loading.load_reader(self.params.model).refusal,
+                *published.readers(self.params),
+            ]
         if (prompt, room) not in self._known:
             refusals = (refusal(prompt, room) for refusal in self._readers)
             self._known[prompt, room] = next((found for found in refusals if found), None)

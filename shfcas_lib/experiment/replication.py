@@ -1,12 +1,13 @@
-"""The same experiment with fresh seeds: a pool with its gold goes in, one row per seed and policy comes out.
+"""The same experiment with fresh seeds: a pool with its gold goes in, one row per seed and policy
+comes out.
 
     case = build_case(params, prompts, pool, seed)                  # split, bias, proxy: what strategies share
     outcome = loop.run("shf_cas", case.setting, case.human, runs.Memory())
 
-`pool` is a pool table of all prompts with the column gold. A seed decides split, bias, fit and selection; the completions stay. Only for
-reward `probe` and simulated feedback, and but for `trained` only for policy `tilt`. Gold reaches a strategy through the answers to what it
-asked, never otherwise.
-"""
+`pool` is a pool table of all prompts with the column gold. A seed decides split, bias, fit and
+selection; the completions stay. Only for reward `probe` and simulated feedback, and but for
+`trained` only for policy `tilt`. Gold reaches a strategy through the answers to what it asked,
+never otherwise."""
 
 from __future__ import annotations
 
@@ -36,11 +37,11 @@ if TYPE_CHECKING:
     from shfcas_lib.models.backbone import Backbone
 
 
-
 @dataclass(frozen=True)
 class Case:
-    """One seed: the setting that strategies start from, the simulated human, the evaluation pool (with gold), and the ceilings: the reward
-    of clean preferences, and `full`, the reward of the biased preferences and a label for every pair that could be asked."""
+    """One seed: the setting that strategies start from, the simulated human, the evaluation pool
+    (with gold), and the ceilings: the reward of clean preferences, and `full`, the reward of the
+    biased preferences and a label for every pair that could be asked."""
 
     setting: loop.Setting
     human: SimulatedHuman
@@ -51,7 +52,11 @@ class Case:
     @property
     def references(self) -> dict[str, np.ndarray]:
         """Scores of the evaluation pool by what no strategy changes: proxy, full and clean."""
-        return {"proxy": self.setting.proxy.score(self.evaluate), "full": self.full.score(self.evaluate), "clean": self.clean.score(self.evaluate)}
+        return {
+            "proxy": self.setting.proxy.score(self.evaluate),
+            "full": self.full.score(self.evaluate),
+            "clean": self.clean.score(self.evaluate),
+        }
 
 
 def seeds(params: Params) -> list[int]:
@@ -63,34 +68,71 @@ def _seed(params: Params, k: int) -> int:
     return derive(params.seed, f"replicate/{k}")
 
 
-def build_case(params: Params, prompts: pd.DataFrame, pool: pd.DataFrame, seed: int, folder: Path | None = None) -> Case:
-    """Split, bias and fit once more with `seed`. Rewards are read from `folder` where it holds them, else fitted (and kept there)."""
+def build_case(
+    params: Params, prompts: pd.DataFrame, pool: pd.DataFrame, seed: int, folder: Path | None = None
+) -> Case:
+    """Split, bias and fit once more with `seed`. Rewards are read from `folder` where it holds
+    them, else fitted (and kept there)."""
     prompts = split(prompts.drop(columns="split"), params.split, seed)
     where = pool["prompt_id"].map(dict(zip(prompts["prompt_id"], prompts["split"])))
     train, feedback, evaluate = (pool[where == name].reset_index(drop=True) for name in SPLITS)
     clean = preferences_from_gold(train, params.preferences.per_prompt, seed)
-    observed = bias.observed(bias.inject(clean, train, dict(zip(prompts["prompt_id"], prompts["category"])), params.bias, seed))
+    observed = bias.observed(
+        bias.inject(
+            clean, train, dict(zip(prompts["prompt_id"], prompts["category"])), params.bias, seed
+        )
+    )
 
     def fit(name: str, completions: pd.DataFrame, preferences: pd.DataFrame) -> refine.RewardModel:
-        return refine.fit(params.reward, completions, preferences, seed, name, folder / name if folder else None)
+        return refine.fit(
+            params.reward, completions, preferences, seed, name, folder / name if folder else None
+        )
 
-    setting = loop.Setting(params, seed, prompts, train.drop(columns="gold"), feedback.drop(columns="gold"), observed, fit("proxy", train, observed))
+    setting = loop.Setting(
+        params,
+        seed,
+        prompts,
+        train.drop(columns="gold"),
+        feedback.drop(columns="gold"),
+        observed,
+        fit("proxy", train, observed),
+    )
     gold = dict(zip(zip(pool["prompt_id"], pool["index"]), pool["gold"]))
-    human = SimulatedHuman(lambda shown: np.array([gold[key] for key in zip(shown["prompt_id"], shown["index"])]),
-                           params.feedback.noise, params.feedback.tie_margin, seed)
-    everything = refine.merge(observed, _every_label(setting.askable, gold), params.reward.feedback_weight)
-    return Case(setting, human, evaluate, fit("clean", train, clean), fit("full", pd.concat([train, feedback]), everything))
+    human = SimulatedHuman(
+        lambda shown: np.array([gold[key] for key in zip(shown["prompt_id"], shown["index"])]),
+        params.feedback.noise,
+        params.feedback.tie_margin,
+        seed,
+    )
+    everything = refine.merge(
+        observed, _every_label(setting.askable, gold), params.reward.feedback_weight
+    )
+    return Case(
+        setting,
+        human,
+        evaluate,
+        fit("clean", train, clean),
+        fit("full", pd.concat([train, feedback]), everything),
+    )
 
 
 def measure(case: Case, scores: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Means over the seed's evaluation prompts: policy (base and each of `scores`) and evaluation.MEASURES."""
-    table = evaluation.tilted(case.evaluate, case.evaluate["gold"].to_numpy(), scores, case.setting.params.policy.beta)
+    """Means over the seed's evaluation prompts: policy (base and each of `scores`) and
+    evaluation.MEASURES."""
+    table = evaluation.tilted(
+        case.evaluate, case.evaluate["gold"].to_numpy(), scores, case.setting.params.policy.beta
+    )
     return table.groupby("policy", sort=False)[list(evaluation.MEASURES)].mean().reset_index()
 
 
 def curves(case: Case, scores: dict[str, np.ndarray]) -> pd.DataFrame:
     """The seed's over-optimisation curve: policy, beta, kl, reward_gain, gold_gain."""
-    return evaluation.curve(case.evaluate, case.evaluate["gold"].to_numpy(), scores, case.setting.params.evaluation.betas)
+    return evaluation.curve(
+        case.evaluate,
+        case.evaluate["gold"].to_numpy(),
+        scores,
+        case.setting.params.evaluation.betas,
+    )
 
 
 def categories(case: Case, scores: dict[str, np.ndarray]) -> pd.DataFrame:
@@ -99,77 +141,139 @@ def categories(case: Case, scores: dict[str, np.ndarray]) -> pd.DataFrame:
     category = dict(zip(case.setting.prompts["prompt_id"], case.setting.prompts["category"]))
     parts = []
     for policy, reward in {"base": np.zeros(len(gold)), **scores}.items():
-        table = policies.per_prompt(ids, policies.tilt(ids, reward, case.setting.params.policy.beta), {"gold": gold})
-        means = table.groupby(table["prompt_id"].map(category))["gold"].agg(["size", "mean"]).rename_axis("category").reset_index()
-        parts.append(means.rename(columns={"size": "prompts", "mean": "gold"}).assign(policy=policy))
+        table = policies.per_prompt(
+            ids, policies.tilt(ids, reward, case.setting.params.policy.beta), {"gold": gold}
+        )
+        means = (
+            table.groupby(table["prompt_id"].map(category))["gold"]
+            .agg(["size", "mean"])
+            .rename_axis("category")
+            .reset_index()
+        )
+        parts.append(
+            means.rename(columns={"size": "prompts", "mean": "gold"}).assign(policy=policy)
+        )
     return pd.concat(parts, ignore_index=True)
 
 
-def replicates(params: Params, prompts: pd.DataFrame, pool: pd.DataFrame, gold: np.ndarray) -> pd.DataFrame:
-    """All of it for every seed, in memory. prompts: all prompts of the run; pool, gold: their completions and (rows,) gold.
+def replicates(
+    params: Params, prompts: pd.DataFrame, pool: pd.DataFrame, gold: np.ndarray
+) -> pd.DataFrame:
+    """All of it for every seed, in memory. prompts: all prompts of the run; pool, gold: their
+    completions and (rows,) gold.
 
-    Returns seed (0, 1, ...), policy (base, proxy, every strategy, clean) and the MEASURES, means over that seed's evaluation prompts. The
-    spread over seeds covers split, bias, fit and selection; it does not cover the sampling of completions.
-    """
+    Returns seed (0, 1, ...), policy (base, proxy, every strategy, clean) and the MEASURES, means
+    over that seed's evaluation prompts. The spread over seeds covers split, bias, fit and
+    selection; it does not cover the sampling of completions."""
     parts = []
     for k, seed in _counted(params):
         case = build_case(params, prompts, pool.assign(gold=gold), seed)
         fixed, refined = case.references, _refined(case)[0]
-        parts.append(measure(case, {"proxy": fixed["proxy"], **refined, "clean": fixed["clean"]}).assign(seed=k))
+        parts.append(
+            measure(case, {"proxy": fixed["proxy"], **refined, "clean": fixed["clean"]}).assign(
+                seed=k
+            )
+        )
     return pd.concat(parts, ignore_index=True)
 
 
-def references(params: Params, prompts: pd.DataFrame, pool: pd.DataFrame, folder: Path) -> dict[str, pd.DataFrame]:
-    """What a sweep's points share, for every seed: fits the rewards, keeps them in folder/<seed number>, and returns the tables measures,
-    curves, categories (of base, proxy, full and clean) and predicts (does conflict predict the proxy's error, on evaluation prompts)."""
+def references(
+    params: Params, prompts: pd.DataFrame, pool: pd.DataFrame, folder: Path
+) -> dict[str, pd.DataFrame]:
+    """What a sweep's points share, for every seed: fits the rewards, keeps them in folder/<seed
+    number>, and returns the tables measures, curves, categories (of base, proxy, full and clean)
+    and predicts (does conflict predict the proxy's error, on evaluation prompts)."""
     parts = []
     for k, seed in _counted(params):
         case = build_case(params, prompts, first(pool, params.sampling.n), seed, folder / str(k))
         conflict = conflict_table(case.evaluate, case.setting.proxy.score(case.evaluate))
         predicts = diagnosis.error_measures(conflict, case.evaluate)
-        parts.append({name: table.assign(seed=k) for name, table in (_tables(case, case.references) | {"predicts": predicts}).items()})
+        parts.append(
+            {
+                name: table.assign(seed=k)
+                for name, table in (_tables(case, case.references) | {"predicts": predicts}).items()
+            }
+        )
     return _stacked(parts)
 
 
-def strategies(params: Params, prompts: pd.DataFrame, pool: pd.DataFrame, folder: Path) -> dict[str, pd.DataFrame]:
-    """A sweep's point, for every seed: the tables measures, curves, categories (of the strategies), rounds, and timing (seconds that
-    selection took; the only table that differs when a point is run again). folder: where `references` kept the rewards."""
+def strategies(
+    params: Params, prompts: pd.DataFrame, pool: pd.DataFrame, folder: Path
+) -> dict[str, pd.DataFrame]:
+    """A sweep's point, for every seed: the tables measures, curves, categories (of the
+    strategies), rounds, and timing (seconds that selection took; the only table that differs when
+    a point is run again). folder: where `references` kept the rewards."""
     parts = []
     for k, seed in _counted(params):
         case = build_case(params, prompts, first(pool, params.sampling.n), seed, folder / str(k))
         scores, outcomes = _refined(case)
-        tables = {name: table[table["policy"] != "base"] for name, table in _tables(case, scores).items()}
-        tables["rounds"] = pd.concat([outcome.rounds.assign(policy=name) for name, outcome in outcomes.items()])
-        tables["timing"] = pd.DataFrame({"policy": list(outcomes), "seconds": [outcome.seconds for outcome in outcomes.values()]})
+        tables = {
+            name: table[table["policy"] != "base"] for name, table in _tables(case, scores).items()
+        }
+        tables["rounds"] = pd.concat(
+            [outcome.rounds.assign(policy=name) for name, outcome in outcomes.items()]
+        )
+        tables["timing"] = pd.DataFrame(
+            {
+                "policy": list(outcomes),
+                "seconds": [outcome.seconds for outcome in outcomes.values()],
+            }
+        )
         parts.append({name: table.assign(seed=k) for name, table in tables.items()})
     return _stacked(parts)
 
 
-def trained(params: Params, prompts: pd.DataFrame, pool: pd.DataFrame, folder: Path, backbone: Backbone, stage: runs.Stage) -> pd.DataFrame:
-    """Policies trained against the proxy, every strategy's refined reward and, as a ceiling, the clean one, for the first seed of replicates, sampled
-    anew on its evaluation prompts. folder: where `references` kept that seed's rewards. stage: keeps what is done, so that a killed job goes on.
+def trained(
+    params: Params,
+    prompts: pd.DataFrame,
+    pool: pd.DataFrame,
+    folder: Path,
+    backbone: Backbone,
+    stage: runs.Stage,
+) -> pd.DataFrame:
+    """Policies trained against the proxy, every strategy's refined reward and, as a ceiling, the
+    clean one, for the first seed of replicates, sampled anew on its evaluation prompts. folder:
+    where `references` kept that seed's rewards. stage: keeps what is done, so that a killed job
+    goes on.
 
-    Returns policy, prompt_id, gold, kl and win of the trained policy, with tilted_gold and tilted_kl, those of the closed form with the same
-    reward on the same prompts.
-    """
+    Returns policy, prompt_id, gold, kl and win of the trained policy, with tilted_gold and
+    tilted_kl, those of the closed form with the same reward on the same prompts."""
     case = build_case(params, prompts, first(pool, params.sampling.n), _seed(params, 0), folder)
     setting = dataclasses.replace(case.setting, backbone=backbone)
-    human = load_annotator(params.feedback, load_gold(params), setting.seed)  # later rounds ask about completions that the pool does not hold
-    outcomes = {name: loop.run(name, setting, human, stage / name) for name in params.selection.strategies}
-    models = {"proxy": setting.proxy, **{name: outcome.reward for name, outcome in reversed(outcomes.items())}, "clean": case.clean}
+    human = load_annotator(
+        params.feedback, load_gold(params), setting.seed
+    )  # later rounds ask about completions that the pool does not hold
+    outcomes = {
+        name: loop.run(name, setting, human, stage / name) for name in params.selection.strategies
+    }
+    models = {
+        "proxy": setting.proxy,
+        **{name: outcome.reward for name, outcome in reversed(outcomes.items())},
+        "clean": case.clean,
+    }
     known, adapters = pd.concat([setting.train, setting.feedback], ignore_index=True), {}
     for name, reward in models.items():
         adapters[name] = stage.folder / f"policy_{name}"
         loop.train_policy(setting, reward, known, adapters[name])
     truth = case.evaluate["gold"].to_numpy()
-    table = trained_policies(params, setting.prompts, backbone, adapters, case.evaluate, truth, stage)
-    tilted = evaluation.tilted(case.evaluate, truth, {name: reward.score(case.evaluate) for name, reward in models.items()}, params.policy.beta)
-    tilted = tilted[["policy", "prompt_id", "gold", "kl"]].rename(columns={"gold": "tilted_gold", "kl": "tilted_kl"})
+    table = trained_policies(
+        params, setting.prompts, backbone, adapters, case.evaluate, truth, stage
+    )
+    tilted = evaluation.tilted(
+        case.evaluate,
+        truth,
+        {name: reward.score(case.evaluate) for name, reward in models.items()},
+        params.policy.beta,
+    )
+    tilted = tilted[["policy", "prompt_id", "gold", "kl"]].rename(
+        columns={"gold": "tilted_gold", "kl": "tilted_kl"}
+    )
     return table.merge(tilted, on=["policy", "prompt_id"])
 
 
 def first(pool: pd.DataFrame, n: int) -> pd.DataFrame:
-    """The pool with N = n: the first n completions of each prompt, which do not depend on how many more were drawn."""
+    """The pool with N = n: the first n completions of each prompt, which do not depend on how
+    many more were drawn."""
     return pool[pool["index"] < n].reset_index(drop=True)
 
 
@@ -182,13 +286,21 @@ def _counted(params: Params):
 
 def _refined(case: Case) -> tuple[dict[str, np.ndarray], dict[str, loop.Outcome]]:
     """Scores of the evaluation pool by each strategy's refined reward, and the outcomes."""
-    names = reversed(case.setting.params.selection.strategies)  # the figures' order: the method last, just above the ceiling
+    names = reversed(
+        case.setting.params.selection.strategies
+    )  # the figures' order: the method last, just above the ceiling
     outcomes = {name: loop.run(name, case.setting, case.human, runs.Memory()) for name in names}
-    return {name: outcome.reward.score(case.evaluate) for name, outcome in outcomes.items()}, outcomes
+    return {
+        name: outcome.reward.score(case.evaluate) for name, outcome in outcomes.items()
+    }, outcomes
 
 
 def _tables(case: Case, scores: dict[str, np.ndarray]) -> dict[str, pd.DataFrame]:
-    return {"measures": measure(case, scores), "curves": curves(case, scores), "categories": categories(case, scores)}
+    return {
+        "measures": measure(case, scores),
+        "curves": curves(case, scores),
+        "categories": categories(case, scores),
+    }
 
 
 def _stacked(parts: list[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
@@ -197,7 +309,13 @@ def _stacked(parts: list[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
 
 def _every_label(pool: pd.DataFrame, gold: dict) -> pd.DataFrame:
     """Gold labels of all pairs of a pool: prompt_id, i, j, label."""
-    flat = pool[["prompt_id", "index"]].assign(**dict.fromkeys(("kendall", "mean_abs_pacs", "degenerate", "pacs", "reward", "z_reward", "z_logp"), 0.0))
+    flat = pool[["prompt_id", "index"]].assign(
+        **dict.fromkeys(
+            ("kendall", "mean_abs_pacs", "degenerate", "pacs", "reward", "z_reward", "z_logp"), 0.0
+        )
+    )
     pairs = all_pairs(flat)[["prompt_id", "i", "j"]]
-    first, second = (np.array([gold[key] for key in zip(pairs["prompt_id"], pairs[c])]) for c in ("i", "j"))
+    first, second = (
+        np.array([gold[key] for key in zip(pairs["prompt_id"], pairs[c])]) for c in ("i", "j")
+    )
     return pairs.assign(label=(np.sign(first - second) + 1) / 2)

@@ -1,11 +1,12 @@
-"""One backbone, many adapters: policy, reference, proxy and refined reward share one frozen, quantised model.
+"""One backbone, many adapters: policy, reference, proxy and refined reward share one frozen,
+quantised model.
 
     backbone = load_backbone(params.model)
     with backbone.using(None):        # reference: adapters off
         ...
 
-The reference policy is the backbone with every adapter off; each other role is a LoRA adapter on it.
-"""
+The reference policy is the backbone with every adapter off; each other role is a LoRA adapter on
+it."""
 
 from __future__ import annotations
 
@@ -33,9 +34,9 @@ POLICY = "default"  # TRL's DPOTrainer insists on this name for the adapter it t
 class Backbone:
     """A causal language model, its tokenizer, and the LoRA adapters that live on it.
 
-    `causal` is the plain transformers model; PEFT puts its layers inside it, so calling `causal` runs whichever adapter
-    is in use. `peft` is PEFT's handle, None until the first adapter is added.
-    """
+    `causal` is the plain transformers model; PEFT puts its layers inside it, so calling `causal`
+    runs whichever adapter is in use. `peft` is PEFT's handle, None until the first adapter is
+    added."""
 
     causal: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -55,32 +56,41 @@ class Backbone:
 
     @functools.cached_property
     def stop_ids(self) -> list[int]:
-        """Token ids that end a completion; first the one that closes a given completion: what the chat template writes after an answer,
-        else the tokenizer's end token."""
+        """Token ids that end a completion; first the one that closes a given completion: what the
+        chat template writes after an answer, else the tokenizer's end token."""
         known = self.causal.generation_config.eos_token_id
         known = list(known) if isinstance(known, (list, tuple)) else [known]
         ids = [templates.end_of_answer(self.tokenizer), self.tokenizer.eos_token_id, *known]
         return list(dict.fromkeys(k for k in ids if k is not None))
 
     def messages(self, prompt: str) -> list[dict[str, str]]:
-        """The chat that a prompt stands for: the system message, if one is set, then the user's turn, or all turns of a history."""
+        """The chat that a prompt stands for: the system message, if one is set, then the user's
+        turn, or all turns of a history."""
         system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
         return [*system, *dialogues.messages(prompt)]
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Token ids of one prompt up to where the completion starts, through the chat template where there is one."""
+        """Token ids of one prompt up to where the completion starts, through the chat template
+        where there is one."""
         if self.tokenizer.chat_template is None:
             return self.tokenizer(self.prompt_text(prompt))["input_ids"]
-        return self.tokenizer.apply_chat_template(self.messages(prompt), add_generation_prompt=True, return_dict=True)["input_ids"]
+        return self.tokenizer.apply_chat_template(
+            self.messages(prompt), add_generation_prompt=True, return_dict=True
+        )["input_ids"]
 
     def prompt_text(self, prompt: str) -> str:
         """The prompt as plain text, for models without a chat template."""
-        text = "\n\n".join([*([self.system_prompt] if self.system_prompt else []), dialogues.plain(prompt), ""])
+        text = "\n\n".join(
+            [*([self.system_prompt] if self.system_prompt else []), dialogues.plain(prompt), ""]
+        )
         return text + "Assistant: " if len(dialogues.messages(prompt)) > 1 else text
 
     def completion_ids(self, completion: str) -> list[int]:
-        """Token ids of a completion given as text, closed by the end-of-turn token. A control token that the text spells is text."""
-        return self.tokenizer(completion, add_special_tokens=False, split_special_tokens=True)["input_ids"] + [self.stop_ids[0]]
+        """Token ids of a completion given as text, closed by the end-of-turn token. A control
+        token that the text spells is text."""
+        return self.tokenizer(completion, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ] + [self.stop_ids[0]]
 
     def check_prompts(self, prompts: list[str], room: int) -> None:
         """Raise InputError for a prompt that `refusal` finds something against."""
@@ -90,14 +100,18 @@ class Backbone:
                 raise InputError(f"prompt {prompt[:60]!r} {refusal.told}")
 
     def refusal(self, prompt: str, room: int) -> templates.Refusal | None:
-        """What stands against a prompt: that it does not leave `room` tokens of context, or spells what only the template may write."""
+        """What stands against a prompt: that it does not leave `room` tokens of context, or
+        spells what only the template may write."""
         spelt = self.guard.spelt(dialogues.messages(prompt))
         if spelt:
             text = f"holds the model's {spelt}"
             return templates.Refusal(text, text)
         length = len(self.prompt_ids(prompt))
         if length + room > self.context:
-            more = f"with max_new_tokens {room} that is more than the model's context of {self.context}"
+            more = (
+                f"with max_new_tokens {room} that is more than the model's context of"
+                f" {self.context}"
+            )
             return templates.Refusal(f"has {length} tokens; {more}", f"is too long; {more}")
         return None
 
@@ -107,11 +121,18 @@ class Backbone:
         return templates.Guard(self.tokenizer)
 
     def add_adapter(self, name: str, lora: Lora, task: str = "CAUSAL_LM", seed: int = 0) -> None:
-        """Add a fresh adapter under `name`, replacing one of that name, and put it in use. New adapters change nothing yet."""
+        """Add a fresh adapter under `name`, replacing one of that name, and put it in use. New
+        adapters change nothing yet."""
         import torch
         from peft import LoraConfig, get_peft_model
 
-        config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules="all-linear", task_type=task)
+        config = LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules="all-linear",
+            task_type=task,
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.drop_adapter(name)
@@ -122,7 +143,8 @@ class Backbone:
         self.use(name)
 
     def load_adapter(self, name: str, folder: Path) -> None:
-        """Put a saved adapter on the backbone as `name`, replacing one of that name. It is not put in use."""
+        """Put a saved adapter on the backbone as `name`, replacing one of that name. It is not
+        put in use."""
         from peft import PeftModel
 
         self.drop_adapter(name)
@@ -133,13 +155,19 @@ class Backbone:
         self.use(None)
 
     def save_adapter(self, name: str, folder: Path) -> None:
-        """Write an adapter as safetensors and its configuration into `folder`, file by file whole, the weights last."""
+        """Write an adapter as safetensors and its configuration into `folder`, file by file
+        whole, the weights last."""
         kept = set()
         with files.writing(folder), files.scratch(folder.parent, folder.name) as scratch:
             folder.mkdir(parents=True, exist_ok=True)
             self.peft.save_pretrained(scratch, selected_adapters=[name], safe_serialization=True)
-            saved = scratch / name if (scratch / name).is_dir() else scratch  # PEFT puts the adapter called default at the top, all others below
-            for file in sorted((file for file in saved.iterdir() if file.is_file()), key=lambda file: file.suffix == ".safetensors"):
+            saved = (
+                scratch / name if (scratch / name).is_dir() else scratch
+            )  # PEFT puts the adapter called default at the top, all others below
+            for file in sorted(
+                (file for file in saved.iterdir() if file.is_file()),
+                key=lambda file: file.suffix == ".safetensors",
+            ):
                 with files.atomic(folder / file.name) as target:
                     file.rename(target)
                 kept.add(file.name)
@@ -148,7 +176,8 @@ class Backbone:
                 file.unlink()
 
     def drop_adapter(self, name: str) -> None:
-        """Forget an adapter; unknown names are ignored. If it was in use, the reference is in use afterwards."""
+        """Forget an adapter; unknown names are ignored. If it was in use, the reference is in use
+        afterwards."""
         if self.peft is None or name not in self.peft.peft_config:
             return
         before = self.active
@@ -160,7 +189,8 @@ class Backbone:
         self.use(None if before == name else before)
 
     def use(self, name: str | None) -> None:
-        """Switch to adapter `name`, or to the bare backbone with None, in eval mode. No weights are copied."""
+        """Switch to adapter `name`, or to the bare backbone with None, in eval mode. No weights
+        are copied."""
         self.causal.eval()
         if self.peft is None:
             if name is not None:
@@ -171,14 +201,17 @@ class Backbone:
             self.peft.base_model.disable_adapter_layers()
         else:
             if name not in self.peft.peft_config:
-                raise InputError(f"backbone has no adapter {name!r} (it has: {', '.join(self.peft.peft_config)})")
+                raise InputError(
+                    f"backbone has no adapter {name!r} (it has: {', '.join(self.peft.peft_config)})"
+                )
             self.peft.base_model.enable_adapter_layers()
             self.peft.set_adapter(name)
         self.active = name
 
     @contextlib.contextmanager
     def using(self, name: str | None) -> Iterator[None]:
-        """Use adapter `name` (None: the reference) inside the block, in eval mode, then go back to the one before."""
+        """Use adapter `name` (None: the reference) inside the block, in eval mode, then go back
+        to the one before."""
         before = self.active
         self.use(name)
         try:

@@ -1,6 +1,7 @@
-"""Models from where they lie: an embedded asset, a local folder or a hub id becomes a frozen, quantised model.
+"""Models from where they lie: an embedded asset, a local folder or a hub id becomes a frozen,
+quantised model.
 
-    backbone = load_backbone(params.model)
+backbone = load_backbone(params.model)
 """
 
 from __future__ import annotations
@@ -23,27 +24,33 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-
 def load_backbone(model: Model) -> Backbone:
-    """Load the backbone of a run: an embedded asset, a local folder or a hub id, quantised as asked.
+    """Load the backbone of a run: an embedded asset, a local folder or a hub id, quantised as
+    asked.
 
-    Raises InputError when the source cannot be found, when it needs code of its own, or when a package, a GPU or a template is missing.
-    """
+    Raises InputError when the source cannot be found, when it needs code of its own, or when a
+    package, a GPU or a template is missing."""
     from transformers import AutoModelForCausalLM
 
     common = loading_options(model, "model.source", model.source)
     tokenizer = _settled_tokenizer(model)
-    causal, _ = load_weights(AutoModelForCausalLM, "model.source", model.source, revision=model.revision, **common)
+    causal, _ = load_weights(
+        AutoModelForCausalLM, "model.source", model.source, revision=model.revision, **common
+    )
     backbone = Backbone(causal, tokenizer, model.system_prompt, model=model)
     if not backbone.stop_ids:
-        raise InputError(f"model.source {model.source!r}: neither tokenizer nor generation config names an end token: no completion could end")
+        raise InputError(
+            f"model.source {model.source!r}: neither tokenizer nor generation config names an end"
+            " token: no completion could end"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = backbone.stop_ids[0]
     return backbone
 
 
 def load_reader(model: Model) -> Backbone:
-    """The backbone of a run without its weights (torch's meta device): enough to say which prompts it can read. Raises InputError."""
+    """The backbone of a run without its weights (torch's meta device): enough to say which
+    prompts it can read. Raises InputError."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -59,8 +66,11 @@ def _settled_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def loading_options(model: Model, key: str, source: str, skip: list[str] | None = None) -> dict[str, Any]:
-    """What `from_pretrained` is told about device, compute type, quantisation and attention. skip: modules left unquantised."""
+def loading_options(
+    model: Model, key: str, source: str, skip: list[str] | None = None
+) -> dict[str, Any]:
+    """What `from_pretrained` is told about device, compute type, quantisation and attention.
+    skip: modules left unquantised."""
     import torch
     from transformers.utils import logging as transformers_logging
 
@@ -70,37 +80,64 @@ def loading_options(model: Model, key: str, source: str, skip: list[str] | None 
     dtype = _dtype(model.dtype, device)
     _check_attention(model, device, dtype, key, source)
     attention = {} if model.attention == "auto" else {"attn_implementation": model.attention}
-    place = torch.cuda.current_device() if device == "cuda" else device  # a number: each process of a launch has a GPU of its own
-    return {"dtype": dtype, "device_map": {"": place}, "quantization_config": _quantisation(model.quantisation, dtype, skip),
-            "trust_remote_code": model.trust_remote_code, **attention}
+    place = (
+        torch.cuda.current_device() if device == "cuda" else device
+    )  # a number: each process of a launch has a GPU of its own
+    return {
+        "dtype": dtype,
+        "device_map": {"": place},
+        "quantization_config": _quantisation(model.quantisation, dtype, skip),
+        "trust_remote_code": model.trust_remote_code,
+        **attention,
+    }
 
 
-def load_tokenizer(model: Model, key: str, source: str, revision: str | None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a hub id, local folder or embedded asset. Raises InputError that calls it `key`."""
+def load_tokenizer(
+    model: Model, key: str, source: str, revision: str | None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a hub id, local folder or embedded asset. Raises InputError that calls it
+    `key`."""
     from transformers import AutoTokenizer
 
-    return _found(AutoTokenizer.from_pretrained, key, source, revision=revision, trust_remote_code=model.trust_remote_code)
+    return _found(
+        AutoTokenizer.from_pretrained,
+        key,
+        source,
+        revision=revision,
+        trust_remote_code=model.trust_remote_code,
+    )
 
 
 def load_config(model: Model, key: str, source: str, revision: str | None) -> Any:
-    """The configuration of a hub id, local folder or embedded asset. Raises InputError that calls it `key`."""
+    """The configuration of a hub id, local folder or embedded asset. Raises InputError that calls
+    it `key`."""
     from transformers import AutoConfig
 
-    return _found(AutoConfig.from_pretrained, key, source, revision=revision, trust_remote_code=model.trust_remote_code)
+    return _found(
+        AutoConfig.from_pretrained,
+        key,
+        source,
+        revision=revision,
+        trust_remote_code=model.trust_remote_code,
+    )
 
 
 def load_weights(kind: Any, key: str, source: str, **told: Any) -> tuple[Any, Any]:
-    """A frozen model of transformers' class `kind`, from safetensors alone, and transformers' report of what was missing. Raises InputError
-    that calls it `key`."""
+    """A frozen model of transformers' class `kind`, from safetensors alone, and transformers'
+    report of what was missing. Raises InputError that calls it `key`."""
     import torch
 
-    model, report = _found(kind.from_pretrained, key, source, use_safetensors=True, output_loading_info=True, **told)
+    model, report = _found(
+        kind.from_pretrained, key, source, use_safetensors=True, output_loading_info=True, **told
+    )
     if told["dtype"] == torch.float32:
         _keep_float32(model)
     return model.eval().requires_grad_(False), report
 
 
-def _found(load: Callable[..., Any], key: str, source: str, revision: str | None, **told: Any) -> Any:
+def _found(
+    load: Callable[..., Any], key: str, source: str, revision: str | None, **told: Any
+) -> Any:
     try:
         return load(resolved(source, key), **({"revision": revision} if revision else {}), **told)
     except InputError:
@@ -108,15 +145,21 @@ def _found(load: Callable[..., Any], key: str, source: str, revision: str | None
     except (OSError, ValueError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         if "trust_remote_code" in str(error):
-            raise InputError(f"{key} {source!r} brings program code of its own, which is not run unless model.trust_remote_code is true: "
-                             "set it only after reading that code") from error
+            raise InputError(
+                f"{key} {source!r} brings program code of its own, which is not run unless"
+                " model.trust_remote_code is true: set it only after reading that code"
+            ) from error
         if isinstance(error, OSError):
-            raise InputError(f"{key} {source!r}: no such embedded model, local folder or reachable hub id ({first})") from error
+            raise InputError(
+                f"{key} {source!r}: no such embedded model, local folder or reachable hub id"
+                f" ({first})"
+            ) from error
         raise InputError(f"{key} {source!r} cannot be loaded: {first}") from error
 
 
 def free_memory() -> None:
-    """Let go of models that nobody holds any more, also where their parts hold each other, and hand a GPU's free blocks back."""
+    """Let go of models that nobody holds any more, also where their parts hold each other, and
+    hand a GPU's free blocks back."""
     import torch
 
     gc.collect()
@@ -129,7 +172,9 @@ def pick_device(wanted: str) -> str:
     import torch
 
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise InputError("model.device: found 'cuda', but this machine shows no GPU: use 'auto' or 'cpu'")
+        raise InputError(
+            "model.device: found 'cuda', but this machine shows no GPU: use 'auto' or 'cpu'"
+        )
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return wanted
@@ -138,32 +183,43 @@ def pick_device(wanted: str) -> str:
 def _keep_float32(model: PreTrainedModel) -> None:
     """Compute in float32 where float32 was asked for.
 
-    On CPUs with bfloat16 instructions bitsandbytes 0.50 runs 4-bit layers through a bfloat16 kernel whatever the compute
-    type says. It is 1.4 times as fast, and the log-probability of one completion then differs by 0.3 between decoding and
-    re-scoring, and between machines; in float32 they agree to 5e-5. `model.dtype: bfloat16` takes the fast kernel.
-    """
+    On CPUs with bfloat16 instructions bitsandbytes 0.50 runs 4-bit layers through a bfloat16
+    kernel whatever the compute type says. It is 1.4 times as fast, and the log-probability of one
+    completion then differs by 0.3 between decoding and re-scoring, and between machines; in
+    float32 they agree to 5e-5. `model.dtype: bfloat16` takes the fast kernel."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
 def _check_attention(model: Model, device: str, dtype: torch.dtype, key: str, source: str) -> None:
-    """Raise InputError for an attention that is not installed, does not run here, or would change what the model computes."""
+    """Raise InputError for an attention that is not installed, does not run here, or would change
+    what the model computes."""
     import torch
 
     if model.attention == "flash_attention_2":
         if importlib.util.find_spec("flash_attn") is None:
-            raise InputError("model.attention: found 'flash_attention_2', which needs the package flash-attn: install it, or use 'auto'")
+            raise InputError(
+                "model.attention: found 'flash_attention_2', which needs the package flash-attn:"
+                " install it, or use 'auto'"
+            )
         if device == "cpu" or dtype == torch.float32:
-            raise InputError("model.attention: found 'flash_attention_2', which runs on a GPU in bfloat16 or float16: use 'auto'")
+            raise InputError(
+                "model.attention: found 'flash_attention_2', which runs on a GPU in bfloat16 or"
+                " float16: use 'auto'"
+            )
     if model.attention == "sdpa":
         config = load_config(model, key, source, None if key != "model.source" else model.revision)
         if getattr(config.get_text_config(), "attn_logit_softcapping", None):
-            raise InputError(f"model.attention: found 'sdpa', which leaves out the soft-capping of {source!r}: use 'auto' or 'eager'")
+            raise InputError(
+                f"model.attention: found 'sdpa', which leaves out the soft-capping of {source!r}:"
+                " use 'auto' or 'eager'"
+            )
 
 
 def resolved(source: str, key: str) -> str:
-    """The folder of an embedded asset or local model, or the hub id as it is. Raises InputError that calls it `key`."""
+    """The folder of an embedded asset or local model, or the hub id as it is. Raises InputError
+    that calls it `key`."""
     if source in assets.ASSETS:
         return str(assets.asset_path(source))
     folder = places.user_path(source)
@@ -175,18 +231,27 @@ def resolved(source: str, key: str) -> str:
 def _dtype(name: str, device: str) -> torch.dtype:
     import torch
 
-    return getattr(torch, {"cpu": "float32", "cuda": "bfloat16"}[device] if name == "auto" else name)
+    return getattr(
+        torch, {"cpu": "float32", "cuda": "bfloat16"}[device] if name == "auto" else name
+    )
 
 
 def _quantisation(kind: str, dtype: torch.dtype, skip: list[str] | None = None):
     if kind == "none":
         return None
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError(f"model.quantisation: found {kind!r}, which needs the package bitsandbytes: install it, or use 'none'")
+        raise InputError(
+            f"model.quantisation: found {kind!r}, which needs the package bitsandbytes: install it,"
+            " or use 'none'"
+        )
     from transformers import BitsAndBytesConfig
 
     if kind == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=skip)
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=skip,
+    )

@@ -1,4 +1,5 @@
-"""What is wrong with a parameter file, in one sentence a user can act on: a pydantic error goes in, words come out."""
+"""What is wrong with a parameter file, in one sentence a user can act on: a pydantic error goes
+in, words come out."""
 
 from __future__ import annotations
 
@@ -12,10 +13,14 @@ from pydantic import BaseModel
 
 
 def sentence(error: dict, root: type[BaseModel], mechanisms: dict[str, type[BaseModel]]) -> str:
-    """One pydantic error in words: the dotted key, what was found, what was expected. root: the model that was validated; mechanisms: the
-    members of the union under `bias`, by kind."""
+    """One pydantic error in words: the dotted key, what was found, what was expected. root: the
+    model that was validated; mechanisms: the members of the union under `bias`, by kind."""
     # Pydantic names the branch of a union; the user's file has no such key.
-    where = ".".join(str(part) for i, part in enumerate(error["loc"]) if not (part in mechanisms and i and isinstance(error["loc"][i - 1], int)))
+    where = ".".join(
+        str(part)
+        for i, part in enumerate(error["loc"])
+        if not (part in mechanisms and i and isinstance(error["loc"][i - 1], int))
+    )
     found = error.get("input")
     if error["type"] == "extra_forbidden":
         valid = _siblings(error["loc"], root, mechanisms)
@@ -30,11 +35,15 @@ def sentence(error: dict, root: type[BaseModel], mechanisms: dict[str, type[Base
         return f"{where}: missing"
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     shown = json.dumps(found, default=str)
-    return f"{where or 'parameters'}: found {shown if len(shown) < 80 else shown[:77] + '...'}, {message[0].lower() + message[1:]}"
+    return (
+        f"{where or 'parameters'}: found {shown if len(shown) < 80 else shown[:77] + '...'},"
+        f" {message[0].lower() + message[1:]}"
+    )
 
 
 def _as_number(text: str) -> str:
-    """How to write a number so that YAML reads it as one; nothing where the text is no finite number."""
+    """How to write a number so that YAML reads it as one; nothing where the text is no finite
+    number."""
     parts = re.fullmatch(r"([+-]?\d+)(\.\d+)?(?:[eE]([+-]?)(\d+))?", text.strip())
     if not parts or not math.isfinite(float(text)):
         return ""
@@ -44,7 +53,9 @@ def _as_number(text: str) -> str:
     return f" (write {whole}{fraction or '.0'}e{sign or '+'}{exponent})"
 
 
-def _siblings(loc: tuple, root: type[BaseModel], mechanisms: dict[str, type[BaseModel]]) -> list[str]:
+def _siblings(
+    loc: tuple, root: type[BaseModel], mechanisms: dict[str, type[BaseModel]]
+) -> list[str]:
     """The keys that stand where the unknown one was found."""
     block: Any = root
     for part in loc[:-1]:
@@ -54,4 +65,6 @@ def _siblings(loc: tuple, root: type[BaseModel], mechanisms: dict[str, type[Base
             block = list
         elif isinstance(block, type) and issubclass(block, BaseModel):
             block = block.model_fields[part].annotation
-    return list(block.model_fields) if isinstance(block, type) and issubclass(block, BaseModel) else []
+    return (
+        list(block.model_fields) if isinstance(block, type) and issubclass(block, BaseModel) else []
+    )

@@ -3,8 +3,8 @@
     params = load("params/quickstart.yaml")
     params.sampling.n
 
-Bad input raises InputError: one sentence that names the file, the key, what was found and what was expected.
-"""
+Bad input raises InputError: one sentence that names the file, the key, what was found and what
+was expected."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def load(path: str | Path) -> Params:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file as a plain mapping; keys given twice, aliases and tags are refused. Raises InputError."""
+    """A YAML file as a plain mapping; keys given twice, aliases and tags are refused. Raises
+    InputError."""
     path = Path(path)
     try:
         with open(path, encoding="utf-8") as file:
@@ -43,7 +44,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise InputError(f"parameter file {path} is longer than {_LONGEST_FILE} characters")
     try:
         values = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, ValueError) as error:  # a whole number of thousands of digits is a ValueError
+    except (
+        yaml.YAMLError,
+        ValueError,
+    ) as error:  # a whole number of thousands of digits is a ValueError
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise InputError(f"{path} is not valid YAML: nested too deeply") from error
@@ -53,28 +57,48 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def from_notebook(namespace: dict[str, Any]) -> Params:
-    """Validate the variables that a notebook's parameter cells set (its own defaults, then what Papermill injected).
+    """Validate the variables that a notebook's parameter cells set (its own defaults, then what
+    Papermill injected).
 
-    Those cells start with the word `# Parameters`, which is how Papermill heads its own. Where Papermill injected a whole run
-    (it sets `run`), only that counts, so that `papermill -f mine.yaml` and `shfcas run mine.yaml` mean the same. A name in them that is no
-    parameter is an error here, where Papermill alone would only warn. Where the kernel keeps no history of cells (nbval),
-    the variables of the parameters' names are taken as they are.
-    """
+    Those cells start with the word `# Parameters`, which is how Papermill heads its own. Where
+    Papermill injected a whole run (it sets `run`), only that counts, so that `papermill -f
+    mine.yaml` and `shfcas run mine.yaml` mean the same. A name in them that is no parameter is an
+    error here, where Papermill alone would only warn. Where the kernel keeps no history of cells
+    (nbval), the variables of the parameters' names are taken as they are."""
     cells = [source for source in namespace.get("In", []) if source.startswith("# Parameters")]
-    whole = [source for source in cells if source.startswith("# Parameters\n") and re.search(r"^run = ", source, re.MULTILINE)]
+    whole = [
+        source
+        for source in cells
+        if source.startswith("# Parameters\n") and re.search(r"^run = ", source, re.MULTILINE)
+    ]
     cells = whole or cells
-    values: dict[str, Any] = {} if cells else {name: namespace[name] for name in Params.model_fields if name in namespace}
+    values: dict[str, Any] = (
+        {}
+        if cells
+        else {name: namespace[name] for name in Params.model_fields if name in namespace}
+    )
     for source in cells:
         for node in ast.parse(source).body:
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-            values |= {t.id: _value(node.value, namespace.get(t.id)) for t in targets if isinstance(t, ast.Name)}
+            targets = (
+                node.targets
+                if isinstance(node, ast.Assign)
+                else [node.target]
+                if isinstance(node, ast.AnnAssign)
+                else []
+            )
+            values |= {
+                t.id: _value(node.value, namespace.get(t.id))
+                for t in targets
+                if isinstance(t, ast.Name)
+            }
     if not values:
         raise InputError("the notebook's parameter cell has not been run: run it first")
     return check(values, "the notebook's parameters")
 
 
 def _value(node: ast.expr, otherwise: Any) -> Any:
-    """What the cell says where it says it literally: later cells may use the same name for something else."""
+    """What the cell says where it says it literally: later cells may use the same name for
+    something else."""
     try:
         return ast.literal_eval(node)
     except ValueError:
@@ -86,7 +110,8 @@ def check(values: dict[str, Any], origin: str) -> Params:
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        # A misspelt key shows up twice, as an unknown and as a missing one: the first says what to do.
+        # A misspelt key shows up twice, as an unknown and as a missing one: the first says what
+        # to do.
         errors = sorted(error.errors(), key=lambda e: e["type"] == "missing")
         raise InputError(f"{origin}: {problems.sentence(errors[0], Params, MECHANISMS)}") from error
 
@@ -94,7 +119,9 @@ def check(values: dict[str, Any], origin: str) -> Params:
 def fingerprint(*parts: Any) -> str:
     """Sixteen hex digits that change when any of the parts (blocks or plain data) changes."""
     plain = [part.model_dump() if isinstance(part, BaseModel) else part for part in parts]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=_dump).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=_dump).encode()).hexdigest()[
+        :16
+    ]
 
 
 def _dump(value: Any) -> Any:
@@ -111,7 +138,11 @@ def _keys(block: type[BaseModel], prefix: str):
         if isinstance(field.annotation, type) and issubclass(field.annotation, Block):
             yield from _keys(field.annotation, f"{prefix}{name}.")
         else:
-            default = "(required)" if field.is_required() else json.dumps(field.get_default(), default=_dump)
+            default = (
+                "(required)"
+                if field.is_required()
+                else json.dumps(field.get_default(), default=_dump)
+            )
             yield prefix + name, default, field.description or ""
             if name == "bias":
                 for kind, mechanism in MECHANISMS.items():
@@ -121,7 +152,8 @@ def _keys(block: type[BaseModel], prefix: str):
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice and aliases (which can make a small file explode)."""
+    """SafeLoader that refuses a key given twice and aliases (which can make a small file
+    explode)."""
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):

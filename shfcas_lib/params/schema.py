@@ -1,7 +1,7 @@
 """A run's parameters as typed, frozen blocks. Every key has a default and a description.
 
-Blocks are strict: a number that YAML read as text is an error, not a guess. `reading` makes one of a YAML file.
-"""
+Blocks are strict: a number that YAML read as text is an error, not a guess. `reading` makes one
+of a YAML file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class Block(BaseModel):
     """A group of parameters. Strict: a number that YAML read as text is an error, not a guess."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True
+    )
 
 
 Unit = Annotated[float, Field(ge=0, le=1)]
@@ -23,59 +25,125 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Model(Block):
-    source: str = Field("smollm2-135m-instruct", description="embedded model, hub id, or local folder")
+    source: str = Field(
+        "smollm2-135m-instruct", description="embedded model, hub id, or local folder"
+    )
     revision: str | None = Field(None, description="hub revision to pin")
-    quantisation: Literal["nf4", "int8", "none"] = Field("nf4", description="bitsandbytes quantisation of the backbone")
+    quantisation: Literal["nf4", "int8", "none"] = Field(
+        "nf4", description="bitsandbytes quantisation of the backbone"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="compute type; auto is float32 on a CPU and bfloat16 on a GPU")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
+        "auto", description="compute type; auto is float32 on a CPU and bfloat16 on a GPU"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto takes a GPU where there is one"
+    )
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
-        "auto", description="attention kernel; auto: what transformers picks for the model")
+        "auto", description="attention kernel; auto: what transformers picks for the model"
+    )
     template: Literal["auto", "chat", "plain"] = Field(
-        "auto", description="how a prompt is put: chat: the model's chat template; plain: text; auto: chat where there is a template")
-    trust_remote_code: bool = Field(False, description="run program code that comes with the model; only after reading it")
-    system_prompt: str = Field("", description="system message before every prompt; empty: the model's own default")
+        "auto",
+        description=(
+            "how a prompt is put: chat: the model's chat template; plain: text; auto: chat where"
+            " there is a template"
+        ),
+    )
+    trust_remote_code: bool = Field(
+        False, description="run program code that comes with the model; only after reading it"
+    )
+    system_prompt: str = Field(
+        "", description="system message before every prompt; empty: the model's own default"
+    )
 
 
-Recipe = Literal["pku-saferlhf", "hh-rlhf", "ultrafeedback", "helpsteer2", "helpsteer3", "do-not-answer", "xstest"]
+Recipe = Literal[
+    "pku-saferlhf",
+    "hh-rlhf",
+    "ultrafeedback",
+    "helpsteer2",
+    "helpsteer3",
+    "do-not-answer",
+    "xstest",
+]
 
 
 class Columns(Block):
     """What the columns of a data set are called. null: the data has no such column."""
 
-    prompt: str | None = Field("prompt", description="text or messages; not in the data: what the two answers share at their start")
+    prompt: str | None = Field(
+        "prompt",
+        description="text or messages; not in the data: what the two answers share at their start",
+    )
     chosen: str | None = Field("chosen", description="the preferred answer, text or messages")
     rejected: str | None = Field("rejected", description="the other answer")
-    first: str | None = Field(None, description="instead of chosen and rejected: one answer, with first or second preferred row by row")
+    first: str | None = Field(
+        None,
+        description=(
+            "instead of chosen and rejected: one answer, with first or second preferred row by row"
+        ),
+    )
     second: str | None = Field(None, description="the other answer")
-    label: str | None = Field("label", description="1: first (or chosen) is preferred, 0: second, 0.5: a tie")
-    better: str | None = Field(None, description="0, first or a: first is preferred; 1, second or b: second; tie: a tie")
-    preference: str | None = Field(None, description="a number: below zero first is preferred, above zero second, zero is a tie")
-    rating_first: str | None = Field(None, description="a number for first (or chosen); the higher is preferred, equal ones tie")
+    label: str | None = Field(
+        "label", description="1: first (or chosen) is preferred, 0: second, 0.5: a tie"
+    )
+    better: str | None = Field(
+        None, description="0, first or a: first is preferred; 1, second or b: second; tie: a tie"
+    )
+    preference: str | None = Field(
+        None,
+        description="a number: below zero first is preferred, above zero second, zero is a tie",
+    )
+    rating_first: str | None = Field(
+        None, description="a number for first (or chosen); the higher is preferred, equal ones tie"
+    )
     rating_second: str | None = Field(None, description="a number for second (or rejected)")
-    category: str | list[str] | None = Field("category", description="what a prompt is about; several columns are joined")
-    harmful: str | None = Field("harmful", description="true or false: should the request be declined?")
+    category: str | list[str] | None = Field(
+        "category", description="what a prompt is about; several columns are joined"
+    )
+    harmful: str | None = Field(
+        "harmful", description="true or false: should the request be declined?"
+    )
 
 
 class Rows(Block):
-    """Where rows come from and how their columns are read. A recipe sets all of it for a published data set; keys given beside it win."""
+    """Where rows come from and how their columns are read. A recipe sets all of it for a
+    published data set; keys given beside it win."""
 
-    file: str | None = Field(None, description="a file of yours (jsonl, jsonl.gz, parquet, csv), or a folder that save_to_disk wrote")
-    source: str | None = Field(None, description="a hub id instead of a file, or a local folder laid out like one")
+    file: str | None = Field(
+        None,
+        description=(
+            "a file of yours (jsonl, jsonl.gz, parquet, csv), or a folder that save_to_disk wrote"
+        ),
+    )
+    source: str | None = Field(
+        None, description="a hub id instead of a file, or a local folder laid out like one"
+    )
     config: str | None = Field(None, description="source: its configuration")
-    data_dir: str | list[str] | None = Field(None, description="source: a folder in it, or several, read one after the other")
+    data_dir: str | list[str] | None = Field(
+        None, description="source: a folder in it, or several, read one after the other"
+    )
     split: str | None = Field(None, description="source, or a saved folder: its split; null: train")
     revision: str | None = Field(None, description="source: commit or tag to pin")
-    recipe: Recipe | None = Field(None, description="a published data set that this library knows: where it is and how to read it")
+    recipe: Recipe | None = Field(
+        None,
+        description="a published data set that this library knows: where it is and how to read it",
+    )
     columns: Columns = Columns()
     bad_rows: Literal["auto", "stop", "drop"] = Field(
-        "auto", description="rows that cannot be used (empty or equal answers; prompts that a model cannot read): stop at the first, or drop; auto: drop with a recipe")
+        "auto",
+        description=(
+            "rows that cannot be used (empty or equal answers; prompts that a model cannot read):"
+            " stop at the first, or drop; auto: drop with a recipe"
+        ),
+    )
 
     @model_validator(mode="after")
     def _one_place(self) -> Rows:
         if self.file and self.source:
             raise ValueError("file and source are both set: a data set comes from one of them")
-        beside = [key for key in ("config", "data_dir", "revision") if getattr(self, key) is not None]
+        beside = [
+            key for key in ("config", "data_dir", "revision") if getattr(self, key) is not None
+        ]
         if beside and not (self.source or self.recipe):
             raise ValueError(f"{beside[0]} belongs to a source, and there is none")
         return self
@@ -87,14 +155,28 @@ class Rows(Block):
 
 
 class Prompts(Rows):
-    n: Count | None = Field(None, description="how many prompts to take, evenly over categories; null: all")
+    n: Count | None = Field(
+        None, description="how many prompts to take, evenly over categories; null: all"
+    )
     categories: list[str] | None = Field(
-        None, description="keep only these categories; null: all. Where a row has several, the one that stands first here counts")
+        None,
+        description=(
+            "keep only these categories; null: all. Where a row has several, the one that stands"
+            " first here counts"
+        ),
+    )
 
 
 class Preferences(Rows):
-    n: Count | None = Field(None, description="how many pairs of your own to take, evenly over categories, by the seed; null: all")
-    per_prompt: Count = Field(8, description="pairs drawn per training prompt when the preferences are built from samples")
+    n: Count | None = Field(
+        None,
+        description=(
+            "how many pairs of your own to take, evenly over categories, by the seed; null: all"
+        ),
+    )
+    per_prompt: Count = Field(
+        8, description="pairs drawn per training prompt when the preferences are built from samples"
+    )
 
 
 class Split(Block):
@@ -111,13 +193,22 @@ class Split(Block):
 
 class Sampling(Block):
     n: Annotated[int, Field(ge=2)] = Field(8, description="completions per prompt (N)")
-    temperature: Positive = Field(0.7, description="sampling temperature; logp is always that of temperature 1")
+    temperature: Positive = Field(
+        0.7, description="sampling temperature; logp is always that of temperature 1"
+    )
     top_k: Annotated[int, Field(ge=0)] = Field(0, description="0: off")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="1: off")
     max_new_tokens: Count = Field(48, description="longest completion, in tokens")
-    batch_size: Count = Field(128, description="completions decoded at once; never changes what is sampled")
+    batch_size: Count = Field(
+        128, description="completions decoded at once; never changes what is sampled"
+    )
     engine: Literal["backbone", "vllm"] = Field(
-        "backbone", description="what writes the base policy's completions; vllm needs vLLM in an environment of its own (docs/models.md)")
+        "backbone",
+        description=(
+            "what writes the base policy's completions; vllm needs vLLM in an environment of its"
+            " own (docs/models.md)"
+        ),
+    )
 
 
 class Noise(Block):
@@ -127,13 +218,21 @@ class Noise(Block):
 
 class Attribute(Block):
     kind: Literal["attribute"]
-    attribute: str = Field(description="length, compliance, flattery, markdown, keyword:WORD, or your own module:function")
-    strength: Unit = Field(description="probability that the annotator follows the attribute instead of quality (s)")
+    attribute: str = Field(
+        description=(
+            "length, compliance, flattery, markdown, keyword:WORD, or your own module:function"
+        )
+    )
+    strength: Unit = Field(
+        description="probability that the annotator follows the attribute instead of quality (s)"
+    )
 
 
 class Coverage(Block):
     kind: Literal["coverage"]
-    absent: list[str] = Field(description="categories whose preferences are missing from the proxy's training data")
+    absent: list[str] = Field(
+        description="categories whose preferences are missing from the proxy's training data"
+    )
 
 
 MECHANISMS: dict[str, type[Block]] = {"noise": Noise, "attribute": Attribute, "coverage": Coverage}
@@ -143,33 +242,58 @@ Mechanism = Annotated[Noise | Attribute | Coverage, Field(discriminator="kind")]
 class Lora(Block):
     r: Count = Field(8, description="rank")
     alpha: Count = Field(32, description="scale numerator")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="dropout on the adapter's input")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="dropout on the adapter's input"
+    )
 
 
 class Classifier(Block):
-    """How a published reward model (sequence classification) is read. Device, compute type and quantisation are the backbone's."""
+    """How a published reward model (sequence classification) is read. Device, compute type and
+    quantisation are the backbone's."""
 
     revision: str | None = Field(None, description="hub revision to pin")
-    label: int | str | None = Field(None, description="which output, by number or name, where the model has several")
-    cost: bool = Field(False, description="the model gives a cost, lower is better: its sign is turned")
+    label: int | str | None = Field(
+        None, description="which output, by number or name, where the model has several"
+    )
+    cost: bool = Field(
+        False, description="the model gives a cost, lower is better: its sign is turned"
+    )
     text: str | None = Field(
-        None, description="how it is shown a completion, with {prompt} and {completion}; null: its chat template, else an empty line between")
-    batch_size: Count = Field(16, description="completions scored at once; never changes the scores but for rounding")
+        None,
+        description=(
+            "how it is shown a completion, with {prompt} and {completion}; null: its chat template,"
+            " else an empty line between"
+        ),
+    )
+    batch_size: Count = Field(
+        16, description="completions scored at once; never changes the scores but for rounding"
+    )
 
     @model_validator(mode="after")
     def _shows_both(self) -> Classifier:
-        if self.text is not None and any(self.text.count(name) != 1 for name in ("{prompt}", "{completion}")):
+        if self.text is not None and any(
+            self.text.count(name) != 1 for name in ("{prompt}", "{completion}")
+        ):
             raise ValueError("text must hold {prompt} and {completion}, each once")
         return self
 
 
 class Reward(Block):
-    kind: Literal["probe", "lora"] = Field("probe", description="probe: linear head on pooled features; lora: LoRA + score head")
+    kind: Literal["probe", "lora"] = Field(
+        "probe", description="probe: linear head on pooled features; lora: LoRA + score head"
+    )
     proxy: Annotated[str, Field(pattern=r"^(trained|model:.+)$")] = Field(
-        "trained", description="trained: on the preferences, as kind says; model:ID: a published reward model, which labels correct, as kind says")
+        "trained",
+        description=(
+            "trained: on the preferences, as kind says; model:ID: a published reward model, which"
+            " labels correct, as kind says"
+        ),
+    )
     model: Classifier = Classifier()
     l2: Positive = Field(300.0, description="probe: ridge penalty on standardised features")
-    feedback_weight: Positive = Field(3.0, description="weight of one human label against one biased pair")
+    feedback_weight: Positive = Field(
+        3.0, description="weight of one human label against one biased pair"
+    )
     learning_rate: Positive = Field(1.0e-4, description="lora: learning rate")
     epochs: Count = Field(2, description="lora: passes over the pairs")
     batch_size: Count = Field(8, description="lora: pairs per step")
@@ -183,14 +307,23 @@ class Reward(Block):
 
 class Gold(Block):
     kind: str = Field(
-        "task", description="task (the task's own), relevance, safety, instructions, model:ID, your own module:function, or none: nobody knows the truth")
+        "task",
+        description=(
+            "task (the task's own), relevance, safety, instructions, model:ID, your own"
+            " module:function, or none: nobody knows the truth"
+        ),
+    )
     model: Classifier = Classifier()
 
     @model_validator(mode="after")
     def _known(self) -> Gold:
-        if not re.fullmatch(r"task|relevance|safety|instructions|none|model:.+|[\w.]+:\w+", self.kind):
+        if not re.fullmatch(
+            r"task|relevance|safety|instructions|none|model:.+|[\w.]+:\w+", self.kind
+        ):
             raise ValueError(
-                f"gold.kind: found {self.kind!r}, expected task, relevance, safety, instructions, model:ID, module:function or none")
+                f"gold.kind: found {self.kind!r}, expected task, relevance, safety, instructions,"
+                " model:ID, module:function or none"
+            )
         return self
 
     @property
@@ -204,75 +337,160 @@ class Gold(Block):
         return self.kind != "none"
 
 
-StrategyName = Literal["shf_cas", "shf_cas_threshold", "pacs", "kendall", "pacs_difference", "random", "random_prompts", "margin", "uncertainty",
-                   "bald", "d_optimal", "best_of", "low_conflict"]
+StrategyName = Literal[
+    "shf_cas",
+    "shf_cas_threshold",
+    "pacs",
+    "kendall",
+    "pacs_difference",
+    "random",
+    "random_prompts",
+    "margin",
+    "uncertainty",
+    "bald",
+    "d_optimal",
+    "best_of",
+    "low_conflict",
+]
 
 
 class Selection(Block):
     strategies: Annotated[list[StrategyName], Field(min_length=1)] = Field(
-        ["shf_cas", "random"], description="strategies compared, each with the same budget")
-    budget: Count | None = Field(120, description="comparisons in all (B); null: all that shf_cas_threshold finds")
+        ["shf_cas", "random"], description="strategies compared, each with the same budget"
+    )
+    budget: Count | None = Field(
+        120, description="comparisons in all (B); null: all that shf_cas_threshold finds"
+    )
     rounds: Count = Field(2, description="SHF-CAS rounds the budget is spread over")
-    top_share: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="budget form: share of prompts kept after ranking by K")
-    delta: Annotated[float, Field(ge=0)] = Field(1.0, description="threshold form: mean |PACS| must exceed this")
+    top_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="budget form: share of prompts kept after ranking by K"
+    )
+    delta: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="threshold form: mean |PACS| must exceed this"
+    )
     tau: Unit = Field(0.5, description="threshold form: K must reach this")
-    logp: Literal["sum", "mean"] = Field("sum", description="log-probability that conflict compares with: of the completion, or per token")
+    logp: Literal["sum", "mean"] = Field(
+        "sum",
+        description="log-probability that conflict compares with: of the completion, or per token",
+    )
     prompts: Literal["feedback", "train_and_feedback"] = Field(
-        "feedback", description="asked about: fresh prompts, or the proxy's own too, where a label replaces a biased one")
+        "feedback",
+        description=(
+            "asked about: fresh prompts, or the proxy's own too, where a label replaces a"
+            " biased one"
+        ),
+    )
 
     @model_validator(mode="after")
     def _budget_or_threshold(self) -> Selection:
         if self.budget is None and self.strategies != ["shf_cas_threshold"]:
             raise ValueError("budget may be null only where shf_cas_threshold is the one strategy")
         if self.budget is not None and self.budget < self.rounds:
-            raise ValueError(f"a budget of {self.budget} cannot be spread over {self.rounds} rounds")
+            raise ValueError(
+                f"a budget of {self.budget} cannot be spread over {self.rounds} rounds"
+            )
         if len(set(self.strategies)) < len(self.strategies):
             raise ValueError("a strategy is named twice")
         return self
 
 
 class Judge(Block):
-    """Address, model and key are no parameters: they come from the environment (SHFCAS_JUDGE_URL, _MODEL, _KEY)."""
+    """Address, model and key are no parameters: they come from the environment (SHFCAS_JUDGE_URL,
+    _MODEL, _KEY)."""
 
     criteria: Annotated[str, Field(min_length=1)] = Field(
-        "The better answer does what the request asks for, is correct, honest and complete, and is easy to follow. "
-        "Where the request asks for something harmful, the better answer declines or steers away from the harm.",
-        description="what 'better' means, in words for the judge")
-    answer_tokens: Annotated[int, Field(ge=16)] = Field(256, description="longest answer of the judge to one question, in tokens")
-    concurrency: Annotated[int, Field(ge=1, le=256)] = Field(4, description="questions under way at once; never changes the answers")
+        "The better answer does what the request asks for, is correct, honest and complete, and is"
+        " easy to follow. Where the request asks for something harmful, the better answer declines"
+        " or steers away from the harm.",
+        description="what 'better' means, in words for the judge",
+    )
+    answer_tokens: Annotated[int, Field(ge=16)] = Field(
+        256, description="longest answer of the judge to one question, in tokens"
+    )
+    concurrency: Annotated[int, Field(ge=1, le=256)] = Field(
+        4, description="questions under way at once; never changes the answers"
+    )
     timeout: Positive = Field(60.0, description="seconds until an attempt is given up")
-    retries: Annotated[int, Field(ge=0, le=20)] = Field(5, description="further attempts after 429, 5xx, a time-out or a lost connection")
-    backoff: Positive = Field(1.0, description="seconds before the second attempt, doubled each time; a Retry-After counts if it is longer")
-    max_tokens: Count | None = Field(1_000_000, description="ceiling of the run in tokens, prompts and answers together; null: none")
-    max_cost: Positive | None = Field(None, description="ceiling of the run in the currency of the prices; null: none")
-    price_in: Annotated[float, Field(ge=0)] = Field(0.0, description="price of a million prompt tokens")
-    price_out: Annotated[float, Field(ge=0)] = Field(0.0, description="price of a million answer tokens")
+    retries: Annotated[int, Field(ge=0, le=20)] = Field(
+        5, description="further attempts after 429, 5xx, a time-out or a lost connection"
+    )
+    backoff: Positive = Field(
+        1.0,
+        description=(
+            "seconds before the second attempt, doubled each time; a Retry-After counts if it is"
+            " longer"
+        ),
+    )
+    max_tokens: Count | None = Field(
+        1_000_000,
+        description="ceiling of the run in tokens, prompts and answers together; null: none",
+    )
+    max_cost: Positive | None = Field(
+        None, description="ceiling of the run in the currency of the prices; null: none"
+    )
+    price_in: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="price of a million prompt tokens"
+    )
+    price_out: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="price of a million answer tokens"
+    )
 
     @model_validator(mode="after")
     def _priced(self) -> Judge:
         if self.max_cost is not None and not self.price_in + self.price_out:
-            raise ValueError("max_cost needs price_in and price_out, the prices of a million tokens")
+            raise ValueError(
+                "max_cost needs price_in and price_out, the prices of a million tokens"
+            )
         return self
 
 
 class Feedback(Block):
     kind: Literal["gold", "replay", "person", "judge", "mixed", "team"] = Field(
-        "gold", description="gold: simulated human; replay: answers from a file; person: you, on the screen of notebook 03; judge: a language "
-                            "model; mixed: a person for the top conflicts, the judge for the rest; team: Label Studio or a spreadsheet")
-    file: str | None = Field(None, description="replay: table with prompt_id, i, j, answer (first, second, tie, both_bad or skip)")
-    people: Count = Field(1, description="person: how many people answer each comparison before the loop goes on")
-    noise: Unit = Field(0.0, description="simulated human: probability of answering the wrong way round")
-    tie_margin: Annotated[float, Field(ge=0)] = Field(0.0, description="simulated human: gold differences up to this are ties")
-    person: Literal["person", "gold", "replay", "team"] = Field("person", description="mixed: who answers the top conflicts")
-    person_share: Unit = Field(0.25, description="mixed: share of a round's comparisons, the most conflicted, that go to the person")
+        "gold",
+        description=(
+            "gold: simulated human; replay: answers from a file; person: you, on the screen of"
+            " notebook 03; judge: a language model; mixed: a person for the top conflicts, the"
+            " judge for the rest; team: Label Studio or a spreadsheet"
+        ),
+    )
+    file: str | None = Field(
+        None,
+        description=(
+            "replay: table with prompt_id, i, j, answer (first, second, tie, both_bad or skip)"
+        ),
+    )
+    people: Count = Field(
+        1, description="person: how many people answer each comparison before the loop goes on"
+    )
+    noise: Unit = Field(
+        0.0, description="simulated human: probability of answering the wrong way round"
+    )
+    tie_margin: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="simulated human: gold differences up to this are ties"
+    )
+    person: Literal["person", "gold", "replay", "team"] = Field(
+        "person", description="mixed: who answers the top conflicts"
+    )
+    person_share: Unit = Field(
+        0.25,
+        description=(
+            "mixed: share of a round's comparisons, the most conflicted, that go to the person"
+        ),
+    )
     judge: Judge = Judge()
 
 
 class Sft(Block):
-    """Supervised fine-tuning of the model before anything else, as in the paper: its result is the base policy and the reference."""
+    """Supervised fine-tuning of the model before anything else, as in the paper: its result is
+    the base policy and the reference."""
 
     answers: Literal["none", "chosen"] = Field(
-        "none", description="none: the model is the base policy; chosen: fine-tune it first on the chosen answers of preferences of your own")
+        "none",
+        description=(
+            "none: the model is the base policy; chosen: fine-tune it first on the chosen answers"
+            " of preferences of your own"
+        ),
+    )
     learning_rate: Positive = Field(2.0e-5, description="learning rate")
     epochs: Count = Field(1, description="passes over the answers")
     batch_size: Count = Field(8, description="answers per step")
@@ -281,60 +499,125 @@ class Sft(Block):
 
 class Policy(Block):
     kind: Literal["tilt", "dpo", "rso", "kto", "rloo", "grpo"] = Field(
-        "tilt", description="tilt: closed form on the pool; the others train the adapter: dpo, rso on pairs, kto on ratings, "
-                            "rloo, grpo on completions that it writes as it learns")
-    beta: Positive = Field(0.5, description="tilt, rso, rloo: strength of the KL anchor, on rewards of unit within-prompt spread")
+        "tilt",
+        description=(
+            "tilt: closed form on the pool; the others train the adapter: dpo, rso on pairs, kto on"
+            " ratings, rloo, grpo on completions that it writes as it learns"
+        ),
+    )
+    beta: Positive = Field(
+        0.5,
+        description=(
+            "tilt, rso, rloo: strength of the KL anchor, on rewards of unit within-prompt spread"
+        ),
+    )
     dpo_beta: Positive = Field(0.1, description="dpo, rso, kto, grpo: TRL's beta")
     learning_rate: Positive = Field(5.0e-4, description="trained kinds: learning rate")
     epochs: Count = Field(1, description="trained kinds: passes over the pairs, ratings or prompts")
-    batch_size: Count = Field(8, description="trained kinds: pairs, ratings or fresh completions per step")
-    pairs: Count = Field(104, description="dpo, rso: preference pairs made with the reward; kto: as many ratings, two for each pair")
-    generations: Annotated[int, Field(ge=2)] = Field(4, description="rloo, grpo: fresh completions of a prompt that are compared with each other")
-    prompts: Count | None = Field(None, description="rloo, grpo: how many prompts of the pool to train on, by the seed; null: all")
+    batch_size: Count = Field(
+        8, description="trained kinds: pairs, ratings or fresh completions per step"
+    )
+    pairs: Count = Field(
+        104,
+        description=(
+            "dpo, rso: preference pairs made with the reward; kto: as many ratings, two for each"
+            " pair"
+        ),
+    )
+    generations: Annotated[int, Field(ge=2)] = Field(
+        4, description="rloo, grpo: fresh completions of a prompt that are compared with each other"
+    )
+    prompts: Count | None = Field(
+        None,
+        description="rloo, grpo: how many prompts of the pool to train on, by the seed; null: all",
+    )
     lora: Lora = Lora()
 
     @model_validator(mode="after")
     def _whole_groups(self) -> Policy:
         if self.kind in ("rloo", "grpo") and self.batch_size % self.generations:
-            raise ValueError(f"{self.kind}: batch_size {self.batch_size} is no multiple of generations {self.generations}")
+            raise ValueError(
+                f"{self.kind}: batch_size {self.batch_size} is no multiple of generations"
+                f" {self.generations}"
+            )
         if self.kind == "kto" and self.batch_size < 2:
-            raise ValueError("kto: a batch_size of 1 has no second completion to estimate the KL with, expected 2 or more")
+            raise ValueError(
+                "kto: a batch_size of 1 has no second completion to estimate the KL with, expected"
+                " 2 or more"
+            )
         return self
 
 
 class Training(Block):
     """How adapters are trained, whichever they are."""
 
-    gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass: less memory, more time, same result")
+    gradient_checkpointing: bool = Field(
+        False,
+        description=(
+            "compute activations again in the backward pass: less memory, more time, same result"
+        ),
+    )
     optimiser: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = Field(
-        "adamw_torch", description="adamw_8bit, paged_adamw_8bit: bitsandbytes' AdamW, whose state takes a quarter of the memory; paged needs a GPU")
+        "adamw_torch",
+        description=(
+            "adamw_8bit, paged_adamw_8bit: bitsandbytes' AdamW, whose state takes a quarter of the"
+            " memory; paged needs a GPU"
+        ),
+    )
     micro_batch: Count | None = Field(
-        None, description="pairs or sequences that go through the model at once, gradients being summed up to batch_size; null: rewards all, policies up to 4")
-    checkpoint_every: Count | None = Field(None, description="steps between checkpoints that a killed training goes on from; null: none")
+        None,
+        description=(
+            "pairs or sequences that go through the model at once, gradients being summed up to"
+            " batch_size; null: rewards all, policies up to 4"
+        ),
+    )
+    checkpoint_every: Count | None = Field(
+        None,
+        description="steps between checkpoints that a killed training goes on from; null: none",
+    )
 
 
 class Evaluation(Block):
-    bootstrap: Annotated[int, Field(ge=100)] = Field(4000, description="resamples behind every interval")
+    bootstrap: Annotated[int, Field(ge=100)] = Field(
+        4000, description="resamples behind every interval"
+    )
     replicates: Annotated[int, Field(ge=0)] = Field(
-        20, description="extra seeds (split, bias, fit, selection) on the same completions; probe and tilt only")
+        20,
+        description=(
+            "extra seeds (split, bias, fit, selection) on the same completions; probe and tilt only"
+        ),
+    )
     answers: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="completions that a trained policy writes for each evaluation prompt; null: sampling.n")
+        None,
+        description=(
+            "completions that a trained policy writes for each evaluation prompt; null: sampling.n"
+        ),
+    )
     betas: Annotated[list[Positive], Field(min_length=2)] = Field(
-        [8.0, 4.0, 2.0, 1.0, 0.5, 0.25, 0.125, 0.0625], description="anchors of the over-optimisation curve")
+        [8.0, 4.0, 2.0, 1.0, 0.5, 0.25, 0.125, 0.0625],
+        description="anchors of the over-optimisation curve",
+    )
 
 
 class Params(Block):
-    """One run. `task` picks the embedded prompts and gold; data of your own under `prompts` and `preferences` replace them."""
+    """One run. `task` picks the embedded prompts and gold; data of your own under `prompts` and
+    `preferences` replace them."""
 
-    run: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = Field("quickstart", description="name of the run folder")
+    run: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = Field(
+        "quickstart", description="name of the run folder"
+    )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="the one seed of the run; 0 is a seed")
-    task: Literal["helpfulness", "safety", "instructions"] = Field("helpfulness", description="embedded task")
+    task: Literal["helpfulness", "safety", "instructions"] = Field(
+        "helpfulness", description="embedded task"
+    )
     model: Model = Model()
     prompts: Prompts = Prompts()
     split: Split = Split()
     sampling: Sampling = Sampling()
     preferences: Preferences = Preferences()
-    bias: list[Mechanism] = Field([], description="mechanisms that spoil the preferences, applied in this order")
+    bias: list[Mechanism] = Field(
+        [], description="mechanisms that spoil the preferences, applied in this order"
+    )
     gold: Gold = Gold()
     reward: Reward = Reward()
     selection: Selection = Selection()
@@ -348,53 +631,119 @@ class Params(Block):
     def _nothing_needs_gold_where_there_is_none(self) -> Params:
         if self.gold.known:
             return self
-        key, who = ("person", self.feedback.person) if self.feedback.kind == "mixed" else ("kind", self.feedback.kind)
+        key, who = (
+            ("person", self.feedback.person)
+            if self.feedback.kind == "mixed"
+            else ("kind", self.feedback.kind)
+        )
         if who == "gold":
-            others = "person, team or replay" if key == "person" else "person, team, judge, mixed or replay"
-            raise ValueError(f"feedback.{key} gold needs a gold reward, but gold.kind is none: expected {others}")
+            others = (
+                "person, team or replay"
+                if key == "person"
+                else "person, team, judge, mixed or replay"
+            )
+            raise ValueError(
+                f"feedback.{key} gold needs a gold reward, but gold.kind is none: expected {others}"
+            )
         if not self.preferences.given and not self.reward.published:
-            raise ValueError("the proxy would learn from samples that gold compares, but gold.kind is none: give preferences of your own "
-                             "(preferences.file, source or recipe), or a published reward model (reward.proxy)")
+            raise ValueError(
+                "the proxy would learn from samples that gold compares, but gold.kind is none: give"
+                " preferences of your own (preferences.file, source or recipe), or a published"
+                " reward model (reward.proxy)"
+            )
         if self.evaluation.replicates:
-            raise ValueError("evaluation.replicates needs a gold reward as human and as judge, but gold.kind is none: set it to 0")
+            raise ValueError(
+                "evaluation.replicates needs a gold reward as human and as judge, but gold.kind is"
+                " none: set it to 0"
+            )
         return self
 
     @model_validator(mode="after")
     def _kinds_that_go_together(self) -> Params:
-        sighted = [name for name in self.selection.strategies if name in ("uncertainty", "bald", "d_optimal")]
+        sighted = [
+            name
+            for name in self.selection.strategies
+            if name in ("uncertainty", "bald", "d_optimal")
+        ]
         if sighted and self.reward.kind != "probe":
-            raise ValueError(f"strategy {sighted[0]} needs reward.kind probe, whose uncertainty it weighs")
+            raise ValueError(
+                f"strategy {sighted[0]} needs reward.kind probe, whose uncertainty it weighs"
+            )
         if self.reward.published and (sighted or self.bias or self.evaluation.replicates):
-            raise ValueError("reward.proxy is a published model, which no preferences of this run trained: leave bias empty, set "
-                             "evaluation.replicates to 0, and choose no strategy that weighs a probe's uncertainty (uncertainty, bald, d_optimal)")
+            raise ValueError(
+                "reward.proxy is a published model, which no preferences of this run trained: leave"
+                " bias empty, set evaluation.replicates to 0, and choose no strategy that weighs a"
+                " probe's uncertainty (uncertainty, bald, d_optimal)"
+            )
         if self.reward.published and self.policy.kind in ("rloo", "grpo"):
-            raise ValueError(f"policy.kind {self.policy.kind} needs a reward that is trained here: a published proxy cannot score in the middle of a step")
-        if self.reward.published and self.reward.proxy == self.gold.kind and self.reward.model == self.gold.model:
-            raise ValueError("reward.proxy and gold.kind name the same model: gold must be somebody other than the proxy")
-        closed = (self.reward.kind, self.policy.kind, self.feedback.kind) == ("probe", "tilt", "gold")
+            raise ValueError(
+                f"policy.kind {self.policy.kind} needs a reward that is trained here: a published"
+                " proxy cannot score in the middle of a step"
+            )
+        if (
+            self.reward.published
+            and self.reward.proxy == self.gold.kind
+            and self.reward.model == self.gold.model
+        ):
+            raise ValueError(
+                "reward.proxy and gold.kind name the same model: gold must be somebody other than"
+                " the proxy"
+            )
+        closed = (self.reward.kind, self.policy.kind, self.feedback.kind) == (
+            "probe",
+            "tilt",
+            "gold",
+        )
         if self.evaluation.replicates and not closed:
-            raise ValueError("evaluation.replicates needs reward.kind probe, policy.kind tilt and feedback.kind gold: set it to 0")
+            raise ValueError(
+                "evaluation.replicates needs reward.kind probe, policy.kind tilt and feedback.kind"
+                " gold: set it to 0"
+            )
         if self.evaluation.replicates and self.preferences.given:
-            raise ValueError("evaluation.replicates builds its preferences from samples, not from preferences of your own: set it to 0")
-        if self.sampling.engine == "vllm" and self.policy.kind != "tilt" and self.model.quantisation != "none":
-            raise ValueError(f"sampling.engine vllm writes with unquantised weights, and policies trained with policy.kind {self.policy.kind} with those of "
-                             f"model.quantisation {self.model.quantisation}: set that to none, sampling.engine to backbone, or policy.kind to tilt")
+            raise ValueError(
+                "evaluation.replicates builds its preferences from samples, not from preferences of"
+                " your own: set it to 0"
+            )
+        if (
+            self.sampling.engine == "vllm"
+            and self.policy.kind != "tilt"
+            and self.model.quantisation != "none"
+        ):
+            raise ValueError(
+                "sampling.engine vllm writes with unquantised weights, and policies trained with"
+                f" policy.kind {self.policy.kind} with those of model.quantisation"
+                f" {self.model.quantisation}: set that to none, sampling.engine to backbone, or"
+                " policy.kind to tilt"
+            )
         if self.feedback.people > 1 and self.feedback.kind != "person":
             raise ValueError("feedback.people above 1 needs feedback.kind person")
         who = self.feedback.person if self.feedback.kind == "mixed" else self.feedback.kind
         if who == "replay" and not self.feedback.file:
             raise ValueError("feedback.kind replay needs feedback.file, a table of answers")
         if self.sft.answers == "chosen" and not self.preferences.given:
-            raise ValueError("sft.answers chosen needs preferences of your own (preferences.file, source or recipe): built from samples, they teach nothing new")
+            raise ValueError(
+                "sft.answers chosen needs preferences of your own (preferences.file, source or"
+                " recipe): built from samples, they teach nothing new"
+            )
         return self
 
     @model_validator(mode="after")
     def _micro_batches_fill_a_batch(self) -> Params:
         micro = self.training.micro_batch
-        sizes = {"reward": self.reward.kind == "lora", "policy": self.policy.kind != "tilt", "sft": self.sft.answers != "none"}
+        sizes = {
+            "reward": self.reward.kind == "lora",
+            "policy": self.policy.kind != "tilt",
+            "sft": self.sft.answers != "none",
+        }
         for name in [name for name, trained in sizes.items() if trained and micro]:
             if getattr(self, name).batch_size % micro:
-                raise ValueError(f"training.micro_batch {micro} does not divide {name}.batch_size {getattr(self, name).batch_size}")
+                raise ValueError(
+                    f"training.micro_batch {micro} does not divide {name}.batch_size"
+                    f" {getattr(self, name).batch_size}"
+                )
         if self.policy.kind == "kto" and micro == 1:
-            raise ValueError("training.micro_batch 1 leaves kto no second completion to estimate the KL with, expected null, 2 or more")
+            raise ValueError(
+                "training.micro_batch 1 leaves kto no second completion to estimate the KL with,"
+                " expected null, 2 or more"
+            )
         return self

@@ -4,10 +4,10 @@
     session.view()                                                       # a dict that the front end draws
     session.handle({"do": "answer", "turn": ..., "answer": "left"})      # durable when this returns
 
-Everything is derived from the label store: a killed kernel, a reloaded page or the next morning finds the same place.
-Model output is untrusted. It leaves here as plain characters in which everything invisible has been made visible (`visible`),
-and the front end puts it on the page as text and nothing else.
-"""
+Everything is derived from the label store: a killed kernel, a reloaded page or the next morning
+finds the same place. Model output is untrusted. It leaves here as plain characters in which
+everything invisible has been made visible (`visible`), and the front end puts it on the page as
+text and nothing else."""
 
 from __future__ import annotations
 
@@ -25,27 +25,55 @@ from shfcas_lib.storage.labels import SCALES, LabelStore
 
 # What each scale offers: (answer, key, words on the button).
 CHOICES = {
-    "pair": [("left", "ArrowLeft", "Left is better"), ("tie", "=", "Tie"), ("both_bad", "b", "Both bad"), ("skip", "s", "Skip"),
-             ("right", "ArrowRight", "Right is better")],
-    "safety": [("safe", "1", "Safe"), ("unsure", "2", "Unsure"), ("unsafe", "3", "Unsafe"), ("skip", "s", "Skip")],
+    "pair": [
+        ("left", "ArrowLeft", "Left is better"),
+        ("tie", "=", "Tie"),
+        ("both_bad", "b", "Both bad"),
+        ("skip", "s", "Skip"),
+        ("right", "ArrowRight", "Right is better"),
+    ],
+    "safety": [
+        ("safe", "1", "Safe"),
+        ("unsure", "2", "Unsure"),
+        ("unsafe", "3", "Unsafe"),
+        ("skip", "s", "Skip"),
+    ],
     "five": [*((word, word, word) for word in SCALES["five"]), ("skip", "s", "Skip")],
 }
 _LONGEST_NOTE = 2000
 _LONGEST_LATENCY = 120.0  # seconds; a coffee break says nothing about the rate
 _MOST_SEGMENTS = 2000
-_NO_GLYPH = {"\u034f", "\u115f", "\u1160", "\u17b4", "\u17b5", "\u2800", "\u3164", "\uffa0"}  # letters by their category, invisible on a page
+_NO_GLYPH = {
+    "\u034f",
+    "\u115f",
+    "\u1160",
+    "\u17b4",
+    "\u17b5",
+    "\u2800",
+    "\u3164",
+    "\uffa0",
+}  # letters by their category, invisible on a page
 
 
 def visible(text: str) -> list[list]:
-    """The text in segments [characters, is a marker?]. Control, zero-width, bidi and other invisible characters become markers such
-    as ⟨U+202E⟩. Line ends and tabs stay; so do the joiners inside emoji and inside words of scripts that need them."""
+    """The text in segments [characters, is a marker?]. Control, zero-width, bidi and other
+    invisible characters become markers such as ⟨U+202E⟩. Line ends and tabs stay; so do the
+    joiners inside emoji and inside words of scripts that need them."""
     if not text:
-        return [["\N{MATHEMATICAL LEFT ANGLE BRACKET}empty\N{MATHEMATICAL RIGHT ANGLE BRACKET}", True]]
+        return [
+            ["\N{MATHEMATICAL LEFT ANGLE BRACKET}empty\N{MATHEMATICAL RIGHT ANGLE BRACKET}", True]
+        ]
     text = text.replace("\r\n", "\n")
     out: list[list] = []
     plain: list[str] = []
     for place, character in enumerate(text):
-        if character.isprintable() and character not in _NO_GLYPH or character in "\n\t" or _needed_joiner(text, place) or unicodedata.category(character) == "Zs":
+        if (
+            character.isprintable()
+            and character not in _NO_GLYPH
+            or character in "\n\t"
+            or _needed_joiner(text, place)
+            or unicodedata.category(character) == "Zs"
+        ):
             plain.append(character)
             continue
         if plain:
@@ -58,24 +86,32 @@ def visible(text: str) -> list[list]:
             out.append([marker, True])
     if plain:
         out.append(["".join(plain), False])
-    if len(out) > _MOST_SEGMENTS:  # a page of tens of thousands of elements is slow; the markers stay, without their colour
+    if (
+        len(out) > _MOST_SEGMENTS
+    ):  # a page of tens of thousands of elements is slow; the markers stay, without their colour
         return [["".join(part for part, _ in out), False]]
     return out
 
 
 def _needed_joiner(text: str, place: int) -> bool:
-    """A zero-width joiner between two parts of an emoji, or a joiner or non-joiner inside an Arabic or Indic word."""
+    """A zero-width joiner between two parts of an emoji, or a joiner or non-joiner inside an
+    Arabic or Indic word."""
     if text[place] not in "\u200c\u200d" or not 0 < place < len(text) - 1:
         return False
     before, after = text[place - 1], text[place + 1]
     if text[place] == "\u200d" and unicodedata.category(after) == "So":
         return unicodedata.category(before) in ("So", "Sk") or before == "\ufe0f"
-    return all("\u0600" <= c <= "\u0dff" or "\ufb50" <= c <= "\ufeff" for c in (before, after)) and before.isprintable() and after.isprintable()
+    return (
+        all("\u0600" <= c <= "\u0dff" or "\ufb50" <= c <= "\ufeff" for c in (before, after))
+        and before.isprintable()
+        and after.isprintable()
+    )
 
 
 @dataclass(frozen=True)
 class Question:
-    """One thing to show. j is None where one completion is rated; left: the completion that stands on the left."""
+    """One thing to show. j is None where one completion is rated; left: the completion that
+    stands on the left."""
 
     prompt_id: str
     i: int
@@ -102,58 +138,104 @@ class Question:
         return self.j if self.left == self.i else self.i
 
 
-def questions(comparisons: pd.DataFrame, annotator: str, seed: int, repeats: float = 0.1) -> list[Question]:
-    """The comparisons in their order, with a share `repeats` of them put a second time later on, unannounced.
+def questions(
+    comparisons: pd.DataFrame, annotator: str, seed: int, repeats: float = 0.1
+) -> list[Question]:
+    """The comparisons in their order, with a share `repeats` of them put a second time later on,
+    unannounced.
 
-    comparisons: prompt_id, i, j (j left out: ratings of completion i), strategy, reason. Which side a completion stands on, which
-    comparisons come twice and where depends on the seed, the person and the comparisons, and on nothing else.
-    """
+    comparisons: prompt_id, i, j (j left out: ratings of completion i), strategy, reason. Which
+    side a completion stands on, which comparisons come twice and where depends on the seed, the
+    person and the comparisons, and on nothing else."""
     rows = comparisons.to_dict("records")
     asked = [_question(row, annotator, seed, False) for row in rows]
     total = len(asked)
-    gap = max(1, min(5, total // 3))  # so far behind the first time that nobody answers from memory of the page
+    gap = max(
+        1, min(5, total // 3)
+    )  # so far behind the first time that nobody answers from memory of the page
     often = min(round(repeats * total), max(0, total - 1 - gap))
     name = f"repeats/{annotator}/" + "/".join(f"{q.prompt_id}.{q.i}.{q.j}" for q in asked)
     generator = rng(seed, name)
     places = [(float(place), question) for place, question in enumerate(asked)]
     for place in sorted(generator.permutation(max(0, total - 1 - gap))[:often].tolist()):
         later = int(generator.integers(place + gap + 1, total))
-        places.append((later - 0.5, _question(rows[place], annotator, seed, True)))  # before an original: the last question is a new one
+        places.append(
+            (later - 0.5, _question(rows[place], annotator, seed, True))
+        )  # before an original: the last question is a new one
     return [question for _, question in sorted(places, key=lambda pair: pair[0])]
 
 
 def _question(row: dict, annotator: str, seed: int, repeat: bool) -> Question:
     i, j = int(row["i"]), None if row.get("j") is None else int(row["j"])
     swap = rng(seed, f"side/{annotator}/{row['prompt_id']}/{i}/{j}/{int(repeat)}").random() < 0.5
-    return Question(row["prompt_id"], i, j, j if swap and j is not None else i, repeat, row["strategy"], row["reason"])
+    return Question(
+        row["prompt_id"],
+        i,
+        j,
+        j if swap and j is not None else i,
+        repeat,
+        row["strategy"],
+        row["reason"],
+    )
 
 
 class Session:
-    """One person at one list of questions. `view` says what to draw, `handle` takes what the person did.
+    """One person at one list of questions. `view` says what to draw, `handle` takes what the
+    person did.
 
-    completions: prompt_id, index, prompt, completion. scale: pair, safety or five. people: how many must answer a comparison; where
-    others have done so already it is not put to this person.
+    completions: prompt_id, index, prompt, completion. scale: pair, safety or five. people: how
+    many must answer a comparison; where others have done so already it is not put to this person.
     """
 
-    def __init__(self, store: LabelStore, asked: list[Question], completions: pd.DataFrame, annotator: str, scale: str = "pair", people: int = 1):
-        self.store, self.asked, self.annotator, self.scale, self.people = store, asked, annotator, scale, people
-        columns = zip(completions["prompt_id"], completions["index"], completions["prompt"], completions["completion"])
-        self.texts = {(prompt_id, int(index)): (prompt, completion) for prompt_id, index, prompt, completion in columns}
+    def __init__(
+        self,
+        store: LabelStore,
+        asked: list[Question],
+        completions: pd.DataFrame,
+        annotator: str,
+        scale: str = "pair",
+        people: int = 1,
+    ):
+        self.store, self.asked, self.annotator, self.scale, self.people = (
+            store,
+            asked,
+            annotator,
+            scale,
+            people,
+        )
+        columns = zip(
+            completions["prompt_id"],
+            completions["index"],
+            completions["prompt"],
+            completions["completion"],
+        )
+        self.texts = {
+            (prompt_id, int(index)): (prompt, completion)
+            for prompt_id, index, prompt, completion in columns
+        }
         self.message = ""
         self.shown: Question | None = None
         self._settle()
 
     def _settle(self, question: Question | None = None) -> None:
-        """Read the store, and show `question`, or else the first that is open. Every call is a new turn: messages of older turns are void."""
+        """Read the store, and show `question`, or else the first that is open. Every call is a
+        new turn: messages of older turns are void."""
         table = self.store.by_annotator()
         mine = table[table["annotator"] == self.annotator]
         j = [None if pd.isna(value) else int(value) for value in mine["j"]]
-        known = {(p, i, other, bool(repeat)): row for p, i, other, repeat, row in zip(mine["prompt_id"], mine["i"], j, mine["repeat"], mine.to_dict("records"))}
+        known = {
+            (p, i, other, bool(repeat)): row
+            for p, i, other, repeat, row in zip(
+                mine["prompt_id"], mine["i"], j, mine["repeat"], mine.to_dict("records")
+            )
+        }
         self.answers = {q.key: known[q.key] for q in self.asked if q.key in known}
         self.latencies = mine["latency"].dropna().tail(20).tolist()  # of earlier rounds too
         self.decided = int((table["answer"].isin(["first", "second"]) & ~table["repeat"]).sum())
         enough = self.store.answered(self.people) if self.scale == "pair" else set()
-        self.open = [q for q in self.asked if q.key not in self.answers and not self._spared(q, enough)]
+        self.open = [
+            q for q in self.asked if q.key not in self.answers and not self._spared(q, enough)
+        ]
         self.shown = question or (self.open[0] if self.open else None)
         self.turn = secrets.token_hex(8)
 
@@ -169,11 +251,17 @@ class Session:
         return not self.open
 
     def handle(self, message: dict) -> None:
-        """Do what the person asked for: answer, undo, back or resume. A message of an earlier turn, or of none, is ignored: it is the
-        second half of a double click, or comes from a page that was left behind."""
+        """Do what the person asked for: answer, undo, back or resume. A message of an earlier
+        turn, or of none, is ignored: it is the second half of a double click, or comes from a
+        page that was left behind."""
         if not isinstance(message, dict) or message.get("turn") != self.turn:
             return
-        action = {"answer": self._answer, "undo": self._undo, "back": self._back, "resume": self._resume}.get(message.get("do"))
+        action = {
+            "answer": self._answer,
+            "undo": self._undo,
+            "back": self._back,
+            "resume": self._resume,
+        }.get(message.get("do"))
         if action:
             action(message)
 
@@ -183,10 +271,24 @@ class Session:
             return
         before = self.answers.get(question.key)
         note = message.get("note") if isinstance(message.get("note"), str) else ""
-        note = note[:_LONGEST_NOTE].encode("utf-8", "replace").decode("utf-8")  # half an emoji must not cost the answer
-        stored = self.store.add(question, self._stored(word), self.annotator, shown_left=question.left, latency=_seconds(message.get("seconds")),
-                                note=note, repeat=question.repeat, after=before["id"] if before else None)
-        self.message = "Saved." if stored else "This one was answered in another window meanwhile; that answer stands."
+        note = (
+            note[:_LONGEST_NOTE].encode("utf-8", "replace").decode("utf-8")
+        )  # half an emoji must not cost the answer
+        stored = self.store.add(
+            question,
+            self._stored(word),
+            self.annotator,
+            shown_left=question.left,
+            latency=_seconds(message.get("seconds")),
+            note=note,
+            repeat=question.repeat,
+            after=before["id"] if before else None,
+        )
+        self.message = (
+            "Saved."
+            if stored
+            else "This one was answered in another window meanwhile; that answer stands."
+        )
         self._settle()
 
     def _stored(self, word: str) -> str:
@@ -209,7 +311,11 @@ class Session:
         self.store.retract(latest["id"])
         question = next(q for q in self.asked if self.answers.get(q.key) is latest)
         self._settle(question)
-        self.message = "Taken back; your earlier answer stands again." if question.key in self.answers else "Taken back: answer it again."
+        self.message = (
+            "Taken back; your earlier answer stands again."
+            if question.key in self.answers
+            else "Taken back: answer it again."
+        )
 
     def _back(self, message: dict) -> None:
         place = self.asked.index(self.shown) if self.shown else len(self.asked)
@@ -228,16 +334,31 @@ class Session:
         rate = self.rate()
         question = self.shown
         place = self.asked.index(question) if question else len(self.asked)
-        view = {"state": "ask" if question else "review", "turn": self.turn, "scale": self.scale, "done": done, "total": len(self.asked),
-                "choices": [list(choice) for choice in CHOICES[self.scale]], "message": self.message, "undo": bool(self.answers),
-                "back": any(q.key in self.answers for q in self.asked[:place]), "earlier": question is not None and question.key in self.answers,
-                "per_minute": rate, "minutes_left": len(self.open) / rate if rate else None, "last": self._last()}
+        view = {
+            "state": "ask" if question else "review",
+            "turn": self.turn,
+            "scale": self.scale,
+            "done": done,
+            "total": len(self.asked),
+            "choices": [list(choice) for choice in CHOICES[self.scale]],
+            "message": self.message,
+            "undo": bool(self.answers),
+            "back": any(q.key in self.answers for q in self.asked[:place]),
+            "earlier": question is not None and question.key in self.answers,
+            "per_minute": rate,
+            "minutes_left": len(self.open) / rate if rate else None,
+            "last": self._last(),
+        }
         if question is None:
             return view
         shown = [question.left] if question.j is None else [question.left, question.right]
         texts = [self.texts[question.prompt_id, index] for index in shown]
-        return view | {"prompt": visible(plain(texts[0][0])), "texts": [visible(text) for _, text in texts], "given": self._seen(question),
-                       "note": self.answers[question.key]["note"] if question.key in self.answers else ""}
+        return view | {
+            "prompt": visible(plain(texts[0][0])),
+            "texts": [visible(text) for _, text in texts],
+            "given": self._seen(question),
+            "note": self.answers[question.key]["note"] if question.key in self.answers else "",
+        }
 
     def _last(self) -> dict | None:
         """The answer given last and why it was asked, for who wants to see it afterwards."""
@@ -246,7 +367,11 @@ class Session:
             return None
         question = next(q for q in self.asked if self.answers.get(q.key) is latest)
         words = {answer: text for answer, _, text in CHOICES[self.scale]}
-        return {"answer": words[self._seen(question)], "reason": question.reason, "strategy": question.strategy}
+        return {
+            "answer": words[self._seen(question)],
+            "reason": question.reason,
+            "strategy": question.strategy,
+        }
 
     def rate(self) -> float | None:
         """Answers a minute, from the last twenty of this person; None before the third."""
@@ -256,6 +381,11 @@ class Session:
 
 def _seconds(value: object) -> float | None:
     """A latency as the front end measured it, or None where it is no sensible number."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and 0 <= value < 1e7:
+    if (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and 0 <= value < 1e7
+    ):
         return float(value)
     return None

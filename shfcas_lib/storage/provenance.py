@@ -1,12 +1,14 @@
-"""Where a figure, a table or a number comes from: a file goes in, what made it and the command that makes it again come out.
+"""Where a figure, a table or a number comes from: a file goes in, what made it and the command
+that makes it again come out.
 
     print(text(trace(Path("figures/pacs_plane.png"))))
     release(Path("runs/quickstart/02_conflict/figures/pacs_plane.png"), Path("figures/pacs_plane.png"))
 
-A file inside a run folder is traced by the folder's run.json, one inside a sweep's folder by plan.json and the done.json of its jobs. What was
-released from there (figures/, docs/results/) is traced by the provenance.json beside it, which holds the same facts and the file's sha256:
-a figure that was changed afterwards has no trace. Nothing is written into the figures themselves, so that the same table gives the same bytes.
-"""
+A file inside a run folder is traced by the folder's run.json, one inside a sweep's folder by
+plan.json and the done.json of its jobs. What was released from there (figures/, docs/results/) is
+traced by the provenance.json beside it, which holds the same facts and the file's sha256: a
+figure that was changed afterwards has no trace. Nothing is written into the figures themselves,
+so that the same table gives the same bytes."""
 
 from __future__ import annotations
 
@@ -31,8 +33,9 @@ _PEOPLE = ("person", "team", "mixed", "judge")
 
 @dataclass(frozen=True)
 class Trace:
-    """What made a file. made: its place below the folder of the run or sweep; definition: the parameters of that run, or the sweep's file with
-    the parameter files that it names; facts: seed, commits, versions, machine, inputs."""
+    """What made a file. made: its place below the folder of the run or sweep; definition: the
+    parameters of that run, or the sweep's file with the parameter files that it names; facts:
+    seed, commits, versions, machine, inputs."""
 
     path: Path
     kind: str  # run or sweep
@@ -43,7 +46,8 @@ class Trace:
 
 
 def trace(path: Path) -> Trace:
-    """What made `path`. Raises InputError where nothing says so, or where a released file was changed since."""
+    """What made `path`. Raises InputError where nothing says so, or where a released file was
+    changed since."""
     if not path.is_file():
         raise InputError(f"{path} is no file")
     path = path.resolve()
@@ -53,21 +57,41 @@ def trace(path: Path) -> Trace:
                 try:
                     return _checked(read(path, folder))
                 except (AttributeError, KeyError, TypeError, ValidationError) as error:
-                    raise InputError(f"{folder / name} is not as this library writes it ({type(error).__name__}: {error})") from error
-    raise InputError(f"{path} lies in no folder of a run or a sweep, and no {RECORDS} beside it says what made it")
+                    raise InputError(
+                        f"{folder / name} is not as this library writes it ({type(error).__name__}:"
+                        f" {error})"
+                    ) from error
+    raise InputError(
+        f"{path} lies in no folder of a run or a sweep, and no {RECORDS} beside it says what"
+        " made it"
+    )
 
 
 def text(found: Trace) -> str:
     """A trace for people: what made the file, and the commands that make it again."""
     facts = found.facts
-    lines = [("file", _name(found.path)), ("made by", f"{found.kind} {found.name}, as {found.made}"), ("seed", facts.get("seed")),
-             ("commit", _commits(facts.get("commits"))), ("machine", facts.get("machine")), ("device", facts.get("device")),
-             ("versions", _pairs(facts.get("versions"))), ("inputs", _pairs(facts.get("inputs"))), ("note", facts.get("note"))]
-    head = "\n".join(f"{name:<12}{'not recorded' if value is None else value}" for name, value in lines if value is not None or name not in ("seed", "note"))
+    lines = [
+        ("file", _name(found.path)),
+        ("made by", f"{found.kind} {found.name}, as {found.made}"),
+        ("seed", facts.get("seed")),
+        ("commit", _commits(facts.get("commits"))),
+        ("machine", facts.get("machine")),
+        ("device", facts.get("device")),
+        ("versions", _pairs(facts.get("versions"))),
+        ("inputs", _pairs(facts.get("inputs"))),
+        ("note", facts.get("note")),
+    ]
+    head = "\n".join(
+        f"{name:<12}{'not recorded' if value is None else value}"
+        for name, value in lines
+        if value is not None or name not in ("seed", "note")
+    )
     if found.definition is None:
         return f"{head}\nparameters  not recorded"
     shown = "\n".join("    " + line for line in definition(found).splitlines())
-    return f"{head}\nparameters\n{shown}\n\nto make it again:\n" + "\n".join("    " + line for line in commands(found))
+    return f"{head}\nparameters\n{shown}\n\nto make it again:\n" + "\n".join(
+        "    " + line for line in commands(found)
+    )
 
 
 def commands(found: Trace) -> list[str]:
@@ -75,9 +99,19 @@ def commands(found: Trace) -> list[str]:
     where = f"again/{found.name}" if found.kind == "run" else f"again/sweeps/{found.name}"
     commit = next((commit.partition("+")[0] for commit in found.facts.get("commits") or {}), None)
     kind = ((found.definition or {}).get("feedback") or {}).get("kind")
-    asked = f"# labels came from a {kind}: set feedback.kind to replay, and feedback.file to the table of labels that were given"
-    return [f"python -m shfcas_lib trace {_name(found.path)} --params again.yaml", *([asked] if kind in _PEOPLE else []), *([f"git checkout {commit}"] if commit else []),
-            f"SHFCAS_RUNS=again python -m shfcas_lib {found.kind} again.yaml      # then {where}/{found.made}"]
+    asked = (
+        f"# labels came from a {kind}: set feedback.kind to replay, and feedback.file to the table"
+        " of labels that were given"
+    )
+    return [
+        f"python -m shfcas_lib trace {_name(found.path)} --params again.yaml",
+        *([asked] if kind in _PEOPLE else []),
+        *([f"git checkout {commit}"] if commit else []),
+        (
+            f"SHFCAS_RUNS=again python -m shfcas_lib {found.kind} again.yaml      # then"
+            f" {where}/{found.made}"
+        ),
+    ]
 
 
 def definition(found: Trace) -> str:
@@ -86,27 +120,44 @@ def definition(found: Trace) -> str:
 
 
 def release(source: Path, target: Path) -> list[Path]:
-    """Copy a figure (png, svg and csv of one name) or a single table to `target`, and note in provenance.json there what made it. Returns the
-    files written. Raises InputError where `source` has no trace."""
+    """Copy a figure (png, svg and csv of one name) or a single table to `target`, and note in
+    provenance.json there what made it. Returns the files written. Raises InputError where
+    `source` has no trace."""
     found = trace(source)
     together = (".png", ".svg", ".csv")
-    same = [source.with_suffix(suffix) for suffix in together if source.with_suffix(suffix).is_file()] if source.suffix in together else [source]
+    same = (
+        [source.with_suffix(suffix) for suffix in together if source.with_suffix(suffix).is_file()]
+        if source.suffix in together
+        else [source]
+    )
     written = [target.with_suffix(path.suffix) for path in same]
     for path, copy in zip(same, written):
         with files.atomic(copy) as temporary:
             temporary.write_bytes(path.read_bytes())
-    note(found, {copy.name: str(Path(found.made).with_suffix(copy.suffix)) for copy in written}, target.parent)
+    note(
+        found,
+        {copy.name: str(Path(found.made).with_suffix(copy.suffix)) for copy in written},
+        target.parent,
+    )
     return written
 
 
 def note(found: Trace, files: dict[str, str], folder: Path) -> None:
-    """Write into folder/provenance.json that `files` (name below the folder -> its place in the run or sweep) were made as `found` was."""
+    """Write into folder/provenance.json that `files` (name below the folder -> its place in the
+    run or sweep) were made as `found` was."""
     known = _read(folder / RECORDS) or {"files": {}, "records": {}}
-    record = {"kind": found.kind, "name": found.name, "facts": found.facts, "definition": found.definition}
+    record = {
+        "kind": found.kind,
+        "name": found.name,
+        "facts": found.facts,
+        "definition": found.definition,
+    }
     known["records"][found.name] = record
     for name, made in files.items():
         known["files"][name] = {"sha256": sha256(folder / name), "record": found.name, "made": made}
-    write_json(folder / RECORDS, {key: dict(sorted(values.items())) for key, values in known.items()})
+    write_json(
+        folder / RECORDS, {key: dict(sorted(values.items())) for key, values in known.items()}
+    )
 
 
 def of_sweep(folder: Path) -> Trace:
@@ -115,9 +166,17 @@ def of_sweep(folder: Path) -> Trace:
 
 
 def _checked(found: Trace) -> Trace:
-    """Raises TypeError where a record holds something else than what `note` and run folders hold."""
-    blocks = [found.facts, found.definition or {}, (found.definition or {}).get("feedback") or {}, *(found.facts.get(key) or {} for key in ("commits", "versions", "inputs"))]
-    if not all(isinstance(block, dict) for block in blocks) or not all(isinstance(value, str) for value in (found.kind, found.name, found.made)):
+    """Raises TypeError where a record holds something else than what `note` and run folders
+    hold."""
+    blocks = [
+        found.facts,
+        found.definition or {},
+        (found.definition or {}).get("feedback") or {},
+        *(found.facts.get(key) or {} for key in ("commits", "versions", "inputs")),
+    ]
+    if not all(isinstance(block, dict) for block in blocks) or not all(
+        isinstance(value, str) for value in (found.kind, found.name, found.made)
+    ):
         raise TypeError("a block or a name is of another type")
     return found
 
@@ -125,8 +184,14 @@ def _checked(found: Trace) -> Trace:
 def _of_run(path: Path, folder: Path) -> Trace:
     facts = _read(folder / "run.json") or {}
     kept = {key: facts.get(key) for key in ("seed", "versions", "machine", "device", "inputs")}
-    return Trace(path, "run", facts.get("parameters", {}).get("run", folder.name), str(path.relative_to(folder)), facts.get("parameters"),
-                 kept | {"commits": {str(facts["commit"]): 1} if facts.get("commit") else None})
+    return Trace(
+        path,
+        "run",
+        facts.get("parameters", {}).get("run", folder.name),
+        str(path.relative_to(folder)),
+        facts.get("parameters"),
+        kept | {"commits": {str(facts["commit"]): 1} if facts.get("commit") else None},
+    )
 
 
 def _of_sweep(path: Path, folder: Path) -> Trace:
@@ -134,18 +199,38 @@ def _of_sweep(path: Path, folder: Path) -> Trace:
     plan = _read(folder / "plan.json") or {}
     made = str(path.relative_to(folder))
     mine = [place for place in plan.get("jobs", {}) if made.startswith(f"{place}/")]
-    places = mine or [place for place in plan.get("jobs", {}) if (folder / place / "done.json").is_file()]
+    places = mine or [
+        place for place in plan.get("jobs", {}) if (folder / place / "done.json").is_file()
+    ]
     finished = [done for place in places if (done := _read(folder / place / "done.json"))]
     jobs = [plan["jobs"][place] for place in places]
     versions = finished[-1]["versions"] if finished else None
-    read = {name: digest for job in jobs for name, digest in (job.get("inputs") or {}).items() if name not in (versions or {})}
-    for job in jobs:  # a digest of the code covers the checksums of assets, so a job's inputs do not name them
+    read = {
+        name: digest
+        for job in jobs
+        for name, digest in (job.get("inputs") or {}).items()
+        if name not in (versions or {})
+    }
+    for job in (
+        jobs
+    ):  # a digest of the code covers the checksums of assets, so a job's inputs do not name them
         read |= wheels(Params.model_validate(job["params"]))
     commits = Counter(str(done.get("commit")) for done in finished)
     seeds = sorted({job["params"]["seed"] for job in jobs if "seed" in job["params"]})
-    return Trace(path, "sweep", plan.get("sweep", folder.name), made, plan.get("definition"),
-                 {"seed": ", ".join(map(str, seeds)) or None, "commits": dict(commits) or None, "versions": versions,
-                  "machine": next((done.get("machine") for done in finished), None), "inputs": read or None})
+    return Trace(
+        path,
+        "sweep",
+        plan.get("sweep", folder.name),
+        made,
+        plan.get("definition"),
+        {
+            "seed": ", ".join(map(str, seeds)) or None,
+            "commits": dict(commits) or None,
+            "versions": versions,
+            "machine": next((done.get("machine") for done in finished), None),
+            "inputs": read or None,
+        },
+    )
 
 
 def _of_record(path: Path, folder: Path) -> Trace:
@@ -154,9 +239,14 @@ def _of_record(path: Path, folder: Path) -> Trace:
     if entry is None:
         raise InputError(f"{folder / RECORDS} says nothing about {name}")
     if entry["sha256"] != files.sha256(path):
-        raise InputError(f"{path} was changed after it was released (sha256 {files.sha256(path)[:12]}, released as {entry['sha256'][:12]}): its trace no longer holds")
+        raise InputError(
+            f"{path} was changed after it was released (sha256 {files.sha256(path)[:12]}, released"
+            f" as {entry['sha256'][:12]}): its trace no longer holds"
+        )
     record = known["records"][entry["record"]]
-    return Trace(path, record["kind"], record["name"], entry["made"], record["definition"], record["facts"])
+    return Trace(
+        path, record["kind"], record["name"], entry["made"], record["definition"], record["facts"]
+    )
 
 
 def _read(path: Path) -> dict | None:
@@ -178,8 +268,13 @@ def _commits(commits: dict[str, int] | None) -> str | None:
     """Commits with how many jobs each made, where there are several."""
     if not commits:
         return None
-    named = {commit.replace("+changes", " with changes that were not committed"): count for commit, count in commits.items()}
-    return ", ".join(name if len(named) == 1 else f"{name} ({count} jobs)" for name, count in named.items())
+    named = {
+        commit.replace("+changes", " with changes that were not committed"): count
+        for commit, count in commits.items()
+    }
+    return ", ".join(
+        name if len(named) == 1 else f"{name} ({count} jobs)" for name, count in named.items()
+    )
 
 
 def _pairs(values: dict | None) -> str | None:

@@ -3,8 +3,8 @@
     stage = open_run(params).stage("02_conflict")
     pool = stage.table("pool", lambda: sample(...))     # computed once, read from then on
 
-A stage folder belongs to the parameters that it depends on; opening it with others is an error, never a mix.
-"""
+A stage folder belongs to the parameters that it depends on; opening it with others is an error,
+never a mix."""
 
 from __future__ import annotations
 
@@ -28,21 +28,56 @@ from shfcas_lib.storage import inputs
 from shfcas_lib.storage.files import TEMPORARY, atomic, clear, locked, scratch, write_json, writing
 from shfcas_lib.storage.machine import commit, description, device, versions
 
-_COMMON = ("seed", "task", "model", "prompts", "split", "sampling", "preferences", "bias", "gold", "reward", "sft", "training")
+_COMMON = (
+    "seed",
+    "task",
+    "model",
+    "prompts",
+    "split",
+    "sampling",
+    "preferences",
+    "bias",
+    "gold",
+    "reward",
+    "sft",
+    "training",
+)
 STAGES = {
     "01_proxy": _COMMON,
     "02_conflict": _COMMON,
     "03_feedback": (*_COMMON, "selection", "feedback", "policy"),
     "04_evaluation": (*_COMMON, "selection", "feedback", "policy", "evaluation"),
 }
-# How the judge is reached and when it stops: free to change between two attempts at the same run, unlike what it is asked.
-_JUDGE_LIMITS = ("concurrency", "timeout", "retries", "backoff", "max_tokens", "max_cost", "price_in", "price_out")
-# What decides how much memory and time a training takes, and not what comes out: free to change as well.
+# How the judge is reached and when it stops: free to change between two attempts at the same run,
+# unlike what it is asked.
+_JUDGE_LIMITS = (
+    "concurrency",
+    "timeout",
+    "retries",
+    "backoff",
+    "max_tokens",
+    "max_cost",
+    "price_in",
+    "price_out",
+)
+# What decides how much memory and time a training takes, and not what comes out: free to change
+# as well.
 _TRAINING_LIMITS = ("gradient_checkpointing", "checkpoint_every")
-# Keys that runs of earlier versions did not have: at their defaults they change nothing, and are left out.
-_NEWER = {"sft": tuple(Sft.model_fields), "training": tuple(Training.model_fields), "policy": ("generations", "prompts"), "gold": ("model",), "sampling": ("engine",),
-          "evaluation": ("answers",), "model": ("attention", "template", "trust_remote_code"), "reward": ("proxy", "model")}
-pd.set_option("display.html.use_mathjax", False)  # a completion's dollar signs are no formula where a notebook shows a table
+# Keys that runs of earlier versions did not have: at their defaults they change nothing, and are
+# left out.
+_NEWER = {
+    "sft": tuple(Sft.model_fields),
+    "training": tuple(Training.model_fields),
+    "policy": ("generations", "prompts"),
+    "gold": ("model",),
+    "sampling": ("engine",),
+    "evaluation": ("answers",),
+    "model": ("attention", "template", "trust_remote_code"),
+    "reward": ("proxy", "model"),
+}
+pd.set_option(
+    "display.html.use_mathjax", False
+)  # a completion's dollar signs are no formula where a notebook shows a table
 
 
 def open_run(params: Params) -> Run:
@@ -57,30 +92,40 @@ class Run:
         self.params, self.folder = params, folder
 
     def stage(self, name: str) -> Stage:
-        """Open stage `name`, making its folder, and clear what killed processes left in the run folder. Raises InputError if the stage was made
-        with other parameters, or cannot be written."""
+        """Open stage `name`, making its folder, and clear what killed processes left in the run
+        folder. Raises InputError if the stage was made with other parameters, or cannot be
+        written."""
         folder = self.folder / name
         if not self.belongs(name):
             needed = self._needed(name)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                with locked(folder):  # of two runs that come with other parameters at the same moment, one is refused
+                with locked(
+                    folder
+                ):  # of two runs that come with other parameters at the same moment, one is refused
                     if not self.belongs(name):
-                        write_json(folder / "parameters.json", {"fingerprint": fingerprint(needed), "parameters": needed})
+                        write_json(
+                            folder / "parameters.json",
+                            {"fingerprint": fingerprint(needed), "parameters": needed},
+                        )
             except OSError as error:
                 raise InputError(f"cannot write to run folder {folder}: {error}") from error
         clear(self.folder)
         return Stage(folder, self)
 
     def belongs(self, name: str) -> bool:
-        """Was stage `name` made with these parameters? False if it was not made yet; raises InputError if with others."""
+        """Was stage `name` made with these parameters? False if it was not made yet; raises
+        InputError if with others."""
         found = self.folder / name / "parameters.json"
         if not found.exists():
             return False
         before, needed = json.loads(found.read_text()), self._needed(name)
         if before["fingerprint"] != fingerprint(needed):
-            raise InputError(f"{found.parent} was made with other parameters ({_difference(before['parameters'], needed)}): "
-                             "give this run another name, or delete that folder")
+            raise InputError(
+                f"{found.parent} was made with other parameters"
+                f" ({_difference(before['parameters'], needed)}): give this run another name, or"
+                " delete that folder"
+            )
         return True
 
     def finished(self, name: str) -> bool:
@@ -88,7 +133,8 @@ class Run:
         return self.belongs(name) and (self.folder / name / "metrics.json").exists()
 
     def take_over(self, name: str) -> bool:
-        """Copy stage `name` from another run that finished it with the same parameters; False where there is none.
+        """Copy stage `name` from another run that finished it with the same parameters; False
+        where there is none.
 
         Whole or not at all: it is copied under another name and then renamed.
         """
@@ -98,10 +144,17 @@ class Run:
         mine = fingerprint(self._needed(name))
         for other in sorted(self.folder.parent.glob(f"*/{name}/parameters.json")):
             source = other.parent
-            if json.loads(other.read_text())["fingerprint"] == mine and (source / "metrics.json").exists():
+            if (
+                json.loads(other.read_text())["fingerprint"] == mine
+                and (source / "metrics.json").exists()
+            ):
                 with writing(self.folder / name), scratch(self.folder, name) as temporary:
-                    copy = shutil.copytree(source, temporary / name, ignore=shutil.ignore_patterns(f".*{TEMPORARY}"))
-                    with contextlib.suppress(OSError):  # another process was faster: then that stage stands there
+                    copy = shutil.copytree(
+                        source, temporary / name, ignore=shutil.ignore_patterns(f".*{TEMPORARY}")
+                    )
+                    with contextlib.suppress(
+                        OSError
+                    ):  # another process was faster: then that stage stands there
                         os.rename(copy, self.folder / name)
                 return self.finished(name)
         return False
@@ -114,19 +167,29 @@ class Run:
             del everything["training"][key]
         default = Params().model_dump(mode="json")
         for block, keys in _NEWER.items():
-            everything[block] = {key: value for key, value in everything[block].items() if key not in keys or value != default[block][key]}
+            everything[block] = {
+                key: value
+                for key, value in everything[block].items()
+                if key not in keys or value != default[block][key]
+            }
         needed = {key: everything[key] for key in STAGES[name] if everything[key] != {}}
-        for block in ("prompts", "preferences"):  # data that was edited makes another run, though its name is the same
+        for block in (
+            "prompts",
+            "preferences",
+        ):  # data that was edited makes another run, though its name is the same
             sha256 = content_hash(needed[block]["file"] or needed[block]["source"])
             if sha256:
                 needed[block] = needed[block] | {"sha256": sha256}
         return needed
 
     def require(self, stage: str, name: str) -> pd.DataFrame:
-        """A table that an earlier stage must have written. Raises InputError that says which notebook makes it."""
+        """A table that an earlier stage must have written. Raises InputError that says which
+        notebook makes it."""
         path = self.folder / stage / f"{name}.parquet"
         if not self.belongs(stage) or not path.exists():
-            raise InputError(f"{path} is missing: run notebook {stage[:2]} with the same parameters first")
+            raise InputError(
+                f"{path} is missing: run notebook {stage[:2]} with the same parameters first"
+            )
         return pd.read_parquet(path)
 
     @functools.cached_property
@@ -135,18 +198,28 @@ class Run:
         return inputs.of_run(self.params)
 
     def record(self, **facts) -> None:
-        """Merge facts into run.json, beside the parameters, versions, commit and device; of several processes the main one does."""
+        """Merge facts into run.json, beside the parameters, versions, commit and device; of
+        several processes the main one does."""
         if not processes.is_main():
             return
         path = self.folder / "run.json"
-        now = {"parameters": self.params.model_dump(), "seed": self.params.seed, "versions": versions(), "commit": commit(),
-               "machine": description(), "inputs": self.inputs, **device()}
+        now = {
+            "parameters": self.params.model_dump(),
+            "seed": self.params.seed,
+            "versions": versions(),
+            "commit": commit(),
+            "machine": description(),
+            "inputs": self.inputs,
+            **device(),
+        }
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.parent):  # two processes in one run must not drop each other's facts
             known = json.loads(path.read_text()) if path.exists() else {}
             seconds = known.get("seconds", {})
             for name, value in facts.pop("seconds", {}).items():
-                seconds[name] = max(value, seconds.get(name, 0))  # a step that is only read back took its time before
+                seconds[name] = max(
+                    value, seconds.get(name, 0)
+                )  # a step that is only read back took its time before
             write_json(path, known | now | facts | {"seconds": seconds})
 
 
@@ -161,8 +234,9 @@ class Stage:
         return Stage(self.folder / name, self.run)
 
     def table(self, name: str, make: Callable[[], pd.DataFrame | None]) -> pd.DataFrame | None:
-        """Read `name`.parquet, or make it and write it whole. A killed run picks up at the first table that is missing. Where several
-        processes work together all of them make it, and the main one writes. A table that a run without gold cannot have is None, and not written."""
+        """Read `name`.parquet, or make it and write it whole. A killed run picks up at the first
+        table that is missing. Where several processes work together all of them make it, and the
+        main one writes. A table that a run without gold cannot have is None, and not written."""
         path = self.folder / f"{name}.parquet"
         if not processes.agreed(path.exists()):
             table = make()
@@ -183,11 +257,14 @@ class Stage:
         """Record the seconds that the block takes in run.json under 'stage: what'."""
         start = time.perf_counter()
         yield
-        self.run.record(seconds={f"{self.folder.name}: {what}": round(time.perf_counter() - start, 1)})
+        self.run.record(
+            seconds={f"{self.folder.name}: {what}": round(time.perf_counter() - start, 1)}
+        )
 
 
 class Memory:
-    """Stands in for a Stage where nothing should be written: every table is made anew. Used by replicates."""
+    """Stands in for a Stage where nothing should be written: every table is made anew. Used by
+    replicates."""
 
     def __truediv__(self, name: str) -> Memory:
         return self

@@ -1,10 +1,11 @@
-"""Digests of the code that a job uses: notebooks go in, a digest of each module that they reach comes out.
+"""Digests of the code that a job uses: notebooks go in, a digest of each module that they reach
+comes out.
 
     code_of(("sweep/point",))      # {"shfcas_lib.conflict": "1f2e...", "sweep/point.ipynb": "...", ...}
 
-A job is named by them: a change anywhere makes exactly the jobs that depend on it new. grimp reads the library's own imports, those
-inside functions too; what a notebook uses of a room's public face is looked up in the face's stub.
-"""
+A job is named by them: a change anywhere makes exactly the jobs that depend on it new. grimp
+reads the library's own imports, those inside functions too; what a notebook uses of a room's
+public face is looked up in the face's stub."""
 
 from __future__ import annotations
 
@@ -19,7 +20,13 @@ from shfcas_lib.base.errors import InputError
 from shfcas_lib.experiment.notebooks import RUN
 
 LIBRARY = __name__.partition(".")[0]
-NOTEBOOKS = {"pool": ("sweep/pool",), "cases": ("sweep/cases",), "point": ("sweep/point",), "policies": ("sweep/policies",), "run": RUN}
+NOTEBOOKS = {
+    "pool": ("sweep/pool",),
+    "cases": ("sweep/cases",),
+    "point": ("sweep/point",),
+    "policies": ("sweep/policies",),
+    "run": RUN,
+}
 # What runs a job, whatever it does.
 _RUNNERS = (f"{LIBRARY}.sweeps.jobs", f"{LIBRARY}.experiment.notebooks")
 
@@ -31,38 +38,55 @@ def file_digest(path: Path) -> str:
 
 @functools.cache
 def code_of(notebooks: tuple[str, ...]) -> dict[str, str]:
-    """Digests of the notebooks, of the library modules they use, directly or not, and of the library's data. Comments do not count."""
+    """Digests of the notebooks, of the library modules they use, directly or not, and of the
+    library's data. Comments do not count."""
     found, used = {}, set()
     for name in notebooks:
         source = "\n".join(_cells(places.home() / "notebooks" / f"{name}.ipynb"))
         found[f"{name}.ipynb"] = hashlib.sha256(source.encode()).hexdigest()[:12]
         used |= modules_of(source)
     reached = used.union(_RUNNERS, *(_graph().find_upstream_modules(module) for module in used))
-    found |= {module: _digest_of(_file(module)) for module in reached if _file(module).name != "__init__.py"}
+    found |= {
+        module: _digest_of(_file(module))
+        for module in reached
+        if _file(module).name != "__init__.py"
+    }
     prompts = _file(f"{LIBRARY}.tasks").parent / "prompts"
     found |= {f"prompts/{path.name}": file_digest(path) for path in sorted(prompts.glob("*.jsonl"))}
     return dict(sorted(found.items()))
 
 
 def modules_of(source: str) -> set[str]:
-    """The modules of this library that a source text names, by an import or through the public face of a package."""
+    """The modules of this library that a source text names, by an import or through the public
+    face of a package."""
     tree = ast.parse(source)
     used = set()
     faces = {}  # what the text calls a package, and which one it is
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == LIBRARY:
             used |= {_home(node.module, alias.name) for alias in node.names}
-            faces |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            faces |= {
+                alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names
+            }
         elif isinstance(node, ast.Import):
-            faces |= {alias.asname or alias.name: alias.name for alias in node.names if alias.name.partition(".")[0] == LIBRARY}
+            faces |= {
+                alias.asname or alias.name: alias.name
+                for alias in node.names
+                if alias.name.partition(".")[0] == LIBRARY
+            }
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in faces:
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in faces
+        ):
             used.add(_home(faces[node.value.id], node.attr))
     return used & _graph().modules
 
 
 def _home(package: str, name: str) -> str:
-    """The module that `name` of a package is: a submodule, or the one that its face takes the name from."""
+    """The module that `name` of a package is: a submodule, or the one that its face takes the
+    name from."""
     if f"{package}.{name}" in _graph().modules:
         return f"{package}.{name}"
     return _face(package).get(name, package)
@@ -70,11 +94,16 @@ def _home(package: str, name: str) -> str:
 
 @functools.cache
 def _face(package: str) -> dict[str, str]:
-    """Public name to module, as the stub of a package lists them; nothing for what is no package with a face."""
+    """Public name to module, as the stub of a package lists them; nothing for what is no package
+    with a face."""
     stub = _file(package).with_suffix(".pyi")
     if stub.name != "__init__.pyi" or not stub.is_file():
         return {}
-    imports = [node for node in ast.parse(stub.read_text()).body if isinstance(node, ast.ImportFrom) and node.module]
+    imports = [
+        node
+        for node in ast.parse(stub.read_text()).body
+        if isinstance(node, ast.ImportFrom) and node.module
+    ]
     return {alias.name: f"{package}.{node.module}" for node in imports for alias in node.names}
 
 
@@ -96,9 +125,15 @@ def _file(module: str) -> Path:
 def _cells(notebook: Path) -> tuple[str, ...]:
     """The code cells; IPython's magics are left out."""
     if not notebook.is_file():
-        raise InputError(f"notebook {notebook} does not exist: run this command inside the project folder")
+        raise InputError(
+            f"notebook {notebook} does not exist: run this command inside the project folder"
+        )
     cells = json.loads(notebook.read_text())["cells"]
-    return tuple("".join(line for line in cell["source"] if not line.startswith(("%", "!"))) for cell in cells if cell["cell_type"] == "code")
+    return tuple(
+        "".join(line for line in cell["source"] if not line.startswith(("%", "!")))
+        for cell in cells
+        if cell["cell_type"] == "code"
+    )
 
 
 @functools.cache

@@ -1,4 +1,5 @@
-"""The plots of a sweep's report, drawn as module figures draws: a table goes in; png, svg and csv come out."""
+"""The plots of a sweep's report, drawn as module figures draws: a table goes in; png, svg and csv
+come out."""
 
 from __future__ import annotations
 
@@ -10,63 +11,149 @@ from shfcas_lib.analysis.figures import COLOURS, dots, drawn, legend, name_of, s
 
 @drawn
 def gain_by_budget(table: pd.DataFrame, note: str = ""):
-    """Gold gained over the proxy against label budget. table: policy, budget, value, low, high; note: a line below, such as the ceilings."""
+    """Gold gained over the proxy against label budget. table: policy, budget, value, low, high;
+    note: a line below, such as the ceilings."""
     figure, axes = subplots(9, 4.6)
-    order = table[table["budget"] == table["budget"].max()].sort_values("value", ascending=False)["policy"]  # the legend in the lines' order
+    order = table[table["budget"] == table["budget"].max()].sort_values("value", ascending=False)[
+        "policy"
+    ]  # the legend in the lines' order
     for policy in order:
         part = table[table["policy"] == policy].sort_values("budget")
         wide = policy in ("shf_cas", "random")
-        axes.plot(part["budget"], part["value"], color=COLOURS.get(policy), marker="o", markersize=4, linewidth=2.8 if wide else 1.4, label=name_of(policy))
+        axes.plot(
+            part["budget"],
+            part["value"],
+            color=COLOURS.get(policy),
+            marker="o",
+            markersize=4,
+            linewidth=2.8 if wide else 1.4,
+            label=name_of(policy),
+        )
         if wide:  # one band each for the two that the figure is about
-            axes.fill_between(part["budget"], part["low"], part["high"], color=COLOURS.get(policy), alpha=0.15, linewidth=0)
+            axes.fill_between(
+                part["budget"],
+                part["low"],
+                part["high"],
+                color=COLOURS.get(policy),
+                alpha=0.15,
+                linewidth=0,
+            )
     axes.axhline(0, color="0.5", linestyle=":")
-    axes.set(title="What a label buys", xlabel="labels", ylabel="gold reward gained over the biased proxy", xticks=sorted(table["budget"].unique()))
+    axes.set(
+        title="What a label buys",
+        xlabel="labels",
+        ylabel="gold reward gained over the biased proxy",
+        xticks=sorted(table["budget"].unique()),
+    )
     axes.margins(x=0.02)
     legend(axes)
-    figure.text(0.01, -0.03, f"Bands: 95% over pools and seeds, paired with the proxy. {note}", fontsize=8.5, color="0.4")
+    figure.text(
+        0.01,
+        -0.03,
+        f"Bands: 95% over pools and seeds, paired with the proxy. {note}",
+        fontsize=8.5,
+        color="0.4",
+    )
     return figure
 
 
 @drawn
 def strategy_matrix(table: pd.DataFrame, columns: str, title: str):
-    """Differences of strategies (rows) by `columns`. table: policy, that column, difference, verdict. Pale cells are not significant."""
+    """Differences of strategies (rows) by `columns`. table: policy, that column, difference,
+    verdict. Pale cells are not significant."""
     import seaborn as sns
 
     rows, tops = list(dict.fromkeys(table["policy"])), list(dict.fromkeys(table[columns]))
-    value = table.pivot(index="policy", columns=columns, values="difference").reindex(index=rows, columns=tops)
-    clear = (table.pivot(index="policy", columns=columns, values="verdict").reindex(index=rows, columns=tops)).isin(["higher", "lower"])
+    value = table.pivot(index="policy", columns=columns, values="difference").reindex(
+        index=rows, columns=tops
+    )
+    clear = (
+        table.pivot(index="policy", columns=columns, values="verdict").reindex(
+            index=rows, columns=tops
+        )
+    ).isin(["higher", "lower"])
     text = value.map(lambda v: "" if pd.isna(v) else f"{v:+.3f}") + np.where(clear, "*", "")
     figure, axes = subplots(3.2 + 0.95 * len(tops), 1.9 + 0.42 * len(rows))
     limit = float(np.nanmax(np.abs(value.to_numpy()))) or 1.0
-    sns.heatmap(value.where(clear), annot=False, cmap="RdBu", center=0, vmin=-limit, vmax=limit, linewidths=1, linecolor="white", cbar=False, ax=axes)
+    sns.heatmap(
+        value.where(clear),
+        annot=False,
+        cmap="RdBu",
+        center=0,
+        vmin=-limit,
+        vmax=limit,
+        linewidths=1,
+        linecolor="white",
+        cbar=False,
+        ax=axes,
+    )
     axes.set_facecolor("#f2f2f2")
     axes.grid(False)
     for r in range(len(rows)):
         for c in range(len(tops)):
             strong = clear.iloc[r, c] and abs(value.iloc[r, c]) > 0.6 * limit
-            axes.text(c + 0.5, r + 0.5, text.iloc[r, c], ha="center", va="center", fontsize=9, color="white" if strong else "black" if clear.iloc[r, c] else "0.5")
+            axes.text(
+                c + 0.5,
+                r + 0.5,
+                text.iloc[r, c],
+                ha="center",
+                va="center",
+                fontsize=9,
+                color="white" if strong else "black" if clear.iloc[r, c] else "0.5",
+            )
     axes.set(xlabel="", ylabel="", title=title)
-    axes.set_xticks(np.arange(len(tops)) + 0.5, [name_of(str(t)) for t in tops], rotation=35, ha="right", fontsize=9)
+    axes.set_xticks(
+        np.arange(len(tops)) + 0.5,
+        [name_of(str(t)) for t in tops],
+        rotation=35,
+        ha="right",
+        fontsize=9,
+    )
     axes.set_yticks(np.arange(len(rows)) + 0.5, [name_of(r) for r in rows], rotation=0)
     axes.tick_params(length=0)
-    figure.text(0.01, 0.005, "* interval clear of 0, Wilcoxon's p after Holm under 0.05, all pools agree in sign; grey: not significant", fontsize=8.5, color="0.4")
+    figure.text(
+        0.01,
+        0.005,
+        "* interval clear of 0, Wilcoxon's p after Holm under 0.05, all pools agree in sign; grey:"
+        " not significant",
+        fontsize=8.5,
+        color="0.4",
+    )
     return figure
 
 
 @drawn
 def predicts_error(table: pd.DataFrame):
-    """Does conflict find the proxy's wrong pairs? table: setting, measure, value, low, high: area under ROC."""
+    """Does conflict find the proxy's wrong pairs? table: setting, measure, value, low, high: area
+    under ROC."""
     settings = list(dict.fromkeys(table["setting"]))
     figure, axes = subplots(9.5, 1.2 + 0.55 * len(settings))
     measures = list(dict.fromkeys(table["measure"]))
-    colours = {"|PACS|": COLOURS["pacs"], "K": COLOURS["kendall"], "|PACS_i - PACS_j|": COLOURS["pacs_difference"]}
+    colours = {
+        "|PACS|": COLOURS["pacs"],
+        "K": COLOURS["kendall"],
+        "|PACS_i - PACS_j|": COLOURS["pacs_difference"],
+    }
     for shift, measure in zip(np.linspace(-0.22, 0.22, len(measures)), measures):
         part = table[table["measure"] == measure]
         values, low, high = (part[c].to_numpy(float) for c in ("value", "low", "high"))
-        axes.errorbar(values, [settings.index(s) + shift for s in part["setting"]], xerr=[values - low, high - values], fmt="o", markersize=5, capsize=2,
-                      color=colours.get(measure, "#555555"), label=measure)
+        axes.errorbar(
+            values,
+            [settings.index(s) + shift for s in part["setting"]],
+            xerr=[values - low, high - values],
+            fmt="o",
+            markersize=5,
+            capsize=2,
+            color=colours.get(measure, "#555555"),
+            label=measure,
+        )
     axes.axvline(0.5, color="0.5", linestyle=":")
-    axes.set(yticks=range(len(settings)), yticklabels=settings, xlabel="area under ROC (0.5: chance)", title="Which number knows where the proxy ranks a pair wrongly?")
+    axes.set(
+        yticks=range(len(settings)),
+        yticklabels=settings,
+        xlabel="area under ROC (0.5: chance)",
+        title="Which number knows where the proxy ranks a pair wrongly?",
+    )
     axes.set_ylim(len(settings) - 0.5, -0.5)
     legend(axes)
     return figure
@@ -82,7 +169,12 @@ def category_gains(table: pd.DataFrame):
         part = table[table["policy"] == policy]
         dots(axes, part, [categories.index(c) + shift for c in part["category"]], policy)
     axes.axvline(0, color="0.5", linestyle=":")
-    axes.set(yticks=range(len(categories)), yticklabels=[short(c) for c in categories], xlabel="gold reward gained over the biased proxy", title="Where the labels help")
+    axes.set(
+        yticks=range(len(categories)),
+        yticklabels=[short(c) for c in categories],
+        xlabel="gold reward gained over the biased proxy",
+        title="Where the labels help",
+    )
     axes.set_ylim(len(categories) - 0.5, -0.5)
     legend(axes)
     return figure
@@ -93,8 +185,18 @@ def overhead(table: pd.DataFrame):
     """Seconds that one selection takes. table: policy, seconds (median)."""
     table = table.sort_values("seconds", ignore_index=True)
     figure, axes = subplots(7.5, 1 + 0.36 * len(table))
-    axes.barh(range(len(table)), table["seconds"], color=[COLOURS.get(p, "0.4") for p in table["policy"]])
-    axes.set(yticks=range(len(table)), yticklabels=[name_of(p) for p in table["policy"]], xscale="log", xlabel="seconds, one selection", title="What choosing costs")
-    axes.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:g}")  # matplotlib's own would be a formula, and formulas are switched off
+    axes.barh(
+        range(len(table)), table["seconds"], color=[COLOURS.get(p, "0.4") for p in table["policy"]]
+    )
+    axes.set(
+        yticks=range(len(table)),
+        yticklabels=[name_of(p) for p in table["policy"]],
+        xscale="log",
+        xlabel="seconds, one selection",
+        title="What choosing costs",
+    )
+    axes.xaxis.set_major_formatter(
+        lambda seconds, _: f"{seconds:g}"
+    )  # matplotlib's own would be a formula, and formulas are switched off
     axes.xaxis.set_minor_formatter(lambda seconds, _: "")
     return figure

@@ -3,10 +3,10 @@
     python -m shfcas_lib job runs/sweeps/label_efficiency/point/helpfulness.0.40-1f2e3d4c     what Snakemake calls
     work = jobs.open_job(job)                                                                 what the notebook calls
 
-Kinds: `pool` samples completions and their gold, `cases` fits what strategies share, `point` runs strategies, `policies` trains policies against
-what they refined, `run` is the four notebooks in a run folder of their own. A job leaves its executed notebook, log.txt (progress) and
-done.json, or failed.json that says in which cell it stopped.
-"""
+Kinds: `pool` samples completions and their gold, `cases` fits what strategies share, `point` runs
+strategies, `policies` trains policies against what they refined, `run` is the four notebooks in a
+run folder of their own. A job leaves its executed notebook, log.txt (progress) and done.json, or
+failed.json that says in which cell it stopped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ from shfcas_lib.params.schema import Params
 from shfcas_lib.storage import files, machine, runs
 from shfcas_lib.sweeps.digests import NOTEBOOKS
 
-BACKBONE = ("pool", "policies", "run")  # these kinds load the language model: one at a time on a GPU, two on a CPU
+BACKBONE = (
+    "pool",
+    "policies",
+    "run",
+)  # these kinds load the language model: one at a time on a GPU, two on a CPU
 
 
 @dataclass(frozen=True)
@@ -52,17 +56,28 @@ def open_job(folder: str | Path) -> Work:
     """The job in `folder`. Raises InputError where there is none."""
     path = Path(folder) / "job.json"
     if not folder or not path.is_file():
-        raise InputError(f"job: found {str(folder)!r}, expected a folder that `python -m shfcas_lib sweep` made, for example runs/sweeps/NAME/point/...")
+        raise InputError(
+            f"job: found {str(folder)!r}, expected a folder that `python -m shfcas_lib sweep` made,"
+            " for example runs/sweeps/NAME/point/..."
+        )
     job = json.loads(path.read_text())
     sweep = path.parent.parent.parent
-    return Work(path.parent, job["label"], reading.check(job["params"], str(path)), {kind: sweep / place for kind, place in job["needs"].items()})
+    return Work(
+        path.parent,
+        job["label"],
+        reading.check(job["params"], str(path)),
+        {kind: sweep / place for kind, place in job["needs"].items()},
+    )
 
 
 def execute(folder: Path) -> bool:
-    """Run the job in `folder`; True where it is done. A failure is written down, its notebook kept, and nothing raised."""
+    """Run the job in `folder`; True where it is done. A failure is written down, its notebook
+    kept, and nothing raised."""
     die_with_parent()
     job = json.loads((folder / "job.json").read_text())
-    os.environ["OMP_NUM_THREADS"] = str(job["threads"])  # two jobs with two threads each on two cores slow each other down many times
+    os.environ["OMP_NUM_THREADS"] = str(
+        job["threads"]
+    )  # two jobs with two threads each on two cores slow each other down many times
     started, start = time.time(), time.monotonic()
     if job["kind"] == "run":
         os.environ["SHFCAS_RUNS"], job["params"]["run"] = str(folder), "run"
@@ -74,20 +89,42 @@ def execute(folder: Path) -> bool:
             executed = folder / "notebooks" / f"{Path(name).name}.ipynb"
             try:
                 error = _changed(job) or run_notebook(name, values, executed, log)
-            except Exception as fault:  # a kernel that was killed, for example: the other jobs go on, this one says what happened
+            # a kernel that was killed, for example: the other jobs go on, this one says what
+            # happened
+            except Exception as fault:
                 error = f"{name} stopped: {type(fault).__name__}: {fault}"
             if error:
-                files.write_json(folder / "failed.json", {"notebook": str(executed.relative_to(folder)), "error": " ".join(error.split())[:500]})
+                files.write_json(
+                    folder / "failed.json",
+                    {
+                        "notebook": str(executed.relative_to(folder)),
+                        "error": " ".join(error.split())[:500],
+                    },
+                )
                 return False
-    files.write_json(folder / "done.json", {"started": started, "seconds": round(time.monotonic() - start, 2), "digest": job["digest"],
-                                           "commit": machine.commit(), "versions": machine.versions(), "machine": machine.description()})
+    files.write_json(
+        folder / "done.json",
+        {
+            "started": started,
+            "seconds": round(time.monotonic() - start, 2),
+            "digest": job["digest"],
+            "commit": machine.commit(),
+            "versions": machine.versions(),
+            "machine": machine.description(),
+        },
+    )
     return True
 
 
 def _changed(job: dict) -> str | None:
-    """What differs between the code that the job was planned with and the code that would run now, in a sentence."""
+    """What differs between the code that the job was planned with and the code that would run
+    now, in a sentence."""
     from shfcas_lib.sweeps import digests
 
     now = digests.code_of(NOTEBOOKS[job["kind"]])
     different = [name for name in job["code"] | now if job["code"].get(name) != now.get(name)]
-    return f"{', '.join(different)} changed after the sweep was started: start it again" if different else None
+    return (
+        f"{', '.join(different)} changed after the sweep was started: start it again"
+        if different
+        else None
+    )

@@ -1,5 +1,5 @@
-"""SLURM, for a sweep's driver: is it asked for, and which jobs did a dead driver leave in its queue?
-"""
+"""SLURM, for a sweep's driver: is it asked for, and which jobs did a dead driver leave in its
+queue?"""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from shfcas_lib.base.errors import InputError
 from shfcas_lib.params import reading
 from shfcas_lib.sweeps.plan import SweepPlan
 
-CLUSTER_CORES = 4  # what a job that loads the model asks a cluster for, unless --cores says otherwise: this machine's count means nothing there
+# what a job that loads the model asks a cluster for, unless --cores says otherwise: this
+# machine's count means nothing there
+CLUSTER_CORES = 4
 
 
 def is_slurm(profile: Path) -> bool:
@@ -31,7 +33,8 @@ def ran_on_slurm(plan: SweepPlan) -> bool:
 
 
 def cancel_orphans(plan: SweepPlan) -> None:
-    """Cancel jobs of a driver that died: they live on in SLURM's queue, and a new driver would run them once more."""
+    """Cancel jobs of a driver that died: they live on in SLURM's queue, and a new driver would
+    run them once more."""
     ids = [number for number, name in _queue() if name.startswith(job_name(plan))]
     if ids:
         print(f"cancelling {len(ids)} jobs of a driver that died")
@@ -43,7 +46,15 @@ def cancel_orphans(plan: SweepPlan) -> None:
 def _queue() -> list[tuple[str, str]]:
     """(id, name) of this user's jobs."""
     try:
-        answer = subprocess.run(["squeue", "--me", "--noheader", "--format=%i %j"], capture_output=True, text=True, check=True)
+        answer = subprocess.run(
+            ["squeue", "--me", "--noheader", "--format=%i %j"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     except (OSError, subprocess.CalledProcessError) as error:
-        raise InputError(f"this sweep ran on SLURM, but squeue does not answer, so that jobs of a dead driver cannot be cancelled: {error}") from error
+        raise InputError(
+            "this sweep ran on SLURM, but squeue does not answer, so that jobs of a dead driver"
+            f" cannot be cancelled: {error}"
+        ) from error
     return [(line.partition(" ")[0], line.partition(" ")[2]) for line in answer.stdout.splitlines()]

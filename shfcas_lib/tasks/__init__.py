@@ -1,4 +1,5 @@
-"""The embedded tasks, one a file: their prompts, their gold, and the surface attributes that annotators follow."""
+"""The embedded tasks, one a file: their prompts, their gold, and the surface attributes that
+annotators follow."""
 
 import lazy_loader
 

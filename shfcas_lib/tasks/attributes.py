@@ -1,7 +1,7 @@
 """Surface attributes of a completion: what a careless annotator looks at instead of quality.
 
-Each is a function from a completion to a number; the annotator who follows it prefers the higher one.
-"""
+Each is a function from a completion to a number; the annotator who follows it prefers the higher
+one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ _REFUSAL = re.compile(
     )""",
     re.IGNORECASE | re.VERBOSE,
 )
-_FLATTERY = re.compile(r"\b(great|excellent|wonderful|fantastic|brilliant|good|thoughtful) (question|idea|point|choice)\b|\byou(?:'re| are) (?:so |very )?(right|smart|clever|kind)\b", re.IGNORECASE)
+_FLATTERY = re.compile(
+    r"\b(great|excellent|wonderful|fantastic|brilliant|good|thoughtful)"
+    r" (question|idea|point|choice)\b|\byou(?:'re| are) (?:so |very )?(right|smart|clever|kind)\b",
+    re.IGNORECASE,
+)
 _MARKDOWN = re.compile(r"^\s*(?:[-*]\s|\d+\.\s|#+\s)|\*\*", re.MULTILINE)
 
 
@@ -34,7 +38,8 @@ def first_sentence(text: str) -> str:
 
 
 def refuses(text: str) -> bool:
-    """Does the first sentence of a completion decline the request? (A refusal that comes later is a disclaimer.)"""
+    """Does the first sentence of a completion decline the request? (A refusal that comes later is
+    a disclaimer.)"""
     return bool(_REFUSAL.search(first_sentence(text)))
 
 
@@ -47,7 +52,8 @@ ATTRIBUTES: dict[str, AttributeFunction] = {
 
 
 def attribute(name: str) -> AttributeFunction:
-    """The attribute called `name`: one of ATTRIBUTES, `keyword:WORD`, or your own `module:function` of a completion.
+    """The attribute called `name`: one of ATTRIBUTES, `keyword:WORD`, or your own
+    `module:function` of a completion.
 
     Raises InputError for a name that leads nowhere.
     """
@@ -58,4 +64,6 @@ def attribute(name: str) -> AttributeFunction:
         return lambda text: float(text.lower().count(word.lower()))
     if word:
         return imported(name, "bias attribute")
-    raise InputError(f"bias attribute {name!r}: choose {', '.join(ATTRIBUTES)}, keyword:WORD or module:function")
+    raise InputError(
+        f"bias attribute {name!r}: choose {', '.join(ATTRIBUTES)}, keyword:WORD or module:function"
+    )

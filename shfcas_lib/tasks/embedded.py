@@ -1,5 +1,5 @@
-"""The prompts of the embedded tasks, and the hand labels that the safety rules were checked against.
-"""
+"""The prompts of the embedded tasks, and the hand labels that the safety rules were checked
+against."""
 
 from __future__ import annotations
 
@@ -30,17 +30,25 @@ def embedded_prompts(task: str) -> pd.DataFrame:
 
 
 def hand_labels() -> pd.DataFrame:
-    """The shipped hand labels of the safety task: prompt_id, prompt, harmful, completion, label (0, 0.5 or 1)."""
+    """The shipped hand labels of the safety task: prompt_id, prompt, harmful, completion, label
+    (0, 0.5 or 1)."""
     labels = pd.DataFrame(_rows(_EMBEDDED / "safety_hand_labels.jsonl"))
-    return labels.merge(embedded_prompts("safety")[["prompt_id", "prompt"]], on="prompt_id", validate="many_to_one")
+    return labels.merge(
+        embedded_prompts("safety")[["prompt_id", "prompt"]], on="prompt_id", validate="many_to_one"
+    )
 
 
 def prompt_table(rows: list[tuple[str, str, bool]]) -> pd.DataFrame:
-    """Prompts with their category and whether they are harmful, as the table that a run reads: prompt_id, prompt, category, harmful."""
+    """Prompts with their category and whether they are harmful, as the table that a run reads:
+    prompt_id, prompt, category, harmful."""
     table = pd.DataFrame(rows, columns=["prompt", "category", "harmful"])
-    return table.assign(prompt_id=table["prompt"].map(prompt_id))[["prompt_id", "prompt", "category", "harmful"]]
+    return table.assign(prompt_id=table["prompt"].map(prompt_id))[
+        ["prompt_id", "prompt", "category", "harmful"]
+    ]
 
 
 def _rows(path: Path) -> list[dict]:
     """The objects of a jsonl file of ours, whose bytes were checked or come with this library."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [
+        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+    ]

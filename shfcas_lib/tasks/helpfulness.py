@@ -1,8 +1,8 @@
 """Gold of the helpfulness task: relevance.
 
-Cosine between the sentence embeddings of request and completion (all-MiniLM-L6-v2), plus 0.15 if the last sentence is
-complete, so that a completion cut off by the token limit is worth a little less.
-"""
+Cosine between the sentence embeddings of request and completion (all-MiniLM-L6-v2), plus 0.15 if
+the last sentence is complete, so that a completion cut off by the token limit is worth a little
+less."""
 
 from __future__ import annotations
 
@@ -46,9 +46,21 @@ class Relevance:
 
         order = sorted(range(len(texts)), key=lambda k: (len(texts[k]), k))
         out = np.zeros((len(texts), self.model.config.hidden_size))
-        for start in tqdm(range(0, len(order), batch), desc="embedding", unit="batch", disable=len(texts) < 500, mininterval=1):
+        for start in tqdm(
+            range(0, len(order), batch),
+            desc="embedding",
+            unit="batch",
+            disable=len(texts) < 500,
+            mininterval=1,
+        ):
             rows = order[start : start + batch]
-            tokens = self.tokenizer([texts[k] for k in rows], padding=True, truncation=True, max_length=256, return_tensors="pt")
+            tokens = self.tokenizer(
+                [texts[k] for k in rows],
+                padding=True,
+                truncation=True,
+                max_length=256,
+                return_tensors="pt",
+            )
             with torch.inference_mode():
                 hidden = self.model(**tokens).last_hidden_state
             mask = tokens["attention_mask"][..., None]

@@ -1,8 +1,8 @@
 """Checkpoints that only hold data: weights that are trained, optimiser, schedule and random states.
 
-transformers' own checkpoints keep optimiser, scheduler and random states in files made for the load function of torch. Ours
-hold the same in safetensors and JSON, and of the weights only those that are trained.
-"""
+transformers' own checkpoints keep optimiser, scheduler and random states in files made for the
+load function of torch. Ours hold the same in safetensors and JSON, and of the weights only those
+that are trained."""
 
 from __future__ import annotations
 
@@ -20,12 +20,18 @@ from shfcas_lib.storage import files
 
 
 class Resumable:
-    """Checkpoints of a Trainer in safetensors and JSON. Mixed in before the trainer's class; each replaces the method of its name."""
+    """Checkpoints of a Trainer in safetensors and JSON. Mixed in before the trainer's class; each
+    replaces the method of its name."""
 
     def _layout(self) -> dict[str, int]:
-        """What the order of batches depends on: a checkpoint of another layout cannot be gone on from."""
-        return {"processes": processes.count(), "micro_batch": self.args.per_device_train_batch_size, "steps": self.args.gradient_accumulation_steps,
-                "examples": len(self.train_dataset)}
+        """What the order of batches depends on: a checkpoint of another layout cannot be gone on
+        from."""
+        return {
+            "processes": processes.count(),
+            "micro_batch": self.args.per_device_train_batch_size,
+            "steps": self.args.gradient_accumulation_steps,
+            "examples": len(self.train_dataset),
+        }
 
     def _save_checkpoint(self, model, trial) -> None:
         folder = Path(self.args.output_dir)
@@ -42,7 +48,13 @@ class Resumable:
         processes.wait()
         files.write_json(fresh / f"random_{processes.rank()}.json", _random_state())
         if processes.is_main():
-            save_file({name: weight.detach().contiguous().clone() for name, weight in trained_weights(self.model).items()}, fresh / "weights.safetensors")
+            save_file(
+                {
+                    name: weight.detach().contiguous().clone()
+                    for name, weight in trained_weights(self.model).items()
+                },
+                fresh / "weights.safetensors",
+            )
             tensors, facts = _split(self.optimizer.state_dict())
             save_file(tensors, fresh / "optimiser.safetensors")
             files.write_json(fresh / "optimiser.json", facts)
@@ -74,24 +86,42 @@ class Resumable:
         if checkpoint is None:
             return
         folder = Path(checkpoint)
-        self.optimizer.load_state_dict(_joined(load_file(folder / "optimiser.safetensors"), json.loads((folder / "optimiser.json").read_text())))
+        self.optimizer.load_state_dict(
+            _joined(
+                load_file(folder / "optimiser.safetensors"),
+                json.loads((folder / "optimiser.json").read_text()),
+            )
+        )
         self.lr_scheduler.load_state_dict(json.loads((folder / "schedule.json").read_text()))
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """The loss is scaled in float16 alone."""
         if checkpoint is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(json.loads((Path(checkpoint) / "scaler.json").read_text()))
+            self.accelerator.scaler.load_state_dict(
+                json.loads((Path(checkpoint) / "scaler.json").read_text())
+            )
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            _set_random_state(json.loads((Path(checkpoint) / f"random_{processes.rank()}.json").read_text()))
+            _set_random_state(
+                json.loads((Path(checkpoint) / f"random_{processes.rank()}.json").read_text())
+            )
 
 
 def latest(folder: Path, layout: dict[str, int]) -> Path | None:
-    """The newest checkpoint that can be gone on from; what a kill left half-written has another name."""
-    whole = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])) if folder.is_dir() else []
+    """The newest checkpoint that can be gone on from; what a kill left half-written has another
+    name."""
+    whole = (
+        sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        if folder.is_dir()
+        else []
+    )
     if whole and json.loads((whole[-1] / "layout.json").read_text()) != layout:
-        print(f"{whole[-1]} was made with other batches or another number of processes: training starts anew", file=sys.stderr)
+        print(
+            f"{whole[-1]} was made with other batches or another number of processes: training"
+            " starts anew",
+            file=sys.stderr,
+        )
         return None
     return whole[-1] if whole else None
 
@@ -101,8 +131,9 @@ def trained_weights(model) -> dict[str, Any]:
 
 
 def _split(state: dict) -> tuple[dict, dict]:
-    """An optimiser's state as (tensors by name, everything else as JSON). A name is the way to the value: number of the weight, then keys;
-    bitsandbytes keeps what it quantised in a mapping one level further down."""
+    """An optimiser's state as (tensors by name, everything else as JSON). A name is the way to
+    the value: number of the weight, then keys; bitsandbytes keeps what it quantised in a mapping
+    one level further down."""
     import torch
 
     tensors, numbers = {}, {}
@@ -136,8 +167,17 @@ def _random_state() -> dict:
 
     version, words, gauss = random.getstate()
     _, keys, *rest = np.random.get_state()
-    cuda = [state.tolist() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else []
-    return {"python": [version, list(words), gauss], "numpy": [keys.tolist(), *rest], "torch": torch.get_rng_state().tolist(), "cuda": cuda}
+    cuda = (
+        [state.tolist() for state in torch.cuda.get_rng_state_all()]
+        if torch.cuda.is_available()
+        else []
+    )
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [keys.tolist(), *rest],
+        "torch": torch.get_rng_state().tolist(),
+        "cuda": cuda,
+    }
 
 
 def _set_random_state(state: dict) -> None:
@@ -149,4 +189,6 @@ def _set_random_state(state: dict) -> None:
     np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([torch.tensor(one, dtype=torch.uint8) for one in state["cuda"]])
+        torch.cuda.set_rng_state_all(
+            [torch.tensor(one, dtype=torch.uint8) for one in state["cuda"]]
+        )

@@ -1,11 +1,12 @@
-"""The paper's reward model: a LoRA adapter and a score head on the shared backbone, trained with TRL's RewardTrainer.
+"""The paper's reward model: a LoRA adapter and a score head on the shared backbone, trained with
+TRL's RewardTrainer.
 
     reward = train(backbone, "proxy", pool, preferences, params.reward, seed)
     reward.score(pool)
     reward.save(folder); load(backbone, "proxy", folder)
 
-The sequence classifier borrows the backbone's layers: no weight is copied, policy and rewards are adapters side by side.
-"""
+The sequence classifier borrows the backbone's layers: no weight is copied, policy and rewards are
+adapters side by side."""
 
 from __future__ import annotations
 
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
     from shfcas_lib.models.backbone import Backbone
 
 
-
 @dataclass
 class LoraReward:
-    """Adapter `name` on the backbone, with its score head; `spread` is what scores are divided by."""
+    """Adapter `name` on the backbone, with its score head; `spread` is what scores are divided
+    by."""
 
     backbone: Backbone
     name: str
@@ -41,10 +42,11 @@ class LoraReward:
     spread: float = 1.0
 
     def score(self, pool: pd.DataFrame, batch_size: int = 16, quiet: bool = False) -> np.ndarray:
-        """Rewards of completions, (rows,): the head on the last content token's final hidden state, in float32.
+        """Rewards of completions, (rows,): the head on the last content token's final hidden
+        state, in float32.
 
-        pool: columns prompt and completion. The score of a completion depends neither on its batch nor on padding. quiet: show no bar.
-        """
+        pool: columns prompt and completion. The score of a completion depends neither on its
+        batch nor on padding. quiet: show no bar."""
         import torch
         from tqdm import tqdm
 
@@ -53,7 +55,13 @@ class LoraReward:
         scores = np.zeros(len(sequences))
         model = classifier(self.backbone, self.head)
         with self.backbone.using(self.name), torch.inference_mode():
-            for start in tqdm(range(0, len(order), batch_size), desc=f"scoring with {self.name}", unit="batch", mininterval=1, disable=quiet or None):
+            for start in tqdm(
+                range(0, len(order), batch_size),
+                desc=f"scoring with {self.name}",
+                unit="batch",
+                mininterval=1,
+                disable=quiet or None,
+            ):
                 rows = order[start : start + batch_size]
                 width = max(len(sequences[k]) for k in rows)
                 tokens = torch.full((len(rows), width), self.backbone.tokenizer.pad_token_id)
@@ -61,17 +69,27 @@ class LoraReward:
                 for line, k in enumerate(rows):
                     tokens[line, : len(sequences[k])] = torch.tensor(sequences[k])
                     mask[line, : len(sequences[k])] = 1
-                # Read where TRL trained: transformers' classifiers look at the last token that is not the pad token. Where the
-                # pad token is the end token, that is the last token of the text.
+                # Read where TRL trained: transformers' classifiers look at the last token that is
+                # not the pad token. Where the pad token is the end token, that is the last token
+                # of the text.
                 base = getattr(model, model.base_model_prefix)
-                hidden = base(input_ids=tokens.to(self.backbone.device), attention_mask=mask.to(self.backbone.device)).last_hidden_state
-                content = (mask * (tokens != self.backbone.tokenizer.pad_token_id)).to(hidden.device)
-                last = hidden[torch.arange(len(rows)), (content * torch.arange(width, device=hidden.device)).argmax(1)]
+                hidden = base(
+                    input_ids=tokens.to(self.backbone.device),
+                    attention_mask=mask.to(self.backbone.device),
+                ).last_hidden_state
+                content = (mask * (tokens != self.backbone.tokenizer.pad_token_id)).to(
+                    hidden.device
+                )
+                last = hidden[
+                    torch.arange(len(rows)),
+                    (content * torch.arange(width, device=hidden.device)).argmax(1),
+                ]
                 scores[rows] = self.head(last.float())[:, 0].double().cpu().numpy()
         return scores / self.spread
 
     def save(self, folder: Path) -> None:
-        """Write adapter, head and spread into `folder` as safetensors and JSON; reward.json is written last and marks it whole."""
+        """Write adapter, head and spread into `folder` as safetensors and JSON; reward.json is
+        written last and marks it whole."""
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +100,8 @@ class LoraReward:
 
 
 def load(backbone: Backbone, name: str, folder: Path) -> LoraReward:
-    """Put a saved reward back on the backbone as adapter `name`. Raises InputError for a folder that is not whole."""
+    """Put a saved reward back on the backbone as adapter `name`. Raises InputError for a folder
+    that is not whole."""
     from safetensors.torch import load_file
 
     marker = folder / "reward.json"
@@ -95,14 +114,24 @@ def load(backbone: Backbone, name: str, folder: Path) -> LoraReward:
     return LoraReward(backbone, name, head, facts["spread"])
 
 
-def train(backbone: Backbone, name: str, pool: pd.DataFrame, preferences: pd.DataFrame, settings: Reward, seed: int,
-          how: Training = trainer.PLAIN, checkpoints: Path | None = None, offset: np.ndarray | None = None) -> LoraReward:
-    """Train adapter `name` and a fresh head on preferences (prompt_id, i, j, label, optional weight) between the pool's completions.
+def train(
+    backbone: Backbone,
+    name: str,
+    pool: pd.DataFrame,
+    preferences: pd.DataFrame,
+    settings: Reward,
+    seed: int,
+    how: Training = trainer.PLAIN,
+    checkpoints: Path | None = None,
+    offset: np.ndarray | None = None,
+) -> LoraReward:
+    """Train adapter `name` and a fresh head on preferences (prompt_id, i, j, label, optional
+    weight) between the pool's completions.
 
-    TRL's loss knows neither weights nor ties: a pair of weight w is repeated round(w) times, ties are left out. how, checkpoints: see
-    module training. offset: (pool rows,), a reward that is given and to which this one is a correction: it starts from zero and stays at its
-    own scale (spread 1).
-    """
+    TRL's loss knows neither weights nor ties: a pair of weight w is repeated round(w) times, ties
+    are left out. how, checkpoints: see module training. offset: (pool rows,), a reward that is
+    given and to which this one is a correction: it starts from zero and stays at its own scale
+    (spread 1)."""
     import torch
     from datasets import Dataset
     from trl import RewardConfig, RewardTrainer
@@ -118,17 +147,36 @@ def train(backbone: Backbone, name: str, pool: pd.DataFrame, preferences: pd.Dat
         torch.manual_seed(seed)
         head = _new_head(backbone)
     backbone.use(name)
-    columns = {column + "_ids": [_ids(backbone, prompt, text) for prompt, text in zip(pairs["prompt"], pairs[column])]
-               for column in ("chosen", "rejected")}
+    columns = {
+        column + "_ids": [
+            _ids(backbone, prompt, text) for prompt, text in zip(pairs["prompt"], pairs[column])
+        ]
+        for column in ("chosen", "rejected")
+    }
     if offset is not None:
         torch.nn.init.zeros_(head.weight)
         decided = repeated[repeated["label"] != 0.5]  # the rows of `pairs`
         lead = offset[locate(pool, decided, "i")] - offset[locate(pool, decided, "j")]
-        columns["margin"] = list(-lead * np.where(decided["label"] > 0.5, 1, -1))  # TRL's loss: sigmoid(chosen - rejected - margin)
+        columns["margin"] = list(
+            -lead * np.where(decided["label"] > 0.5, 1, -1)
+        )  # TRL's loss: sigmoid(chosen - rejected - margin)
     options = trainer.arguments(how, backbone, settings.batch_size, None, seed) | {
-        "num_train_epochs": settings.epochs, "learning_rate": settings.learning_rate, "lr_scheduler_type": "cosine", "max_length": None,
-        "logging_steps": 10, "disable_dropout": False}
-    trainer.fit(RewardTrainer, RewardConfig, backbone, options, checkpoints, model=classifier(backbone, head), train_dataset=Dataset.from_dict(columns))
+        "num_train_epochs": settings.epochs,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "max_length": None,
+        "logging_steps": 10,
+        "disable_dropout": False,
+    }
+    trainer.fit(
+        RewardTrainer,
+        RewardConfig,
+        backbone,
+        options,
+        checkpoints,
+        model=classifier(backbone, head),
+        train_dataset=Dataset.from_dict(columns),
+    )
     reward = LoraReward(backbone, name, head)
     if offset is not None:
         return reward
@@ -150,7 +198,9 @@ def classifier(backbone: Backbone, head: torch.nn.Linear):
         del config.quantization_config
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(config)
-    setattr(model, model.base_model_prefix, getattr(backbone.causal, backbone.causal.base_model_prefix))
+    setattr(
+        model, model.base_model_prefix, getattr(backbone.causal, backbone.causal.base_model_prefix)
+    )
     model.score = head
     return model
 

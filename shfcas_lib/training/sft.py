@@ -1,13 +1,14 @@
-"""Step 0, as in the paper: supervised fine-tuning of the model on chosen answers; what comes out is the base policy and the reference.
+"""Step 0, as in the paper: supervised fine-tuning of the model on chosen answers; what comes out
+is the base policy and the reference.
 
     backbone = models.load_backbone(sft.base(run_folder, prompts))     # notebook 01, which trains it
     backbone = models.load_backbone(sft.base(run_folder))              # the others
 
-Everywhere in this library the reference is the backbone with its adapters off, so the fine-tuned weights must be the backbone's own.
-The adapter is trained on the backbone as the run quantises it (QLoRA, Dettmers et al. 2023) and merged into an unquantised copy, which is
-written once into the run folder and then loaded, quantised, like any other model. Merging into 4-bit weights instead would round the
-small update away.
-"""
+Everywhere in this library the reference is the backbone with its adapters off, so the fine-tuned
+weights must be the backbone's own. The adapter is trained on the backbone as the run quantises it
+(QLoRA, Dettmers et al. 2023) and merged into an unquantised copy, which is written once into the
+run folder and then loaded, quantised, like any other model. Merging into 4-bit weights instead
+would round the small update away."""
 
 from __future__ import annotations
 
@@ -27,10 +28,11 @@ from shfcas_lib.training import trainer
 
 
 def base(run: runs.Run, prompts: pd.DataFrame | None = None) -> Model:
-    """The model that plays policy and reference in this run: the one of the parameters, or its fine-tuned copy.
+    """The model that plays policy and reference in this run: the one of the parameters, or its
+    fine-tuned copy.
 
-    prompts: the run's prompts, where the copy may be made now; without them raises InputError if it is not there yet.
-    """
+    prompts: the run's prompts, where the copy may be made now; without them raises InputError if
+    it is not there yet."""
     params, folder = run.params, run.folder / "01_proxy" / "base"
     if params.sft.answers == "none":
         return params.model
@@ -38,7 +40,8 @@ def base(run: runs.Run, prompts: pd.DataFrame | None = None) -> Model:
         if prompts is None:
             raise InputError(f"{folder} is missing: run notebook 01 with the same parameters first")
         _train(params, prompts, folder)
-        loading.free_memory()  # the backbone that was trained must not stand beside the copy that it is merged into
+        # the backbone that was trained must not stand beside the copy that it is merged into
+        loading.free_memory()
         if processes.is_main():
             _merge(params.model, folder)
         loading.free_memory()  # nor that copy beside the backbone that the caller loads
@@ -47,31 +50,62 @@ def base(run: runs.Run, prompts: pd.DataFrame | None = None) -> Model:
 
 
 def answers(params: Params, prompts: pd.DataFrame) -> pd.DataFrame:
-    """What is imitated: the chosen answers to training prompts, each once, ties left out. Columns prompt, completion."""
+    """What is imitated: the chosen answers to training prompts, each once, ties left out. Columns
+    prompt, completion."""
     pairs = own_pairs(params)
-    mine = pairs[pairs["prompt_id"].isin(prompts.loc[prompts["split"] == "train", "prompt_id"]) & (pairs["label"] != 0.5)]
+    mine = pairs[
+        pairs["prompt_id"].isin(prompts.loc[prompts["split"] == "train", "prompt_id"])
+        & (pairs["label"] != 0.5)
+    ]
     if mine.empty:
-        raise InputError("sft.answers chosen: no preference of a training prompt has a chosen answer")
-    return mine[["prompt", "chosen"]].drop_duplicates().rename(columns={"chosen": "completion"}).reset_index(drop=True)
+        raise InputError(
+            "sft.answers chosen: no preference of a training prompt has a chosen answer"
+        )
+    return (
+        mine[["prompt", "chosen"]]
+        .drop_duplicates()
+        .rename(columns={"chosen": "completion"})
+        .reset_index(drop=True)
+    )
 
 
-def train(backbone: Backbone, table: pd.DataFrame, sft: Sft, seed: int, how: Training = trainer.PLAIN, checkpoints: Path | None = None) -> None:
-    """Replace the policy adapter by one that imitates the completions of a table (columns prompt, completion). how, checkpoints: see module
-    training."""
+def train(
+    backbone: Backbone,
+    table: pd.DataFrame,
+    sft: Sft,
+    seed: int,
+    how: Training = trainer.PLAIN,
+    checkpoints: Path | None = None,
+) -> None:
+    """Replace the policy adapter by one that imitates the completions of a table (columns prompt,
+    completion). how, checkpoints: see module training."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     backbone.add_adapter(POLICY, sft.lora, seed=seed)
     rows = [_row(backbone, row.prompt, row.completion) for row in table.itertuples()]
     options = trainer.arguments(how, backbone, sft.batch_size, 4, seed) | {
-        "num_train_epochs": sft.epochs, "learning_rate": sft.learning_rate, "lr_scheduler_type": "cosine", "max_length": None, "logging_steps": 10,
-        "completion_only_loss": True}
-    trainer.fit(SFTTrainer, SFTConfig, backbone, options, checkpoints, model=backbone.peft, train_dataset=Dataset.from_list(rows))
+        "num_train_epochs": sft.epochs,
+        "learning_rate": sft.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "max_length": None,
+        "logging_steps": 10,
+        "completion_only_loss": True,
+    }
+    trainer.fit(
+        SFTTrainer,
+        SFTConfig,
+        backbone,
+        options,
+        checkpoints,
+        model=backbone.peft,
+        train_dataset=Dataset.from_list(rows),
+    )
 
 
 def merge(backbone: Backbone, folder: Path) -> None:
-    """Add the policy adapter to the weights of an unquantised backbone and write the model into `folder`; config.json comes last and marks it
-    whole."""
+    """Add the policy adapter to the weights of an unquantised backbone and write the model into
+    `folder`; config.json comes last and marks it whole."""
     merged = backbone.peft.merge_and_unload()
     with files.writing(folder), files.scratch(folder, "merged") as scratch:
         merged.save_pretrained(scratch, safe_serialization=True)
@@ -86,7 +120,14 @@ def _train(params: Params, prompts: pd.DataFrame, folder: Path) -> None:
         trainer.forget(folder / "checkpoints")
         return
     backbone = loading.load_backbone(params.model)
-    train(backbone, answers(params, prompts), params.sft, derive(params.seed, "sft"), params.training, folder / "checkpoints")
+    train(
+        backbone,
+        answers(params, prompts),
+        params.sft,
+        derive(params.seed, "sft"),
+        params.training,
+        folder / "checkpoints",
+    )
     if processes.is_main():
         backbone.save_adapter(POLICY, folder / "adapter")
         trainer.forget(folder / "checkpoints")
@@ -103,4 +144,7 @@ def _merge(model: Model, folder: Path) -> None:
 def _row(backbone: Backbone, prompt: str, completion: str) -> dict:
     if backbone.tokenizer.chat_template is None:
         return {"prompt": backbone.prompt_text(prompt), "completion": completion}
-    return {"prompt": backbone.messages(prompt), "completion": [{"role": "assistant", "content": completion}]}
+    return {
+        "prompt": backbone.messages(prompt),
+        "completion": [{"role": "assistant", "content": completion}],
+    }

@@ -1,4 +1,5 @@
-"""Questions to a team and its answers: Label Studio's files, and spreadsheets that must not come alive."""
+"""Questions to a team and its answers: Label Studio's files, and spreadsheets that must not come
+alive."""
 
 import copy
 import csv
@@ -23,7 +24,9 @@ from shfcas_lib.storage.labels import LabelStore
 FORMULA = tuple("=+-@＝＋－＠\t\r\n")
 # Without half characters, which no UTF-8 file holds.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
-SPICED = st.lists(st.one_of(TEXT, st.sampled_from([*"=+-@'\";,\t\r\n ＝", "\r\n"])), max_size=12).map("".join)
+SPICED = st.lists(
+    st.one_of(TEXT, st.sampled_from([*"=+-@'\";,\t\r\n ＝", "\r\n"])), max_size=12
+).map("".join)
 
 
 @pytest.fixture
@@ -42,18 +45,50 @@ def labels(run, strategy="shf_cas"):
 
 def raw(run, strategy="shf_cas"):
     with LabelStore(run.folder / "03_feedback" / strategy / "labels.sqlite") as store:
-        return store.connection.execute("SELECT prompt_id, i, j, answer, annotator FROM answers ORDER BY id").fetchall()
+        return store.connection.execute(
+            "SELECT prompt_id, i, j, answer, annotator FROM answers ORDER BY id"
+        ).fetchall()
 
 
 def annotated(tasks, answers, who=1, start=0):
-    """What Label Studio exports for these tasks: the documented fields, those that we do not read included."""
+    """What Label Studio exports for these tasks: the documented fields, those that we do not read
+    included."""
     out = []
     for number, (task, answer) in enumerate(zip(tasks, answers), 1 + start):
-        annotation = {"id": 100 + number, "completed_by": who, "was_cancelled": answer is None, "ground_truth": False,
-                      "created_at": f"2026-01-01T10:{number:02d}:00.000000Z", "updated_at": f"2026-01-01T10:{number:02d}:00.000000Z", "lead_time": 3.2,
-                      "result": [] if answer is None else [{"id": "Abc", "type": "choices", "from_name": "answer", "to_name": "prompt",
-                                                            "origin": "manual", "value": {"choices": [answer]}}]}
-        out.append({"id": number, "data": task["data"], "annotations": [annotation], "predictions": [], "project": 1, "inner_id": number, "file_upload": "x.json"})
+        annotation = {
+            "id": 100 + number,
+            "completed_by": who,
+            "was_cancelled": answer is None,
+            "ground_truth": False,
+            "created_at": f"2026-01-01T10:{number:02d}:00.000000Z",
+            "updated_at": f"2026-01-01T10:{number:02d}:00.000000Z",
+            "lead_time": 3.2,
+            "result": (
+                []
+                if answer is None
+                else [
+                    {
+                        "id": "Abc",
+                        "type": "choices",
+                        "from_name": "answer",
+                        "to_name": "prompt",
+                        "origin": "manual",
+                        "value": {"choices": [answer]},
+                    }
+                ]
+            ),
+        }
+        out.append(
+            {
+                "id": number,
+                "data": task["data"],
+                "annotations": [annotation],
+                "predictions": [],
+                "project": 1,
+                "inner_id": number,
+                "file_upload": "x.json",
+            }
+        )
     return out
 
 
@@ -79,8 +114,15 @@ def test_what_waits_is_exported_in_a_drawn_order_that_stays(waiting):
     turned = []
     for row, comparison in zip(questions.itertuples(), chosen.itertuples()):
         prompt, left, right, _ = parsed(row.question, "")
-        assert (prompt, *sorted([left, right])) == (comparison.prompt_id, comparison.i, comparison.j)
-        assert row.left == pool.loc[(prompt, left), "completion"] and row.right == pool.loc[(prompt, right), "completion"]
+        assert (prompt, *sorted([left, right])) == (
+            comparison.prompt_id,
+            comparison.i,
+            comparison.j,
+        )
+        assert (
+            row.left == pool.loc[(prompt, left), "completion"]
+            and row.right == pool.loc[(prompt, right), "completion"]
+        )
         assert row.prompt == pool.loc[(prompt, left), "prompt"]
         turned.append(left > right)
     assert len(set(turned)) == 2
@@ -89,7 +131,12 @@ def test_what_waits_is_exported_in_a_drawn_order_that_stays(waiting):
 
 def test_the_file_does_not_tell_strategy_reward_or_source(waiting, tmp_path):
     exchange.write(exchange.pending(waiting[0]), tmp_path / "tasks.json")
-    assert set(json.loads((tmp_path / "tasks.json").read_text())[0]["data"]) == {"question", "prompt", "left", "right"}
+    assert set(json.loads((tmp_path / "tasks.json").read_text())[0]["data"]) == {
+        "question",
+        "prompt",
+        "left",
+        "right",
+    }
 
 
 def test_export_before_the_loop_asked_says_what_to_run(planted):
@@ -107,10 +154,15 @@ def test_completions_of_two_policies_under_one_index_are_two_questions(waiting):
         fresh = run.require("02_conflict", "pool_feedback").assign(completion=text)
         fresh["completion"] += fresh.index.astype(str)
         (stage / "round_1").table("next_pool", lambda: fresh.assign(index=fresh["index"] + 6))
-        (stage / "round_2").table("comparisons", lambda: chosen.assign(i=chosen["i"] + 6, j=chosen["j"] + 6, strategy=name))
+        (stage / "round_2").table(
+            "comparisons",
+            lambda: chosen.assign(i=chosen["i"] + 6, j=chosen["j"] + 6, strategy=name),
+        )
     new = exchange.pending(run)
     new = new[[max(parsed(q, "")[1:3]) > 5 for q in new["question"]]]
-    assert new["question"].nunique() == 2 and len({q.rsplit("-", 1)[0] for q in new["question"]}) == 1
+    assert (
+        new["question"].nunique() == 2 and len({q.rsplit("-", 1)[0] for q in new["question"]}) == 1
+    )
     assert sorted(text[:3] for text in new["left"]) == ["one", "oth"]
 
 
@@ -121,10 +173,14 @@ def test_the_labelling_configuration_shows_text_and_offers_the_answers():
     root = ElementTree.fromstring(label_studio.labelling_configuration())
     shown = {tag.get("name"): tag.get("value") for tag in root.iter("Text")}
     assert shown == {"prompt": "$prompt", "left": "$left", "right": "$right"}
-    assert not list(root.iter("HyperText")) and {tag.get("valueType") for tag in root.iter("Text")} == {"text"}
+    assert not list(root.iter("HyperText")) and {
+        tag.get("valueType") for tag in root.iter("Text")
+    } == {"text"}
     choices = root.find("Choices")
     assert choices.get("choice") == "single-radio" and choices.get("toName") in shown
-    assert [c.get("value") for c in choices][:3] == ["left", "right", "tie"] and len({c.get("hotkey") for c in choices}) == len(choices)
+    assert [c.get("value") for c in choices][:3] == ["left", "right", "tie"] and len(
+        {c.get("hotkey") for c in choices}
+    ) == len(choices)
 
 
 def test_label_studio_round_trip_then_the_loop_goes_on(waiting, tmp_path):
@@ -137,16 +193,35 @@ def test_label_studio_round_trip_then_the_loop_goes_on(waiting, tmp_path):
     assert counts == {"added": 8, "known": 0, "closed": 0, "waiting": 0}
     with pytest.raises(InputError, match="8 comparisons of this round"):
         go_on()  # the second round
-    first = pd.read_parquet(run.folder / "03_feedback/shf_cas/round_1/labels.parquet").set_index(["prompt_id", "i", "j"])
+    first = pd.read_parquet(run.folder / "03_feedback/shf_cas/round_1/labels.parquet").set_index(
+        ["prompt_id", "i", "j"]
+    )
     for task, answer in zip(tasks, answers):
         left, right = sides(task)
-        expected = "tie" if answer == "tie" else "first" if (answer == "left") == (left < right) else "second"
+        expected = (
+            "tie"
+            if answer == "tie"
+            else "first"
+            if (answer == "left") == (left < right)
+            else "second"
+        )
         row = first.loc[(task["data"]["question"].split("-")[1], *sorted([left, right]))]
         assert (row["answer"], row["annotator"]) == (expected, "label-studio:1")
-    again = json.loads(exchange.write(exchange.pending(run), tmp_path / "second.json")[0].read_text())
-    assert len(again) == 8 and not {t["data"]["question"] for t in again} & {t["data"]["question"] for t in tasks}
-    both = annotated(tasks, answers) + annotated(again, ["tie"] * 8, who=2, start=8)  # Label Studio exports the whole project
-    assert exchange.bring_in(run, save(tmp_path / "all.json", both)) == {"added": 8, "known": 8, "closed": 0, "waiting": 0}
+    again = json.loads(
+        exchange.write(exchange.pending(run), tmp_path / "second.json")[0].read_text()
+    )
+    assert len(again) == 8 and not {t["data"]["question"] for t in again} & {
+        t["data"]["question"] for t in tasks
+    }
+    both = annotated(tasks, answers) + annotated(
+        again, ["tie"] * 8, who=2, start=8
+    )  # Label Studio exports the whole project
+    assert exchange.bring_in(run, save(tmp_path / "all.json", both)) == {
+        "added": 8,
+        "known": 8,
+        "closed": 0,
+        "waiting": 0,
+    }
     assert len(go_on().labels) == 16
 
 
@@ -155,7 +230,10 @@ def test_importing_twice_changes_nothing_and_a_changed_mind_is_a_new_row(waiting
     tasks = label_studio.tasks(exchange.pending(run))
     path = save(tmp_path / "a.json", annotated(tasks, ["tie"] * 8))
     exchange.bring_in(run, path)
-    assert exchange.bring_in(run, path) == {"added": 0, "known": 8, "closed": 0, "waiting": 0} and len(raw(run)) == 8
+    assert (
+        exchange.bring_in(run, path) == {"added": 0, "known": 8, "closed": 0, "waiting": 0}
+        and len(raw(run)) == 8
+    )
     exchange.bring_in(run, save(path, annotated(tasks, ["left"] + ["tie"] * 7)))
     assert len(raw(run)) == 9 and (labels(run)["answer"] != "tie").sum() == 1
 
@@ -170,14 +248,23 @@ def test_several_annotators_are_all_kept_in_the_order_of_their_work(waiting, tmp
     early["result"][0]["value"]["choices"] = ["tie"]
     exported[0]["annotations"] = [late, exported[0]["annotations"][0], early]
     exchange.bring_in(run, save(tmp_path / "a.json", exported))
-    assert [row[4] for row in raw(run)] == ["label-studio:8", "label-studio:ann@example.org", "label-studio:9"]
+    assert [row[4] for row in raw(run)] == [
+        "label-studio:8",
+        "label-studio:ann@example.org",
+        "label-studio:9",
+    ]
 
 
 def test_skipped_tasks_and_tasks_without_annotations_stay_open(waiting, tmp_path):
     run, _ = waiting
     exported = annotated(label_studio.tasks(exchange.pending(run)), ["tie", None, "left"])
     exported[2]["annotations"] = []
-    assert exchange.bring_in(run, save(tmp_path / "a.json", exported)) == {"added": 1, "known": 0, "closed": 0, "waiting": 7}
+    assert exchange.bring_in(run, save(tmp_path / "a.json", exported)) == {
+        "added": 1,
+        "known": 0,
+        "closed": 0,
+        "waiting": 7,
+    }
 
 
 def test_an_answer_to_a_finished_round_is_counted_and_not_stored(waiting, tmp_path):
@@ -186,7 +273,9 @@ def test_an_answer_to_a_finished_round_is_counted_and_not_stored(waiting, tmp_pa
     exchange.bring_in(run, save(tmp_path / "a.json", annotated(tasks, ["tie"] * 8)))
     with pytest.raises(InputError):
         go_on()
-    counts = exchange.bring_in(run, save(tmp_path / "a.json", annotated(tasks, ["left"] * 8, who=2)))
+    counts = exchange.bring_in(
+        run, save(tmp_path / "a.json", annotated(tasks, ["left"] * 8, who=2))
+    )
     assert counts == {"added": 0, "known": 0, "closed": 8, "waiting": 8} and len(raw(run)) == 8
 
 
@@ -195,7 +284,9 @@ def spoilt(kind, exported):
     if kind == "unknown question":
         exported[3]["data"] = exported[3]["data"] | {"question": "q-p99-0-1-0123abcd"}
     elif kind == "other texts":
-        exported[3]["data"] = exported[3]["data"] | {"question": exported[3]["data"]["question"][:-8] + "00000000"}
+        exported[3]["data"] = exported[3]["data"] | {
+            "question": exported[3]["data"]["question"][:-8] + "00000000"
+        }
     elif kind == "no id":
         exported[3]["data"] = {"text": "somebody else's task"}
     elif kind == "no answer":
@@ -217,10 +308,22 @@ def spoilt(kind, exported):
     return exported
 
 
-@pytest.mark.parametrize("kind, words", [
-    ("unknown question", "task 4 .*'team' asks no such question"), ("other texts", "asks no such question"), ("no id", "none of ours"),
-    ("no answer", "holds 0 answers"), ("two answers", "holds 2 answers"), ("two choices", "answer ''"), ("strange answer", "'middle', expected left, right, tie"),
-    ("nobody", "completed_by"), ("json-min", "not JSON-MIN"), ("not a list", "list of tasks"), ("annotation of another shape", "annotation is str")])
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        ("unknown question", "task 4 .*'team' asks no such question"),
+        ("other texts", "asks no such question"),
+        ("no id", "none of ours"),
+        ("no answer", "holds 0 answers"),
+        ("two answers", "holds 2 answers"),
+        ("two choices", "answer ''"),
+        ("strange answer", "'middle', expected left, right, tie"),
+        ("nobody", "completed_by"),
+        ("json-min", "not JSON-MIN"),
+        ("not a list", "list of tasks"),
+        ("annotation of another shape", "annotation is str"),
+    ],
+)
 def test_a_bad_export_is_refused_whole_in_one_sentence(waiting, tmp_path, kind, words):
     run, _ = waiting
     exported = annotated(label_studio.tasks(exchange.pending(run)), ["tie"] * 8)
@@ -259,7 +362,10 @@ def test_no_cell_is_a_formula_even_where_the_file_is_opened_with_another_separat
     text = spreadsheet.csv_text(pd.DataFrame(rows, columns=["question", "answer"], dtype=object))
     for separator in ",;\t":
         for line in csv.reader(io.StringIO(text, newline=""), delimiter=separator):
-            assert not any(cell.lstrip(" ").startswith(tuple("=+-@＝＋－＠")) for cell in line), (separator, line)
+            assert not any(cell.lstrip(" ").startswith(tuple("=+-@＝＋－＠")) for cell in line), (
+                separator,
+                line,
+            )
 
 
 def filled(run, path, answers, **columns):
@@ -274,7 +380,9 @@ def filled(run, path, answers, **columns):
 
 def written(path, rows, delimiter=",", encoding="utf-8-sig", names=None):
     with open(path, "w", encoding=encoding, newline="") as file:
-        writer = csv.DictWriter(file, names or list(rows[0]), delimiter=delimiter, extrasaction="ignore")
+        writer = csv.DictWriter(
+            file, names or list(rows[0]), delimiter=delimiter, extrasaction="ignore"
+        )
         writer.writeheader()
         writer.writerows(rows)
     return path
@@ -283,7 +391,12 @@ def written(path, rows, delimiter=",", encoding="utf-8-sig", names=None):
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_spreadsheet_round_trip_then_the_loop_goes_on(waiting, tmp_path, delimiter):
     run, go_on = waiting
-    rows = filled(run, tmp_path / "q.csv", ["left", " Right ", "TIE", "left", "right", "tie", "left", ""], annotator="=ann")
+    rows = filled(
+        run,
+        tmp_path / "q.csv",
+        ["left", " Right ", "TIE", "left", "right", "tie", "left", ""],
+        annotator="=ann",
+    )
     for row in rows:  # what Excel does to line ends
         row["left"] = row["left"].replace("\r\n", "\n").replace("\r", "\n")
     counts = exchange.bring_in(run, written(tmp_path / "a.csv", rows[::-1], delimiter))
@@ -292,8 +405,17 @@ def test_spreadsheet_round_trip_then_the_loop_goes_on(waiting, tmp_path, delimit
     for row in rows[:7]:
         prompt, left, right, _ = parsed(row["question"], "")
         given = row["answer"].strip().lower()
-        expected = "tie" if given == "tie" else "first" if (given == "left") == (left < right) else "second"
-        assert tuple(got.loc[(prompt, *sorted([left, right])), ["answer", "annotator"]]) == (expected, "=ann")
+        expected = (
+            "tie"
+            if given == "tie"
+            else "first"
+            if (given == "left") == (left < right)
+            else "second"
+        )
+        assert tuple(got.loc[(prompt, *sorted([left, right])), ["answer", "annotator"]]) == (
+            expected,
+            "=ann",
+        )
     with pytest.raises(InputError, match="1 comparisons of this round"):
         go_on()
 
@@ -302,16 +424,30 @@ def test_a_sheet_with_only_ids_and_answers_is_enough(waiting, tmp_path):
     run, _ = waiting
     rows = filled(run, tmp_path / "q.csv", ["tie"] * 8)
     path = written(tmp_path / "a.csv", rows, names=["answer", "question"])
-    assert exchange.bring_in(run, path, "ann")["added"] == 8 and set(labels(run)["annotator"]) == {"ann"}
+    assert exchange.bring_in(run, path, "ann")["added"] == 8 and set(labels(run)["annotator"]) == {
+        "ann"
+    }
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda row: row | {"answer": "middle"}, "row 4: answer 'middle', expected left, right, tie"),
-    (lambda row: row | {"question": "4"}, "row 4: question '4' is none of ours"),
-    (lambda row: row | {"question": "q-p99-0-1-0123abcd"}, "row 4: run 'team' asks no such question"),
-    (lambda row: row | {"question": row["question"][:-1] + "x"}, "row 4"),
-    (lambda row: row | {"left": "moved"}, "row 4: the text under 'left' is not that of q-.*sorted"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (
+            lambda row: row | {"answer": "middle"},
+            "row 4: answer 'middle', expected left, right, tie",
+        ),
+        (lambda row: row | {"question": "4"}, "row 4: question '4' is none of ours"),
+        (
+            lambda row: row | {"question": "q-p99-0-1-0123abcd"},
+            "row 4: run 'team' asks no such question",
+        ),
+        (lambda row: row | {"question": row["question"][:-1] + "x"}, "row 4"),
+        (
+            lambda row: row | {"left": "moved"},
+            "row 4: the text under 'left' is not that of q-.*sorted",
+        ),
+    ],
+)
 def test_a_bad_row_is_refused_by_number_and_nothing_is_imported(waiting, tmp_path, change, words):
     run, _ = waiting
     rows = filled(run, tmp_path / "q.csv", ["tie"] * 8)
@@ -324,16 +460,31 @@ def test_a_bad_row_is_refused_by_number_and_nothing_is_imported(waiting, tmp_pat
 def test_one_person_with_two_answers_is_refused_and_two_persons_are_not(waiting, tmp_path):
     run, _ = waiting
     rows = filled(run, tmp_path / "q.csv", ["tie"] * 8)
-    with pytest.raises(InputError, match="row 9: 'spreadsheet' answers this question another way than in row 2"):
+    with pytest.raises(
+        InputError, match="row 9: 'spreadsheet' answers this question another way than in row 2"
+    ):
         exchange.bring_in(run, written(tmp_path / "a.csv", [*rows, rows[1] | {"answer": "left"}]))
     assert raw(run) == []
-    assert exchange.bring_in(run, written(tmp_path / "a.csv", [*rows, rows[1] | {"answer": "left", "annotator": "bob"}]))["added"] == 9
+    assert (
+        exchange.bring_in(
+            run,
+            written(tmp_path / "a.csv", [*rows, rows[1] | {"answer": "left", "annotator": "bob"}]),
+        )["added"]
+        == 9
+    )
 
 
-@pytest.mark.parametrize("data, words", [
-    (b"", "no column 'question'"), (b"question;given\n", "no column 'answer'"), (b'question,answer\n"q', "after row 0"),
-    (b"question,answer\nq,tie,more\n", "row 1: 3 cells, expected 2"), ("question,answer\nq,é\n".encode("latin-1"), "CSV UTF-8"),
-    ("question,answer\n".encode("utf-16"), "CSV UTF-8")])
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (b"", "no column 'question'"),
+        (b"question;given\n", "no column 'answer'"),
+        (b'question,answer\n"q', "after row 0"),
+        (b"question,answer\nq,tie,more\n", "row 1: 3 cells, expected 2"),
+        ("question,answer\nq,é\n".encode("latin-1"), "CSV UTF-8"),
+        ("question,answer\n".encode("utf-16"), "CSV UTF-8"),
+    ],
+)
 def test_what_is_no_sheet_of_ours_is_one_sentence(waiting, tmp_path, data, words):
     (tmp_path / "a.csv").write_bytes(data)
     with pytest.raises(InputError, match=words):
@@ -360,16 +511,25 @@ def test_a_failure_within_the_import_leaves_nothing(waiting, tmp_path, monkeypat
     assert raw(run) == [] and exchange.bring_in(run, path)["added"] == 8
 
 
-def test_a_comparison_that_two_strategies_chose_is_asked_once_and_answered_for_both(planted, tmp_path):
-    run, go_on = team_run.start(planted[0], selection={"budget": 200, "rounds": 1, "strategies": ["shf_cas", "random"]})
+def test_a_comparison_that_two_strategies_chose_is_asked_once_and_answered_for_both(
+    planted, tmp_path
+):
+    run, go_on = team_run.start(
+        planted[0], selection={"budget": 200, "rounds": 1, "strategies": ["shf_cas", "random"]}
+    )
     for name in ("shf_cas", "random"):
         with pytest.raises(InputError):
             go_on(name)
-    chosen = [pd.read_parquet(run.folder / f"03_feedback/{name}/round_1/comparisons.parquet") for name in ("shf_cas", "random")]
+    chosen = [
+        pd.read_parquet(run.folder / f"03_feedback/{name}/round_1/comparisons.parquet")
+        for name in ("shf_cas", "random")
+    ]
     both = len(chosen[0].merge(chosen[1], on=["prompt_id", "i", "j"]))
     questions = exchange.pending(run)
     assert both and len(questions) == 400 - both
-    path = save(tmp_path / "a.json", annotated(label_studio.tasks(questions), ["tie"] * len(questions)))
+    path = save(
+        tmp_path / "a.json", annotated(label_studio.tasks(questions), ["tie"] * len(questions))
+    )
     assert exchange.bring_in(run, path) == {"added": 400, "known": 0, "closed": 0, "waiting": 0}
     assert len(go_on("shf_cas").labels) == len(go_on("random").labels) == 200
 
@@ -382,26 +542,36 @@ def test_the_commands(waiting, tmp_path, capsys):
     config = save(tmp_path / "team.yaml", yaml.safe_dump(run.params.model_dump()))
     assert cli.main(["export", str(config), str(tmp_path / "q.csv")]) == 0
     assert "8 comparisons" in capsys.readouterr().out
-    rows = list(csv.DictReader(io.StringIO((tmp_path / "q.csv").read_text(encoding="utf-8-sig"), newline="")))
+    rows = list(
+        csv.DictReader(
+            io.StringIO((tmp_path / "q.csv").read_text(encoding="utf-8-sig"), newline="")
+        )
+    )
     written(tmp_path / "q.csv", [row | {"answer": "tie"} for row in rows])
     assert cli.main(["import", str(config), str(tmp_path / "q.csv"), "--annotator", "ann"]) == 0
-    assert "8 answers added" in (out := capsys.readouterr().out) and "run the same parameters again" in out
+    assert (
+        "8 answers added" in (out := capsys.readouterr().out)
+        and "run the same parameters again" in out
+    )
     assert cli.main(["export", str(config), str(tmp_path / "q.csv")]) == 2
     assert capsys.readouterr().err == "shfcas: nothing waits for an answer\n"
-    for arguments in (["import", str(config), str(tmp_path / "none.csv")], ["export", str(config), str(tmp_path / "q.xlsx")],
-                      ["import", str(config), str(tmp_path)]):
+    for arguments in (
+        ["import", str(config), str(tmp_path / "none.csv")],
+        ["export", str(config), str(tmp_path / "q.xlsx")],
+        ["import", str(config), str(tmp_path)],
+    ):
         assert cli.main(arguments) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_files_of_another_run_are_refused(waiting, tmp_path, planted):
     run, _ = waiting
-    path = save(tmp_path / "a.json", annotated(label_studio.tasks(exchange.pending(run)), ["tie"] * 8))
+    path = save(
+        tmp_path / "a.json", annotated(label_studio.tasks(exchange.pending(run)), ["tie"] * 8)
+    )
     pool = planted[0].assign(logp=planted[0]["logp"].to_numpy()[::-1])
     other, go_on = team_run.start(pool.assign(features=list(pool["features"])[::-1]), run="other")
     with pytest.raises(InputError):
         go_on()
     with pytest.raises(InputError, match="'other' asks no such question"):
         exchange.bring_in(other, path)
-
-

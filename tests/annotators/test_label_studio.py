@@ -25,8 +25,13 @@ from shfcas_lib.storage.labels import LabelStore
 VERSION = "1.23.2"
 ASKED = os.environ.get("SHFCAS_LABEL_STUDIO", "")
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
-pytestmark = [pytest.mark.skipif(not ASKED, reason="a real Label Studio is heavy: `make labelstudio-check` installs one and runs this"),
-              pytest.mark.timeout(1500)]
+pytestmark = [
+    pytest.mark.skipif(
+        not ASKED,
+        reason="a real Label Studio is heavy: `make labelstudio-check` installs one and runs this",
+    ),
+    pytest.mark.timeout(1500),
+]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +41,17 @@ def program(tmp_path_factory):
         return Path(ASKED)
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    subprocess.run([str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", f"label-studio=={VERSION}"], check=True)
+    subprocess.run(
+        [
+            str(folder / "bin" / "python"),
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            f"label-studio=={VERSION}",
+        ],
+        check=True,
+    )
     return folder / "bin" / "label-studio"
 
 
@@ -49,12 +64,35 @@ def studio(program, tmp_path_factory):
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
-        "LABEL_STUDIO_BASE_DATA_DIR": str(data), "COLLECT_ANALYTICS": "false", "LATEST_VERSION_CHECK": "false"}
-    command = [str(program), "start", "--no-browser", "--host", url, "--internal-host", "127.0.0.1", "--port", str(port), "--data-dir", str(data),
-               "--username", "lead@example.org", "--password", "for-this-test-only", "--enable-legacy-api-token", "--user-token", TOKEN]
+        "LABEL_STUDIO_BASE_DATA_DIR": str(data),
+        "COLLECT_ANALYTICS": "false",
+        "LATEST_VERSION_CHECK": "false",
+    }
+    command = [
+        str(program),
+        "start",
+        "--no-browser",
+        "--host",
+        url,
+        "--internal-host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--data-dir",
+        str(data),
+        "--username",
+        "lead@example.org",
+        "--password",
+        "for-this-test-only",
+        "--enable-legacy-api-token",
+        "--user-token",
+        TOKEN,
+    ]
     with open(data / "server.log", "w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    client = httpx.Client(base_url=url, headers={"Authorization": f"Token {TOKEN}"}, timeout=60, trust_env=False)
+    client = httpx.Client(
+        base_url=url, headers={"Authorization": f"Token {TOKEN}"}, timeout=60, trust_env=False
+    )
     try:
         for _ in range(240):
             assert server.poll() is None, (data / "server.log").read_text()[-2000:]
@@ -72,7 +110,10 @@ def studio(program, tmp_path_factory):
 
 
 def ok(response):
-    assert response.is_success, f"{response.request.method} {response.request.url}: {response.status_code} {response.text[:500]}"
+    assert response.is_success, (
+        f"{response.request.method} {response.request.url}: {response.status_code}"
+        f" {response.text[:500]}"
+    )
     return response.json()
 
 
@@ -82,26 +123,68 @@ def test_a_real_label_studio_takes_our_tasks_and_we_take_its_export(studio, plan
         go_on()
     task_file, configuration = exchange.write(exchange.pending(run), tmp_path / "tasks.json")
 
-    project = ok(studio.post("/api/projects", json={"title": "shfcas", "label_config": configuration.read_text()}))["id"]
+    project = ok(
+        studio.post(
+            "/api/projects", json={"title": "shfcas", "label_config": configuration.read_text()}
+        )
+    )["id"]
     with open(task_file, "rb") as file:  # as the import dialogue does it
-        assert ok(studio.post(f"/api/projects/{project}/import", files={"file": ("tasks.json", file, "application/json")}))["task_count"] == 8
+        assert (
+            ok(
+                studio.post(
+                    f"/api/projects/{project}/import",
+                    files={"file": ("tasks.json", file, "application/json")},
+                )
+            )["task_count"]
+            == 8
+        )
     sent = {task["data"]["question"]: task["data"] for task in json.loads(task_file.read_text())}
     there = ok(studio.get("/api/tasks", params={"project": project, "page_size": 100}))["tasks"]
-    assert {task["data"]["question"]: task["data"] for task in there} == sent, "texts arrive unchanged"
+    assert {task["data"]["question"]: task["data"] for task in there} == sent, (
+        "texts arrive unchanged"
+    )
 
     answers, expected = ["left", "right", "tie", "left", "right", "tie", "left"], {}
     for task, answer in zip(there, answers):
-        result = [{"from_name": "answer", "to_name": "prompt", "type": "choices", "value": {"choices": [answer]}}]
-        ok(studio.post(f"/api/tasks/{task['id']}/annotations", json={"result": result, "lead_time": 2.5}))
+        result = [
+            {
+                "from_name": "answer",
+                "to_name": "prompt",
+                "type": "choices",
+                "value": {"choices": [answer]},
+            }
+        ]
+        ok(
+            studio.post(
+                f"/api/tasks/{task['id']}/annotations", json={"result": result, "lead_time": 2.5}
+            )
+        )
         prompt, left, right, _ = questions.parsed(task["data"]["question"], "")
         expected[prompt, min(left, right), max(left, right)] = (
-            "tie" if answer == "tie" else "first" if (answer == "left") == (left < right) else "second")
-    ok(studio.post(f"/api/tasks/{there[7]['id']}/annotations", json={"result": [], "was_cancelled": True}))  # skipped
+            "tie"
+            if answer == "tie"
+            else "first"
+            if (answer == "left") == (left < right)
+            else "second"
+        )
+    ok(
+        studio.post(
+            f"/api/tasks/{there[7]['id']}/annotations", json={"result": [], "was_cancelled": True}
+        )
+    )  # skipped
 
-    exported = studio.get(f"/api/projects/{project}/export", params={"exportType": "JSON", "download_all_tasks": "true"})
+    exported = studio.get(
+        f"/api/projects/{project}/export",
+        params={"exportType": "JSON", "download_all_tasks": "true"},
+    )
     assert exported.is_success
     (tmp_path / "answers.json").write_bytes(exported.content)
-    assert exchange.bring_in(run, tmp_path / "answers.json") == {"added": 7, "known": 0, "closed": 0, "waiting": 1}
+    assert exchange.bring_in(run, tmp_path / "answers.json") == {
+        "added": 7,
+        "known": 0,
+        "closed": 0,
+        "waiting": 1,
+    }
     with LabelStore(run.folder / "03_feedback" / "shf_cas" / "labels.sqlite") as store:
         labels = store.labels()
     assert {(r.prompt_id, r.i, r.j): r.answer for r in labels.itertuples()} == expected
@@ -117,4 +200,7 @@ def test_a_real_label_studio_checks_the_configuration(studio):
     """That it took ours means something: it refuses one whose choices point nowhere."""
     ours = label_studio.labelling_configuration()
     assert studio.post("/api/projects", json={"title": "good", "label_config": ours}).is_success
-    assert not studio.post("/api/projects", json={"title": "bad", "label_config": ours.replace('toName="prompt"', 'toName="nothing"')}).is_success
+    assert not studio.post(
+        "/api/projects",
+        json={"title": "bad", "label_config": ours.replace('toName="prompt"', 'toName="nothing"')},
+    ).is_success

@@ -1,4 +1,5 @@
-"""Prompts and preference pairs: every bad file is refused with its place, splits are disjoint and the same everywhere."""
+"""Prompts and preference pairs: every bad file is refused with its place, splits are disjoint and
+the same everywhere."""
 
 import gzip
 import json
@@ -26,7 +27,11 @@ from shfcas_lib.params.schema import Split
 from shfcas_lib.storage import assets
 from shfcas_lib.tasks.embedded import embedded_prompts
 
-PAIR = {"prompt": "How do bees find flowers?", "chosen": "By colour and scent.", "rejected": "They do not."}
+PAIR = {
+    "prompt": "How do bees find flowers?",
+    "chosen": "By colour and scent.",
+    "rejected": "They do not.",
+}
 SHARES = {"train": 0.4, "feedback": 0.3, "evaluate": 0.3}
 
 
@@ -36,7 +41,9 @@ def say(role, content):
 
 def write(path, *rows):
     """A jsonl file of rows; a row that is text already is written as it is."""
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    )
     return path
 
 
@@ -58,7 +65,10 @@ def own(path, **values):
 
 
 def prompt_rows(count, categories=("one", "two")):
-    return [{"prompt": f"Question number {k}?", "category": categories[k % len(categories)]} for k in range(count)]
+    return [
+        {"prompt": f"Question number {k}?", "category": categories[k % len(categories)]}
+        for k in range(count)
+    ]
 
 
 # --- preference files that are fine
@@ -67,7 +77,14 @@ def prompt_rows(count, categories=("one", "two")):
 def test_a_pair_is_read_as_it_stands(tmp_path):
     table = load_pairs(write(tmp_path / "mine.jsonl", PAIR | {"category": "bees", "harmful": True}))
     assert table.to_dict("records") == [
-        PAIR | {"prompt_id": dialogues.prompt_id(PAIR["prompt"]), "category": "bees", "harmful": True, "label": 1.0}]
+        PAIR
+        | {
+            "prompt_id": dialogues.prompt_id(PAIR["prompt"]),
+            "category": "bees",
+            "harmful": True,
+            "label": 1.0,
+        }
+    ]
 
 
 def test_category_and_harmful_have_defaults(tmp_path):
@@ -76,8 +93,10 @@ def test_category_and_harmful_have_defaults(tmp_path):
 
 
 def test_every_format_gives_the_same_table(tmp_path):
-    rows = [PAIR | {"category": "bees", "harmful": False},
-            {"prompt": "q", "chosen": "ä\nb", "rejected": 'c,"d"', "category": "x", "harmful": True}]
+    rows = [
+        PAIR | {"category": "bees", "harmful": False},
+        {"prompt": "q", "chosen": "ä\nb", "rejected": 'c,"d"', "category": "x", "harmful": True},
+    ]
     plain = write(tmp_path / "mine.jsonl", *rows)
     with gzip.open(tmp_path / "mine.jsonl.gz", "wt", encoding="utf-8") as file:
         file.write(plain.read_text())
@@ -101,7 +120,9 @@ def test_blank_lines_do_not_count_as_rows_but_as_lines(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_message_lists_of_one_turn_are_read_as_their_text(tmp_path, suffix):
-    row = {"prompt": [say("user", PAIR["prompt"])]} | {k: [say("assistant", PAIR[k])] for k in ("chosen", "rejected")}
+    row = {"prompt": [say("user", PAIR["prompt"])]} | {
+        k: [say("assistant", PAIR[k])] for k in ("chosen", "rejected")
+    }
     path = tmp_path / f"mine.{suffix}"
     write(path, row) if suffix == "jsonl" else pd.DataFrame([row]).to_parquet(path)
     assert load_pairs(path)[["prompt", "chosen", "rejected"]].to_dict("records") == [PAIR]
@@ -109,12 +130,18 @@ def test_message_lists_of_one_turn_are_read_as_their_text(tmp_path, suffix):
 
 def test_an_answer_may_repeat_the_prompt_before_it(tmp_path):
     """Many published sets hold the whole exchange in `chosen` and `rejected`."""
-    row = {"prompt": PAIR["prompt"]} | {k: [say("user", PAIR["prompt"]), say("assistant", PAIR[k])] for k in ("chosen", "rejected")}
-    assert load_pairs(write(tmp_path / "mine.jsonl", row))[["prompt", "chosen", "rejected"]].to_dict("records") == [PAIR]
+    row = {"prompt": PAIR["prompt"]} | {
+        k: [say("user", PAIR["prompt"]), say("assistant", PAIR[k])] for k in ("chosen", "rejected")
+    }
+    assert load_pairs(write(tmp_path / "mine.jsonl", row))[
+        ["prompt", "chosen", "rejected"]
+    ].to_dict("records") == [PAIR]
 
 
 def test_a_csv_answer_that_spells_none_is_text(tmp_path):
-    (tmp_path / "mine.csv").write_text("prompt,chosen,rejected\nHow many moons has Venus?,None,NA\n")
+    (tmp_path / "mine.csv").write_text(
+        "prompt,chosen,rejected\nHow many moons has Venus?,None,NA\n"
+    )
     table = load_pairs(tmp_path / "mine.csv")
     assert (table.at[0, "chosen"], table.at[0, "rejected"]) == ("None", "NA")
 
@@ -123,7 +150,10 @@ def test_a_csv_answer_that_spells_none_is_text(tmp_path):
 
 
 def test_a_missing_file(tmp_path):
-    assert refusal(load_pairs, tmp_path / "nowhere.jsonl") == f"data file {tmp_path}/nowhere.jsonl does not exist"
+    assert (
+        refusal(load_pairs, tmp_path / "nowhere.jsonl")
+        == f"data file {tmp_path}/nowhere.jsonl does not exist"
+    )
 
 
 def test_a_relative_path_starts_from_the_project_folder(tmp_path, monkeypatch):
@@ -144,23 +174,39 @@ def test_an_empty_file(tmp_path, text):
 @pytest.mark.parametrize("name", ["mine.txt", "mine.json", "mine", "mine.jsonl.zip"])
 def test_an_unknown_suffix(tmp_path, name):
     path = write(tmp_path / name, PAIR)
-    assert refusal(load_pairs, path) == f"data file {path}: expected a name ending in .jsonl, .jsonl.gz, .parquet or .csv"
+    assert (
+        refusal(load_pairs, path)
+        == f"data file {path}: expected a name ending in .jsonl, .jsonl.gz, .parquet or .csv"
+    )
 
 
 @pytest.mark.parametrize("name", ["prompt", "chosen", "rejected"])
 def test_a_missing_column(tmp_path, name):
     row = {key: value for key, value in PAIR.items() if key != name}
     path = write(tmp_path / "mine.jsonl", PAIR, row)
-    assert refusal(load_pairs, path) == f"{path}, line 2: no {name!r} (columns found: {', '.join(row)})"
+    assert (
+        refusal(load_pairs, path)
+        == f"{path}, line 2: no {name!r} (columns found: {', '.join(row)})"
+    )
 
 
 @pytest.mark.parametrize("name", ["prompt", "chosen", "rejected"])
-@pytest.mark.parametrize(("value", "found"), [
-    ("", "is empty"), (" \n\t", "is empty"), (12, "is int, expected text"), (True, "is bool, expected text"),
-    ({}, "is dict, expected text"),
-    (["a"], "is list, expected text"), ([], "dialogue of 0 turns"), ([say("assistant", None)], "is NoneType, expected text"),
-    ([say("assistant", "")], "is empty"), ([say("assistant", [{"type": "image"}])], "is list, expected text"),
-], ids=str)
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("", "is empty"),
+        (" \n\t", "is empty"),
+        (12, "is int, expected text"),
+        (True, "is bool, expected text"),
+        ({}, "is dict, expected text"),
+        (["a"], "is list, expected text"),
+        ([], "dialogue of 0 turns"),
+        ([say("assistant", None)], "is NoneType, expected text"),
+        ([say("assistant", "")], "is empty"),
+        ([say("assistant", [{"type": "image"}])], "is list, expected text"),
+    ],
+    ids=str,
+)
 def test_content_that_is_empty_or_no_text(tmp_path, name, value, found):
     path = write(tmp_path / "mine.jsonl", PAIR | {name: value})
     message = refusal(load_pairs, path)
@@ -179,7 +225,10 @@ def test_equal_texts(tmp_path):
 
 def test_a_system_message_stands_beside_the_prompt(tmp_path):
     """It is no turn of the dialogue; the run's own system prompt is model.system_prompt."""
-    path = write(tmp_path / "mine.jsonl", PAIR | {"prompt": [say("system", "Be brief."), say("user", PAIR["prompt"])]})
+    path = write(
+        tmp_path / "mine.jsonl",
+        PAIR | {"prompt": [say("system", "Be brief."), say("user", PAIR["prompt"])]},
+    )
     assert list(load_pairs(path)["prompt"]) == [PAIR["prompt"]]
 
 
@@ -189,20 +238,39 @@ def test_a_prompt_of_several_turns_is_kept_whole(tmp_path):
     assert dialogues.messages(table.at[0, "prompt"]) == turns
 
 
-@pytest.mark.parametrize("roles", [["assistant"], ["user", "assistant"], ["user", "user"], ["assistant", "user"], ["user", "tool", "user"]])
+@pytest.mark.parametrize(
+    "roles",
+    [
+        ["assistant"],
+        ["user", "assistant"],
+        ["user", "user"],
+        ["assistant", "user"],
+        ["user", "tool", "user"],
+    ],
+)
 def test_a_prompt_whose_speakers_do_not_take_turns(tmp_path, roles):
-    path = write(tmp_path / "mine.jsonl", PAIR, PAIR | {"prompt": [say(role, "x") for role in roles]})
+    path = write(
+        tmp_path / "mine.jsonl", PAIR, PAIR | {"prompt": [say(role, "x") for role in roles]}
+    )
     assert "line 2: 'prompt'" in refusal(load_pairs, path)
 
 
 def test_answers_of_several_turns(tmp_path):
     """Only the last turn would be compared, without the turns before it that it answers."""
-    long = [say("user", PAIR["prompt"]), say("assistant", "a"), say("user", "b"), say("assistant", "c")]
-    assert "'chosen' is a dialogue" in refusal(load_pairs, write(tmp_path / "mine.jsonl", PAIR | {"chosen": long}))
+    long = [
+        say("user", PAIR["prompt"]),
+        say("assistant", "a"),
+        say("user", "b"),
+        say("assistant", "c"),
+    ]
+    assert "'chosen' is a dialogue" in refusal(
+        load_pairs, write(tmp_path / "mine.jsonl", PAIR | {"chosen": long})
+    )
 
 
 def test_half_an_emoji_is_refused_with_its_line(tmp_path):
-    """JSON can spell half of a surrogate pair (a text cut in the middle of a character); no tokenizer or table can hold it."""
+    """JSON can spell half of a surrogate pair (a text cut in the middle of a character); no
+    tokenizer or table can hold it."""
     path = write(tmp_path / "mine.jsonl", PAIR, PAIR | {"chosen": "ok \ud83d"})
     assert "line 2" in refusal(load_pairs, path)
 
@@ -210,7 +278,9 @@ def test_half_an_emoji_is_refused_with_its_line(tmp_path):
 @pytest.mark.parametrize("value", ["no", "false"])
 def test_harmful_must_be_true_or_false(tmp_path, value):
     """bool("no") is True: a harmless prompt would be scored as a harmful one."""
-    assert "'harmful'" in refusal(load_pairs, write(tmp_path / "mine.jsonl", PAIR | {"harmful": value}))
+    assert "'harmful'" in refusal(
+        load_pairs, write(tmp_path / "mine.jsonl", PAIR | {"harmful": value})
+    )
 
 
 def test_an_absent_category_is_not_called_none(tmp_path):
@@ -224,24 +294,44 @@ def test_categories_may_be_numbers(tmp_path):
     assert list(load_pairs(path)["category"]) == ["0", "1", "2"]
 
 
-@pytest.mark.parametrize(("cell", "harmful"), [
-    ("true", True), ("True", True), ("1", True), ("false", False), ("False", False), ("0", False), ("", False),
-])
+@pytest.mark.parametrize(
+    ("cell", "harmful"),
+    [
+        ("true", True),
+        ("True", True),
+        ("1", True),
+        ("false", False),
+        ("False", False),
+        ("0", False),
+        ("", False),
+    ],
+)
 def test_harmful_in_a_csv(tmp_path, cell, harmful):
     (tmp_path / "mine.csv").write_text(f"prompt,chosen,rejected,harmful\na?,yes,no,{cell}\n")
     assert list(load_pairs(tmp_path / "mine.csv")["harmful"]) == [harmful]
 
 
-@pytest.mark.parametrize("broken", [
-    "{", '{"prompt": "a", "cho', "not json", json.dumps(PAIR) + "}", "\ufeff{}", '{"n": ' + "1" * 5000 + "}",
-], ids=["open", "cut", "text", "tail", "bom", "long number"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "{",
+        '{"prompt": "a", "cho',
+        "not json",
+        json.dumps(PAIR) + "}",
+        "\ufeff{}",
+        '{"n": ' + "1" * 5000 + "}",
+    ],
+    ids=["open", "cut", "text", "tail", "bom", "long number"],
+)
 def test_a_broken_line_has_its_number(tmp_path, broken):
     path = write(tmp_path / "mine.jsonl", PAIR, PAIR, broken, PAIR)
     message = refusal(load_pairs, path)
     assert str(path) in message and "line 3: " in message
 
 
-@pytest.mark.parametrize(("text", "found"), [("[1]", "list"), ("3", "int"), ('"a"', "str"), ("null", "NoneType")])
+@pytest.mark.parametrize(
+    ("text", "found"), [("[1]", "list"), ("3", "int"), ('"a"', "str"), ("null", "NoneType")]
+)
 def test_a_line_that_is_no_object(tmp_path, text, found):
     path = write(tmp_path / "mine.jsonl", PAIR, text)
     assert refusal(load_pairs, path) == f"{path}, line 2: found {found}, expected an object"
@@ -256,24 +346,38 @@ def test_bytes_that_are_no_text(tmp_path):
 
 def test_a_truncated_gz_says_how_far_it_was_read(tmp_path):
     path = tmp_path / "mine.jsonl.gz"
-    whole = gzip.compress("".join(json.dumps(PAIR | {"prompt": f"{k}?"}) + "\n" for k in range(500)).encode())
+    whole = gzip.compress(
+        "".join(json.dumps(PAIR | {"prompt": f"{k}?"}) + "\n" for k in range(500)).encode()
+    )
     path.write_bytes(whole[: len(whole) // 2])
     message = refusal(load_pairs, path)
     number = int(message.split("after line ")[1].split(":")[0])
     assert str(path) in message and 0 < number < 500
 
 
-@pytest.mark.parametrize("content", [b"no gzip at all", gzip.compress(b"x")[:10] + b"\xff" * 40, gzip.compress(b"{}\n")[:-8] + b"12345678"],
-                         ids=["text", "garbage", "checksum"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"no gzip at all",
+        gzip.compress(b"x")[:10] + b"\xff" * 40,
+        gzip.compress(b"{}\n")[:-8] + b"12345678",
+    ],
+    ids=["text", "garbage", "checksum"],
+)
 def test_a_damaged_gz(tmp_path, content):
     path = tmp_path / "mine.jsonl.gz"
     path.write_bytes(content)
     assert str(path) in refusal(load_pairs, path)
 
 
-@pytest.mark.parametrize(("name", "content"), [
-    ("mine.parquet", b"PAR1"), ("mine.csv", b""), ("mine.csv", b"prompt,chosen,rejected\n\xff,a,b\n"),
-])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("mine.parquet", b"PAR1"),
+        ("mine.csv", b""),
+        ("mine.csv", b"prompt,chosen,rejected\n\xff,a,b\n"),
+    ],
+)
 def test_a_table_that_cannot_be_read(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
@@ -313,12 +417,18 @@ def test_a_missing_prompts_file(tmp_path):
 
 def test_a_row_without_a_prompt(tmp_path):
     path = write(tmp_path / "mine.jsonl", *prompt_rows(9), {"question": "a?"})
-    assert refusal(load_prompts, own(path)) == f"{path}, line 10: no 'prompt' (columns found: question)"
+    assert (
+        refusal(load_prompts, own(path))
+        == f"{path}, line 10: no 'prompt' (columns found: question)"
+    )
 
 
 def test_duplicate_prompts_name_both_places(tmp_path):
     path = write(tmp_path / "mine.jsonl", *prompt_rows(9), prompt_rows(3)[2])
-    assert refusal(load_prompts, own(path)) == f"{path}, line 10: the same prompt stands at {path}, line 3"
+    assert (
+        refusal(load_prompts, own(path))
+        == f"{path}, line 10: the same prompt stands at {path}, line 3"
+    )
 
 
 def test_a_category_that_is_not_in_the_data_lists_those_that_are(tmp_path):
@@ -339,7 +449,9 @@ def test_too_few_prompts_for_three_splits(tmp_path, count):
 
 
 def test_no_category_at_all(tmp_path):
-    assert "only 0 prompts" in refusal(load_prompts, own(write(tmp_path / "mine.jsonl", *prompt_rows(9)), categories=[]))
+    assert "only 0 prompts" in refusal(
+        load_prompts, own(write(tmp_path / "mine.jsonl", *prompt_rows(9)), categories=[])
+    )
 
 
 def test_n_prompts_are_taken_evenly_over_categories(tmp_path):
@@ -351,8 +463,18 @@ def test_n_prompts_are_taken_evenly_over_categories(tmp_path):
 def test_prompts_of_the_pairs_are_dropped_from_the_other_splits(tmp_path):
     rows = prompt_rows(20)
     prompts = write(tmp_path / "prompts.jsonl", *rows)
-    pairs = write(tmp_path / "pairs.jsonl", *[{"prompt": r["prompt"], "chosen": "yes", "rejected": "no"} for r in rows[:6]])
-    table = load_prompts(run(prompts={"file": str(prompts)}, preferences={"file": str(pairs)}, selection={"budget": 2}, evaluation={"replicates": 0}))
+    pairs = write(
+        tmp_path / "pairs.jsonl",
+        *[{"prompt": r["prompt"], "chosen": "yes", "rejected": "no"} for r in rows[:6]],
+    )
+    table = load_prompts(
+        run(
+            prompts={"file": str(prompts)},
+            preferences={"file": str(pairs)},
+            selection={"budget": 2},
+            evaluation={"replicates": 0},
+        )
+    )
     assert set(table.loc[table["split"] == "train", "prompt"]) == {r["prompt"] for r in rows[:6]}
     assert set(table.loc[table["split"] != "train", "prompt"]) == {r["prompt"] for r in rows[6:]}
     assert not table["prompt_id"].duplicated().any()
@@ -360,8 +482,18 @@ def test_prompts_of_the_pairs_are_dropped_from_the_other_splits(tmp_path):
 
 def test_prompts_of_the_pairs_alone_are_split_three_ways(tmp_path):
     pairs = [{"prompt": f"{k % 20}?", "chosen": f"yes {k}", "rejected": "no"} for k in range(40)]
-    table = load_prompts(run(preferences={"file": str(write(tmp_path / "pairs.jsonl", *pairs))}, selection={"budget": 2}, evaluation={"replicates": 0}))
-    assert len(table) == 20 and Counter(table["split"]) == {"train": 8, "feedback": 6, "evaluate": 6}
+    table = load_prompts(
+        run(
+            preferences={"file": str(write(tmp_path / "pairs.jsonl", *pairs))},
+            selection={"budget": 2},
+            evaluation={"replicates": 0},
+        )
+    )
+    assert len(table) == 20 and Counter(table["split"]) == {
+        "train": 8,
+        "feedback": 6,
+        "evaluate": 6,
+    }
 
 
 # --- splits
@@ -411,7 +543,15 @@ print(hashlib.sha256(preferences_from_gold(scores, 4, 0).to_csv().encode()).hexd
     outputs = []
     for seed in ("1", "2"):
         environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
-        outputs.append(subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True).stdout)
+        outputs.append(
+            subprocess.run(
+                [sys.executable, "-c", program],
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
     assert outputs[0] == outputs[1] and len(set(outputs[0].split())) == 3
 
 
@@ -439,7 +579,11 @@ def test_safety_has_as_many_benign_as_harmful_prompts_in_every_area():
 
 def test_the_harmful_prompts_are_those_of_do_not_answer():
     files = sorted(assets.asset_path("do-not-answer").glob("*.jsonl"))
-    expected = {json.loads(line)["prompt"].strip() for file in files for line in file.read_text().splitlines()}
+    expected = {
+        json.loads(line)["prompt"].strip()
+        for file in files
+        for line in file.read_text().splitlines()
+    }
     prompts = embedded_prompts("safety")
     assert set(prompts.loc[prompts["harmful"], "prompt"]) == expected
     assert set(prompts["category"]) == {file.stem for file in files}
@@ -458,7 +602,9 @@ def test_no_embedded_prompt_stands_twice(task):
 def test_prompts_of_this_project_are_worded_in_many_ways(task, most):
     """No template farm: no opening of three words is common."""
     prompts = embedded_prompts(task)
-    opening = prompts.loc[~prompts["harmful"], "prompt"].str.lower().str.split().str[:3].str.join(" ")
+    opening = (
+        prompts.loc[~prompts["harmful"], "prompt"].str.lower().str.split().str[:3].str.join(" ")
+    )
     assert opening.value_counts(normalize=True).iloc[0] < most
     assert prompts["prompt"].str.strip().eq(prompts["prompt"]).all()
 
@@ -475,8 +621,12 @@ def test_a_share_of_the_safety_prompts_keeps_both_kinds_in_all_areas():
 def test_the_budget_may_not_exceed_the_pairs(tmp_path, budget):
     """Seven feedback prompts of four completions are 42 pairs."""
     path = write(tmp_path / "mine.jsonl", *prompt_rows(20))
-    settings = run(prompts={"file": str(path)}, split={"train": 0.35, "feedback": 0.35, "evaluate": 0.3}, sampling={"n": 4},
-                   selection={"budget": budget, "rounds": 1})
+    settings = run(
+        prompts={"file": str(path)},
+        split={"train": 0.35, "feedback": 0.35, "evaluate": 0.3},
+        sampling={"n": 4},
+        selection={"budget": budget, "rounds": 1},
+    )
     if budget == 42:
         assert (checks.check(settings)["split"] == "feedback").sum() == 7
     else:
@@ -484,13 +634,25 @@ def test_the_budget_may_not_exceed_the_pairs(tmp_path, budget):
 
 
 def test_an_absent_category_that_is_not_in_the_data():
-    message = refusal(checks.check, run(bias=[{"kind": "noise", "rate": 0.1}, {"kind": "coverage", "absent": ["travel", "cookng"]}]))
+    message = refusal(
+        checks.check,
+        run(
+            bias=[
+                {"kind": "noise", "rate": 0.1},
+                {"kind": "coverage", "absent": ["travel", "cookng"]},
+            ]
+        ),
+    )
     assert "'cookng'" in message and "cooking" in message
 
 
-@pytest.mark.parametrize("name", ["lenght", "keyword:", "nowhere_at_all:function", "json:nothing", "json:__name__"])
+@pytest.mark.parametrize(
+    "name", ["lenght", "keyword:", "nowhere_at_all:function", "json:nothing", "json:__name__"]
+)
 def test_a_bias_attribute_that_leads_nowhere(name):
-    assert repr(name) in refusal(checks.check, run(bias=[{"kind": "attribute", "attribute": name, "strength": 0.5}]))
+    assert repr(name) in refusal(
+        checks.check, run(bias=[{"kind": "attribute", "attribute": name, "strength": 0.5}])
+    )
 
 
 @pytest.mark.parametrize("kind", ["relevence", "nowhere_at_all:function", "json:nothing"])
@@ -515,23 +677,45 @@ def test_check_returns_the_prompts():
 def pairs_of(*rows):
     """(prompt, chosen, rejected) as a table that load_pairs could have made."""
     table = pd.DataFrame(rows, columns=["prompt", "chosen", "rejected"])
-    return table.assign(prompt_id=table["prompt"].map(dialogues.prompt_id), category="all", harmful=False)
+    return table.assign(
+        prompt_id=table["prompt"].map(dialogues.prompt_id), category="all", harmful=False
+    )
 
 
 def test_as_completions_gives_equal_texts_of_a_prompt_one_index():
-    completions, preferences = as_completions(pairs_of(("p", "a", "b"), ("p", "c", "a"), ("q", "b", "a")))
+    completions, preferences = as_completions(
+        pairs_of(("p", "a", "b"), ("p", "c", "a"), ("q", "b", "a"))
+    )
     p, q = dialogues.prompt_id("p"), dialogues.prompt_id("q")
     assert list(completions.itertuples(index=False, name=None)) == [
-        (p, 0, "p", "a"), (p, 1, "p", "b"), (p, 2, "p", "c"), (q, 0, "q", "b"), (q, 1, "q", "a")]
-    assert list(preferences.itertuples(index=False, name=None)) == [(p, 0, 1, 1.0), (p, 0, 2, 0.0), (q, 0, 1, 1.0)]
+        (p, 0, "p", "a"),
+        (p, 1, "p", "b"),
+        (p, 2, "p", "c"),
+        (q, 0, "q", "b"),
+        (q, 1, "q", "a"),
+    ]
+    assert list(preferences.itertuples(index=False, name=None)) == [
+        (p, 0, 1, 1.0),
+        (p, 0, 2, 0.0),
+        (q, 0, 1, 1.0),
+    ]
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(*[st.sampled_from("abcd")] * 3).filter(lambda t: t[1] != t[2]), min_size=1, max_size=12))
+@given(
+    st.lists(
+        st.tuples(*[st.sampled_from("abcd")] * 3).filter(lambda t: t[1] != t[2]),
+        min_size=1,
+        max_size=12,
+    )
+)
 def test_pairs_survive_the_way_to_indices_and_back(rows):
     completions, preferences = as_completions(pairs_of(*rows))
     assert (preferences["i"] < preferences["j"]).all()
-    assert not completions.duplicated(["prompt_id", "index"]).any() and not completions.duplicated(["prompt_id", "completion"]).any()
+    assert (
+        not completions.duplicated(["prompt_id", "index"]).any()
+        and not completions.duplicated(["prompt_id", "completion"]).any()
+    )
     back = to_trl(preferences, completions)
     assert list(back.itertuples(index=False, name=None)) == rows
 
@@ -541,14 +725,24 @@ def test_pairs_survive_the_way_to_indices_and_back(rows):
 
 def gold_table(values):
     """{prompt: gold of its completions} as a table."""
-    return pd.DataFrame([(p, i, g) for p, golds in values.items() for i, g in enumerate(golds)], columns=["prompt_id", "index", "gold"])
+    return pd.DataFrame(
+        [(p, i, g) for p, golds in values.items() for i, g in enumerate(golds)],
+        columns=["prompt_id", "index", "gold"],
+    )
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.lists(st.integers(0, 3), min_size=2, max_size=5), min_size=1, max_size=4), st.integers(1, 12), st.integers(0, 3))
+@given(
+    st.lists(st.lists(st.integers(0, 3), min_size=2, max_size=5), min_size=1, max_size=4),
+    st.integers(1, 12),
+    st.integers(0, 3),
+)
 def test_preferences_follow_gold(golds, per_prompt, seed):
     values = {f"p{k}": g for k, g in enumerate(golds)}
-    told = {p: {(i, j) for i, j in combinations(range(len(g)), 2) if g[i] != g[j]} for p, g in values.items()}
+    told = {
+        p: {(i, j) for i, j in combinations(range(len(g)), 2) if g[i] != g[j]}
+        for p, g in values.items()
+    }
     if not any(told.values()):
         assert "apart" in refusal(preferences_from_gold, gold_table(values), per_prompt, seed)
         return
@@ -564,7 +758,9 @@ def test_preferences_follow_gold(golds, per_prompt, seed):
 def test_preferences_depend_on_the_seed_and_not_on_the_order_of_rows():
     scores = gold_table({f"p{k}": list(range(8)) for k in range(10)})
     one = preferences_from_gold(scores, 4, 0)
-    pd.testing.assert_frame_equal(one, preferences_from_gold(scores.sample(frac=1, random_state=1), 4, 0))
+    pd.testing.assert_frame_equal(
+        one, preferences_from_gold(scores.sample(frac=1, random_state=1), 4, 0)
+    )
     assert not one.equals(preferences_from_gold(scores, 4, 1))
 
 
@@ -579,19 +775,30 @@ def test_preferences_are_drawn_from_all_pairs():
 # --- TRL's form
 
 
-COMPLETIONS = pd.DataFrame([("p", 0, "why?", "a"), ("p", 1, "why?", "b"), ("q", 0, "how?", "a"), ("q", 1, "how?", "c")],
-                           columns=["prompt_id", "index", "prompt", "completion"])
+COMPLETIONS = pd.DataFrame(
+    [("p", 0, "why?", "a"), ("p", 1, "why?", "b"), ("q", 0, "how?", "a"), ("q", 1, "how?", "c")],
+    columns=["prompt_id", "index", "prompt", "completion"],
+)
 
 
 def test_to_trl_puts_the_preferred_text_first():
-    preferences = pd.DataFrame([("p", 0, 1, 1.0), ("q", 0, 1, 0.0)], columns=["prompt_id", "i", "j", "label"])
+    preferences = pd.DataFrame(
+        [("p", 0, 1, 1.0), ("q", 0, 1, 0.0)], columns=["prompt_id", "i", "j", "label"]
+    )
     assert to_trl(preferences, COMPLETIONS).to_dict("records") == [
-        {"prompt": "why?", "chosen": "a", "rejected": "b"}, {"prompt": "how?", "chosen": "c", "rejected": "a"}]
+        {"prompt": "why?", "chosen": "a", "rejected": "b"},
+        {"prompt": "how?", "chosen": "c", "rejected": "a"},
+    ]
 
 
 def test_to_trl_leaves_ties_out():
-    preferences = pd.DataFrame([("p", 0, 1, 0.5), ("q", 0, 1, 1.0), ("q", 0, 1, 0.5)], columns=["prompt_id", "i", "j", "label"])
-    assert to_trl(preferences, COMPLETIONS).to_dict("records") == [{"prompt": "how?", "chosen": "a", "rejected": "c"}]
+    preferences = pd.DataFrame(
+        [("p", 0, 1, 0.5), ("q", 0, 1, 1.0), ("q", 0, 1, 0.5)],
+        columns=["prompt_id", "i", "j", "label"],
+    )
+    assert to_trl(preferences, COMPLETIONS).to_dict("records") == [
+        {"prompt": "how?", "chosen": "a", "rejected": "c"}
+    ]
 
 
 def test_to_trl_of_ties_alone_is_an_empty_table():

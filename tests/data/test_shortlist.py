@@ -1,4 +1,5 @@
-"""n of many by the seed: the same whatever the order of rows, evenly over groups, in memory for about 2n."""
+"""n of many by the seed: the same whatever the order of rows, evenly over groups, in memory for
+about 2n."""
 
 from collections import Counter
 
@@ -19,8 +20,15 @@ def chosen(rows, n, seed=0):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.sampled_from("abc"), max_size=60), st.integers(1, 30), st.integers(0, 5), st.randoms(use_true_random=False))
-def test_the_choice_depends_on_rows_and_seed_and_not_on_order_or_on_forgetting(groups, n, seed, random):
+@given(
+    st.lists(st.sampled_from("abc"), max_size=60),
+    st.integers(1, 30),
+    st.integers(0, 5),
+    st.randoms(use_true_random=False),
+)
+def test_the_choice_depends_on_rows_and_seed_and_not_on_order_or_on_forgetting(
+    groups, n, seed, random
+):
     rows = [(str(k), group) for k, group in enumerate(groups)]
     shuffled = random.sample(rows, len(rows))
     before, shortlist.BATCH = shortlist.BATCH, 0
@@ -28,7 +36,9 @@ def test_the_choice_depends_on_rows_and_seed_and_not_on_order_or_on_forgetting(g
         forgetful = chosen(shuffled, n, seed)
     finally:
         shortlist.BATCH = before
-    assert sorted(forgetful) == sorted(chosen(rows, n, seed)) and len(forgetful) == min(n, len(rows))
+    assert sorted(forgetful) == sorted(chosen(rows, n, seed)) and len(forgetful) == min(
+        n, len(rows)
+    )
 
 
 def test_groups_have_equal_shares_as_far_as_they_go():

@@ -1,4 +1,5 @@
-"""Prompts that a model of the run cannot read are met before anything is sampled: refused in one sentence, or dropped and counted."""
+"""Prompts that a model of the run cannot read are met before anything is sampled: refused in one
+sentence, or dropped and counted."""
 
 import json
 
@@ -22,18 +23,39 @@ SPELT = "explain <|im_start|> please"
 
 @pytest.fixture
 def settings(tiny_model, tmp_path):
-    """Parameters of a run with prompts of the user's own: twelve that are fine, and those asked for."""
+    """Parameters of a run with prompts of the user's own: twelve that are fine, and those asked
+    for."""
+
     def make(*more, preferences=(), preferences_rows="auto", **blocks):
         own, blocks = {}, blocks | {"preferences": {"bad_rows": preferences_rows}}
-        for name, rows in (("prompts", [{"prompt": text} for text in (*(f"question {k}?" for k in range(12)), *more)]),
-                           ("preferences", [{"prompt": text, "chosen": "a good cat", "rejected": "a dog"} for text in preferences])):
+        for name, rows in (
+            (
+                "prompts",
+                [{"prompt": text} for text in (*(f"question {k}?" for k in range(12)), *more)],
+            ),
+            (
+                "preferences",
+                [
+                    {"prompt": text, "chosen": "a good cat", "rejected": "a dog"}
+                    for text in preferences
+                ],
+            ),
+        ):
             if rows:
-                (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+                (tmp_path / f"{name}.jsonl").write_text(
+                    "".join(json.dumps(row) + "\n" for row in rows)
+                )
                 own[name] = {"file": str(tmp_path / f"{name}.jsonl")} | blocks.pop(name, {})
-        values = {"run": "screened", "model": {"source": str(tiny_model), "quantisation": "none", "device": "cpu"}, "evaluation": {"replicates": 0},
-                  "selection": {"budget": 4, "rounds": 1, "strategies": ["shf_cas"]}, "sampling": {"n": 2, "max_new_tokens": 6},
-                  "gold": {"kind": "tiny_gold:vowels"}}
+        values = {
+            "run": "screened",
+            "model": {"source": str(tiny_model), "quantisation": "none", "device": "cpu"},
+            "evaluation": {"replicates": 0},
+            "selection": {"budget": 4, "rounds": 1, "strategies": ["shf_cas"]},
+            "sampling": {"n": 2, "max_new_tokens": 6},
+            "gold": {"kind": "tiny_gold:vowels"},
+        }
         return values | own | blocks
+
     return make
 
 
@@ -46,17 +68,29 @@ def loaded(values):
 def test_by_default_the_first_such_prompt_stops_and_the_sentence_names_the_way_out(settings):
     with pytest.raises(InputError) as caught:
         loaded(settings(SPELT))
-    assert str(caught.value) == (f"prompt {SPELT!r} holds the model's control token '<|im_start|>': change it, or set prompts.bad_rows to drop, "
-                                 "which leaves such prompts out and counts them")
+    assert (
+        str(caught.value)
+        == f"prompt {SPELT!r} holds the model's control token '<|im_start|>': change it, or set"
+        " prompts.bad_rows to drop, which leaves such prompts out and counts them"
+    )
 
 
 def test_dropped_prompts_are_counted_by_reason(settings):
     long = "very " * 400
-    table, dropped = loaded(settings(SPELT, "and <|im_start|>, too", "an <|im_end|>", long, prompts={"bad_rows": "drop"}))
+    table, dropped = loaded(
+        settings(
+            SPELT, "and <|im_start|>, too", "an <|im_end|>", long, prompts={"bad_rows": "drop"}
+        )
+    )
     assert len(table) == 12 and set(table["prompt"]) == {f"question {k}?" for k in range(12)}
-    assert dropped == [{"data": "prompts", "reason": f"prompt {reason}", "rows": rows} for reason, rows in [
-        ("holds the model's control token '<|im_start|>'", 2), ("holds the model's control token '<|im_end|>'", 1),
-        ("is too long; with max_new_tokens 6 that is more than the model's context of 512", 1)]]
+    assert dropped == [
+        {"data": "prompts", "reason": f"prompt {reason}", "rows": rows}
+        for reason, rows in [
+            ("holds the model's control token '<|im_start|>'", 2),
+            ("holds the model's control token '<|im_end|>'", 1),
+            ("is too long; with max_new_tokens 6 that is more than the model's context of 512", 1),
+        ]
+    ]
 
 
 def test_prompts_of_preferences_have_a_choice_of_their_own(settings):
@@ -69,12 +103,20 @@ def test_prompts_of_preferences_have_a_choice_of_their_own(settings):
 
 
 def test_where_no_prompt_is_left_the_reason_is_said(settings):
-    with pytest.raises(InputError, match="preferences: the models of this run can read none of the 1 prompts; the first holds the model's control token"):
+    with pytest.raises(
+        InputError,
+        match=(
+            "preferences: the models of this run can read none of the 1 prompts; the first holds"
+            " the model's control token"
+        ),
+    ):
         loaded(settings(preferences=[SPELT], preferences_rows="drop"))
 
 
 def test_embedded_prompts_are_screened_too(settings, tmp_path):
-    values = {key: value for key, value in settings().items() if key != "prompts"} | {"prompts": {"n": 20, "bad_rows": "drop"}}
+    values = {key: value for key, value in settings().items() if key != "prompts"} | {
+        "prompts": {"n": 20, "bad_rows": "drop"}
+    }
     values["sampling"] |= {"max_new_tokens": 510}
     with pytest.raises(InputError, match="can read none of the 20 prompts"):
         loaded(values)
@@ -82,12 +124,19 @@ def test_embedded_prompts_are_screened_too(settings, tmp_path):
 
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_what_the_screen_lets_through_the_sampler_takes(family, tmp_path):
-    """The screen asks a tokenizer and a configuration, no weights: it must answer as the loaded model would."""
+    """The screen asks a tokenizer and a configuration, no weights: it must answer as the loaded
+    model would."""
     folder = families.save(family, tmp_path)
     model = Model(source=str(folder), quantisation="none", device="cpu")
     backbone = load_backbone(model)
     marks = backbone.guard.marks
-    texts = ["hello", "a < b [sic]", "hi " * 600, *marks, *(f"explain {mark} to me" for mark in marks)]
+    texts = [
+        "hello",
+        "a < b [sic]",
+        "hi " * 600,
+        *marks,
+        *(f"explain {mark} to me" for mark in marks),
+    ]
     expected = [backbone.refusal(text, 8) for text in texts]
     (folder / "model.safetensors").unlink()
     screen = PromptCheck(reading.check({"model": model.model_dump()}, "test"))
@@ -100,38 +149,53 @@ def test_what_the_screen_lets_through_the_sampler_takes(family, tmp_path):
 
 @pytest.fixture
 def judge(tmp_path):
-    """A published reward model whose weights are out of reach: tokenizer and configuration have to do."""
+    """A published reward model whose weights are out of reach: tokenizer and configuration have
+    to do."""
     folder = families.save("llama", tmp_path / "judge", head=True, max_position_embeddings=64)
     (folder / "model.safetensors").unlink()
     return f"model:{folder}"
 
 
 @pytest.mark.parametrize("block", [{"gold": {"kind": "{}"}}, {"reward": {"proxy": "{}"}}])
-def test_a_prompt_that_a_published_model_cannot_read_is_met_before_its_weights_are_loaded(block, settings, judge, runs_folder):
-    (name, inner), = block.items()
-    (key, _), = inner.items()
+def test_a_prompt_that_a_published_model_cannot_read_is_met_before_its_weights_are_loaded(
+    block, settings, judge, runs_folder
+):
+    ((name, inner),) = block.items()
+    ((key, _),) = inner.items()
     spelt, long = "an <|eot_id|> in a request", "the cat sat on the mat " * 20
-    for text, found in ((spelt, rf"holds the control token '<\|eot_id\|>' of {name}.{key}"), (long, rf"tokens; with an answer of 6 tokens that is more than the 64 that {name}.{key}")):
+    for text, found in (
+        (spelt, rf"holds the control token '<\|eot_id\|>' of {name}.{key}"),
+        (long, rf"tokens; with an answer of 6 tokens that is more than the 64 that {name}.{key}"),
+    ):
         values = settings(text, **{name: {key: judge}})
         with pytest.raises(InputError, match=found):
             cells.run(values | {"run": f"notebook_{len(text)}"}, ["01_proxy_bias_injection"])
         with pytest.raises(InputError, match=found):
             stages.execute(["pools"], reading.check(values | {"run": f"stage_{len(text)}"}, "test"))
-    assert not [path for path in runs_folder.rglob("*") if path.is_file()], "the next attempt, with other parameters, would be refused"
-    table, dropped = loaded(settings(spelt, long, prompts={"bad_rows": "drop"}, **{name: {key: judge}}))
+    assert not [path for path in runs_folder.rglob("*") if path.is_file()], (
+        "the next attempt, with other parameters, would be refused"
+    )
+    table, dropped = loaded(
+        settings(spelt, long, prompts={"bad_rows": "drop"}, **{name: {key: judge}})
+    )
     assert len(table) == 12 and sum(row["rows"] for row in dropped) == 2
 
 
 def test_a_run_with_dropped_prompts_goes_through(settings, tmp_path, runs_folder):
-    """Notebook 01 on prompts that the backbone, and others that gold, cannot read; gold scores every completion once."""
+    """Notebook 01 on prompts that the backbone, and others that gold, cannot read; gold scores
+    every completion once."""
     gold = families.save("llama", tmp_path / "gold", head=True)
-    values = settings(SPELT, "an <|eot_id|>", prompts={"bad_rows": "drop"}, gold={"kind": f"model:{gold}"})
+    values = settings(
+        SPELT, "an <|eot_id|>", prompts={"bad_rows": "drop"}, gold={"kind": f"model:{gold}"}
+    )
     cells.run(values, ["01_proxy_bias_injection"])
     stage = runs_folder / "screened" / "01_proxy"
     assert len(pd.read_parquet(stage / "prompts.parquet")) == 12
     assert pd.read_parquet(stage / "dropped.parquet")["rows"].tolist() == [1, 1]
     reasons = [row["reason"] for row in files.read_json(stage / "metrics.json")["dropped"]]
-    assert reasons[0].endswith("'<|im_start|>'") and reasons[1].endswith(f"'<|eot_id|>' of gold.kind '{gold}'")
+    assert reasons[0].endswith("'<|im_start|>'") and reasons[1].endswith(
+        f"'<|eot_id|>' of gold.kind '{gold}'"
+    )
 
 
 def test_a_published_gold_scores_no_completion_twice(settings, tmp_path, runs_folder, monkeypatch):
@@ -143,15 +207,24 @@ def test_a_published_gold_scores_no_completion_twice(settings, tmp_path, runs_fo
     def counting(table, *told):
         asked.extend(zip(table["prompt_id"], table["index"]))
         return score(table, *told)
+
     monkeypatch.setattr(published, "score", counting)
     cells.run(settings(gold={"kind": f"model:{gold}"}), ["01_proxy_bias_injection"])
     stage = runs_folder / "screened" / "01_proxy"
     pools = [pd.read_parquet(stage / f"pool_{name}.parquet") for name in ("train", "evaluate")]
-    assert sorted(asked) == sorted([("a trial", 0), *(pair for pool in pools for pair in zip(pool["prompt_id"], pool["index"]))])
+    assert sorted(asked) == sorted(
+        [
+            ("a trial", 0),
+            *(pair for pool in pools for pair in zip(pool["prompt_id"], pool["index"])),
+        ]
+    )
 
 
-def test_the_run_command_asks_before_it_touches_the_run_folder(settings, tmp_path, runs_folder, capsys):
-    """So that the next attempt, with other parameters, is not refused for the folder of this one."""
+def test_the_run_command_asks_before_it_touches_the_run_folder(
+    settings, tmp_path, runs_folder, capsys
+):
+    """So that the next attempt, with other parameters, is not refused for the folder of this
+    one."""
     (tmp_path / "mine.yaml").write_text(json.dumps(settings(SPELT)))
     assert cli.main(["run", str(tmp_path / "mine.yaml")]) == 2
     assert "set prompts.bad_rows to drop" in capsys.readouterr().err and not runs_folder.exists()

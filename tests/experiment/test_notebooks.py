@@ -1,4 +1,5 @@
-"""The four notebooks and the command line, end to end on a tiny model; then once more under nbval."""
+"""The four notebooks and the command line, end to end on a tiny model; then once more under
+nbval."""
 
 import ast
 import json
@@ -24,8 +25,17 @@ NOTEBOOKS = KINDS["run"]
 
 
 def command(*words, runs_folder, check=True):
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment(runs_folder), capture_output=True, text=True)
-    assert not any(value in done.stdout + done.stderr for value in [*CANARIES.values(), os.environ.get("SHFCAS_JUDGE_KEY") or "-no key-"])
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=environment(runs_folder),
+        capture_output=True,
+        text=True,
+    )
+    assert not any(
+        value in done.stdout + done.stderr
+        for value in [*CANARIES.values(), os.environ.get("SHFCAS_JUDGE_KEY") or "-no key-"]
+    )
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -46,12 +56,22 @@ def test_run_leaves_every_artifact(finished):
     run = folder / "tiny"
     for stage in ("01_proxy", "02_conflict", "03_feedback", "04_evaluation"):
         assert json.loads((run / stage / "metrics.json").read_text())
-    for figure in ("01_proxy/figures/proxy_errors", "02_conflict/figures/pacs_plane", "03_feedback/figures/contradictions",
-                   "04_evaluation/figures/gold_reward", "04_evaluation/figures/over_optimisation", "04_evaluation/figures/seeds"):
+    for figure in (
+        "01_proxy/figures/proxy_errors",
+        "02_conflict/figures/pacs_plane",
+        "03_feedback/figures/contradictions",
+        "04_evaluation/figures/gold_reward",
+        "04_evaluation/figures/over_optimisation",
+        "04_evaluation/figures/seeds",
+    ):
         for suffix in (".png", ".svg", ".csv"):
             assert (run / f"{figure}{suffix}").stat().st_size > 100
     facts = json.loads((run / "run.json").read_text())
-    assert facts["seed"] == 0 and facts["versions"]["torch"] and any("replicates" in k for k in facts["seconds"])
+    assert (
+        facts["seed"] == 0
+        and facts["versions"]["torch"]
+        and any("replicates" in k for k in facts["seconds"])
+    )
     assert not list(run.rglob(".*")), "a temporary file was left behind"
 
 
@@ -66,16 +86,43 @@ def test_a_figure_is_made_again_from_its_trace_in_an_empty_folder(finished, tmp_
     """The parameters come out of the trace alone; notebooks 01 and 02 then give the same bytes."""
     _, folder, _ = finished
     figure = folder / "tiny" / "02_conflict" / "figures" / "pacs_plane.png"
-    told = command("-m", "shfcas_lib", "trace", str(figure), "--params", str(tmp_path / "again.yaml"), runs_folder=folder).stdout
-    assert "made by     run tiny, as 02_conflict/figures/pacs_plane.png" in told and "python -m shfcas_lib run again.yaml" in told
+    told = command(
+        "-m",
+        "shfcas_lib",
+        "trace",
+        str(figure),
+        "--params",
+        str(tmp_path / "again.yaml"),
+        runs_folder=folder,
+    ).stdout
+    assert (
+        "made by     run tiny, as 02_conflict/figures/pacs_plane.png" in told
+        and "python -m shfcas_lib run again.yaml" in told
+    )
     for notebook in NOTEBOOKS[:2]:
-        command("-m", "papermill", f"notebooks/{notebook}.ipynb", str(tmp_path / f"{notebook}.ipynb"), "-f", str(tmp_path / "again.yaml"), runs_folder=tmp_path / "again")
+        command(
+            "-m",
+            "papermill",
+            f"notebooks/{notebook}.ipynb",
+            str(tmp_path / f"{notebook}.ipynb"),
+            "-f",
+            str(tmp_path / "again.yaml"),
+            runs_folder=tmp_path / "again",
+        )
     for stage, name in (("02_conflict", "pacs_plane"), ("01_proxy", "proxy_errors")):
         for suffix in (".png", ".svg", ".csv"):
             again = tmp_path / "again" / "tiny" / stage / "figures" / f"{name}{suffix}"
-            assert again.read_bytes() == (folder / "tiny" / stage / "figures" / again.name).read_bytes(), again.name
-    first, second = (json.loads((place / "tiny" / "run.json").read_text()) for place in (folder, tmp_path / "again"))
-    assert {key: first[key] for key in ("parameters", "versions", "inputs")} == {key: second[key] for key in ("parameters", "versions", "inputs")}
+            assert (
+                again.read_bytes()
+                == (folder / "tiny" / stage / "figures" / again.name).read_bytes()
+            ), again.name
+    first, second = (
+        json.loads((place / "tiny" / "run.json").read_text())
+        for place in (folder, tmp_path / "again")
+    )
+    assert {key: first[key] for key in ("parameters", "versions", "inputs")} == {
+        key: second[key] for key in ("parameters", "versions", "inputs")
+    }
 
 
 def test_no_key_of_the_environment_is_in_a_finished_run(finished):
@@ -85,27 +132,62 @@ def test_no_key_of_the_environment_is_in_a_finished_run(finished):
 
 def test_splits_of_a_finished_run_are_disjoint(finished):
     _, folder, _ = finished
-    ids = [set(pd.read_parquet(folder / "tiny" / t)["prompt_id"]) for t in (
-        "01_proxy/pool_train.parquet", "02_conflict/pool_feedback.parquet", "01_proxy/pool_evaluate.parquet")]
-    assert ids[0] and ids[1] and ids[2] and not (ids[0] & ids[1] | ids[0] & ids[2] | ids[1] & ids[2])
+    ids = [
+        set(pd.read_parquet(folder / "tiny" / t)["prompt_id"])
+        for t in (
+            "01_proxy/pool_train.parquet",
+            "02_conflict/pool_feedback.parquet",
+            "01_proxy/pool_evaluate.parquet",
+        )
+    ]
+    assert (
+        ids[0] and ids[1] and ids[2] and not (ids[0] & ids[1] | ids[0] & ids[2] | ids[1] & ids[2])
+    )
     asked = pd.read_parquet(folder / "tiny" / "03_feedback/shf_cas/round_1/labels.parquet")
     assert set(asked["prompt_id"]) <= ids[1]
 
 
 def test_nbval_finds_the_same_outputs_in_a_fresh_run(finished, tmp_path):
-    """The executed notebooks hold the outputs of the first run; nbval runs them again in an empty folder and compares."""
+    """The executed notebooks hold the outputs of the first run; nbval runs them again in an empty
+    folder and compares."""
     _, folder, _ = finished
     notebooks = [str(folder / "tiny" / "notebooks" / f"{name}.ipynb") for name in NOTEBOOKS]
-    done = subprocess.run([sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-cell-timeout=300", "-p", "no:cacheprovider", "-q", *notebooks],
-                          cwd=tmp_path, env=environment(tmp_path / "runs"), capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "--nbval-lax",
+            "--nbval-cell-timeout=300",
+            "-p",
+            "no:cacheprovider",
+            "-q",
+            *notebooks,
+        ],
+        cwd=tmp_path,
+        env=environment(tmp_path / "runs"),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout[-4000:]
     assert (tmp_path / "runs" / "tiny" / "04_evaluation" / "metrics.json").exists()
 
 
 def test_one_notebook_alone_with_papermill(finished, tmp_path):
     path, folder, _ = finished
-    done = subprocess.run([str(Path(sys.executable).parent / "papermill"), "notebooks/02_conflict_analysis.ipynb", str(tmp_path / "out.ipynb"),
-                           "-f", str(path)], cwd=ROOT, env=environment(folder), capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            str(Path(sys.executable).parent / "papermill"),
+            "notebooks/02_conflict_analysis.ipynb",
+            str(tmp_path / "out.ipynb"),
+            "-f",
+            str(path),
+        ],
+        cwd=ROOT,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "PACS" in (tmp_path / "out.ipynb").read_text()
 
@@ -113,20 +195,44 @@ def test_one_notebook_alone_with_papermill(finished, tmp_path):
 def test_a_notebook_before_its_turn_says_which_one_is_missing(tiny_model, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(settings(tiny_model, run="unborn")))
-    done = subprocess.run([str(Path(sys.executable).parent / "papermill"), "notebooks/02_conflict_analysis.ipynb", str(tmp_path / "out.ipynb"),
-                           "-f", str(path)], cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            str(Path(sys.executable).parent / "papermill"),
+            "notebooks/02_conflict_analysis.ipynb",
+            str(tmp_path / "out.ipynb"),
+            "-f",
+            str(path),
+        ],
+        cwd=ROOT,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode != 0 and "run notebook 01" in done.stderr
 
 
 def test_papermill_refuses_a_misspelt_parameter(tiny_model, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(settings(tiny_model) | {"sampling": {"tempratur": 1.0}}))
-    done = subprocess.run([str(Path(sys.executable).parent / "papermill"), "notebooks/01_proxy_bias_injection.ipynb", str(tmp_path / "out.ipynb"),
-                           "-f", str(path)], cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            str(Path(sys.executable).parent / "papermill"),
+            "notebooks/01_proxy_bias_injection.ipynb",
+            str(tmp_path / "out.ipynb"),
+            "-f",
+            str(path),
+        ],
+        cwd=ROOT,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode != 0 and "did you mean 'temperature'" in done.stderr
 
 
-def test_other_parameters_in_the_same_folder_are_refused_before_any_kernel(finished, tiny_model, tmp_path):
+def test_other_parameters_in_the_same_folder_are_refused_before_any_kernel(
+    finished, tiny_model, tmp_path
+):
     _, folder, _ = finished
     path = tmp_path / "other.yaml"
     path.write_text(yaml.safe_dump(settings(tiny_model, seed=1)))
@@ -136,65 +242,138 @@ def test_other_parameters_in_the_same_folder_are_refused_before_any_kernel(finis
 
 
 def test_lora_reward_and_dpo_policy_through_the_notebooks(tiny_model, tmp_path):
-    """The trained kinds take the same four notebooks: a LoRA reward, then policies trained against it. What the command `stage` has made
-    before them they find done."""
+    """The trained kinds take the same four notebooks: a LoRA reward, then policies trained
+    against it. What the command `stage` has made before them they find done."""
     path = tmp_path / "lora.yaml"
-    path.write_text(yaml.safe_dump(settings(
-        tiny_model, run="lora", prompts={"n": 40}, reward={"kind": "lora", "learning_rate": 1.0e-3, "epochs": 1},
-        selection={"budget": 6, "rounds": 2, "strategies": ["shf_cas"]}, policy={"kind": "dpo", "pairs": 8},
-        evaluation={"replicates": 0, "bootstrap": 200})))
-    command("-m", "shfcas_lib", "stage", "pools", "proxy", "rounds", "policies", str(path), runs_folder=tmp_path)
-    made = {file: file.stat().st_mtime_ns for file in (tmp_path / "lora").rglob("*") if file.suffix in (".parquet", ".safetensors")}
+    path.write_text(
+        yaml.safe_dump(
+            settings(
+                tiny_model,
+                run="lora",
+                prompts={"n": 40},
+                reward={"kind": "lora", "learning_rate": 1.0e-3, "epochs": 1},
+                selection={"budget": 6, "rounds": 2, "strategies": ["shf_cas"]},
+                policy={"kind": "dpo", "pairs": 8},
+                evaluation={"replicates": 0, "bootstrap": 200},
+            )
+        )
+    )
+    command(
+        "-m",
+        "shfcas_lib",
+        "stage",
+        "pools",
+        "proxy",
+        "rounds",
+        "policies",
+        str(path),
+        runs_folder=tmp_path,
+    )
+    made = {
+        file: file.stat().st_mtime_ns
+        for file in (tmp_path / "lora").rglob("*")
+        if file.suffix in (".parquet", ".safetensors")
+    }
     assert len(made) > 20
     command("-m", "shfcas_lib", "run", str(path), runs_folder=tmp_path)
     assert {file: file.stat().st_mtime_ns for file in made} == made
     summary = pd.read_parquet(tmp_path / "lora" / "04_evaluation" / "trained_summary.parquet")
     assert {"base", "proxy", "shf_cas"} == set(summary["policy"])
-    second = pd.read_parquet(tmp_path / "lora" / "03_feedback" / "shf_cas" / "round_1" / "next_pool.parquet")
+    second = pd.read_parquet(
+        tmp_path / "lora" / "03_feedback" / "shf_cas" / "round_1" / "next_pool.parquet"
+    )
     assert second["index"].min() == 4, "completions of the second round have indices of their own"
 
 
 def test_a_judge_and_a_team_share_a_round_through_the_commands(tiny_model, tmp_path, monkeypatch):
-    """`run` stops when the judge is done and the team is not; `export`, a filled-in sheet, `import`, and `run` goes on to the end."""
+    """`run` stops when the judge is done and the team is not; `export`, a filled-in sheet,
+    `import`, and `run` goes on to the end."""
     server = Server()
     for name, value in {"URL": server.url, "MODEL": "tiny-judge", "KEY": "sk-canary"}.items():
         monkeypatch.setenv(f"SHFCAS_JUDGE_{name}", value)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     path, sheet = tmp_path / "mixed.yaml", tmp_path / "sheet.csv"
-    path.write_text(yaml.safe_dump(settings(
-        tiny_model, run="mixed", feedback={"kind": "mixed", "person": "team", "person_share": 0.3}, evaluation={"replicates": 0, "bootstrap": 200},
-        selection={"budget": 10, "rounds": 1, "strategies": ["shf_cas"]})))
+    path.write_text(
+        yaml.safe_dump(
+            settings(
+                tiny_model,
+                run="mixed",
+                feedback={"kind": "mixed", "person": "team", "person_share": 0.3},
+                evaluation={"replicates": 0, "bootstrap": 200},
+                selection={"budget": 10, "rounds": 1, "strategies": ["shf_cas"]},
+            )
+        )
+    )
     stopped = command("-m", "shfcas_lib", "run", str(path), runs_folder=tmp_path, check=False)
-    assert stopped.returncode == 1 and "3 comparisons of this round wait for the team" in stopped.stderr
+    assert (
+        stopped.returncode == 1
+        and "3 comparisons of this round wait for the team" in stopped.stderr
+    )
     command("-m", "shfcas_lib", "export", str(path), str(sheet), runs_folder=tmp_path)
     table = pd.read_csv(sheet, dtype=str, keep_default_na=False)
     table.assign(answer="tie").to_csv(sheet, index=False)
-    assert "3 answers added" in command("-m", "shfcas_lib", "import", str(path), str(sheet), runs_folder=tmp_path).stdout
+    assert (
+        "3 answers added"
+        in command("-m", "shfcas_lib", "import", str(path), str(sheet), runs_folder=tmp_path).stdout
+    )
     asked = len(server.payloads)
     command("-m", "shfcas_lib", "run", str(path), runs_folder=tmp_path)
     server.close()
     labels = pd.read_parquet(tmp_path / "mixed/03_feedback/shf_cas/round_1/labels.parquet")
-    assert labels["annotator"].value_counts().to_dict() == {"judge:tiny-judge": 7, "spreadsheet": 3} and len(server.payloads) == asked <= 20
-    assert json.loads((tmp_path / "mixed/03_feedback/metrics.json").read_text())["agreement"]["shf_cas"]["comparisons"] == 3
-    assert not any(b"sk-canary" in file.read_bytes() for file in (tmp_path / "mixed").rglob("*") if file.is_file())
+    assert (
+        labels["annotator"].value_counts().to_dict() == {"judge:tiny-judge": 7, "spreadsheet": 3}
+        and len(server.payloads) == asked <= 20
+    )
+    assert (
+        json.loads((tmp_path / "mixed/03_feedback/metrics.json").read_text())["agreement"][
+            "shf_cas"
+        ]["comparisons"]
+        == 3
+    )
+    assert not any(
+        b"sk-canary" in file.read_bytes()
+        for file in (tmp_path / "mixed").rglob("*")
+        if file.is_file()
+    )
 
 
-def test_annotate_makes_everything_ready_and_takes_over_what_another_run_has_finished(tiny_model, tmp_path):
-    """From nothing: notebooks 01 and 02, then notebook 03 with the parameters in it. A second run of the same kind takes 01 and 02 over."""
+def test_annotate_makes_everything_ready_and_takes_over_what_another_run_has_finished(
+    tiny_model, tmp_path
+):
+    """From nothing: notebooks 01 and 02, then notebook 03 with the parameters in it. A second run
+    of the same kind takes 01 and 02 over."""
     person = {"feedback": {"kind": "person"}, "evaluation": {"replicates": 0}, "prompts": {"n": 40}}
     for name in ("one", "two"):
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(settings(tiny_model, run=name, **person)))
         done = command("-m", "shfcas_lib", "annotate", str(path), "--prepare", runs_folder=tmp_path)
-        assert ("01_proxy_bias_injection" in done.stderr) == (name == "one"), "the second run had nothing to compute"
+        assert ("01_proxy_bias_injection" in done.stderr) == (name == "one"), (
+            "the second run had nothing to compute"
+        )
         notebook = nbformat.read(done.stdout.strip(), as_version=4)
-        injected = next(cell.source for cell in notebook.cells if "injected-parameters" in cell.metadata.get("tags", []))
-        assert f'run = "{name}"' in injected and not any(cell.get("outputs") for cell in notebook.cells)
-        assert (tmp_path / name / "02_conflict" / "metrics.json").exists() and not list((tmp_path / name).glob(".*"))
+        injected = next(
+            cell.source
+            for cell in notebook.cells
+            if "injected-parameters" in cell.metadata.get("tags", [])
+        )
+        assert f'run = "{name}"' in injected and not any(
+            cell.get("outputs") for cell in notebook.cells
+        )
+        assert (tmp_path / name / "02_conflict" / "metrics.json").exists() and not list(
+            (tmp_path / name).glob(".*")
+        )
 
 
 def test_annotate_wants_a_run_in_which_a_person_answers(tmp_path):
-    done = command("-m", "shfcas_lib", "annotate", "params/quickstart.yaml", "--prepare", runs_folder=tmp_path, check=False)
+    done = command(
+        "-m",
+        "shfcas_lib",
+        "annotate",
+        "params/quickstart.yaml",
+        "--prepare",
+        runs_folder=tmp_path,
+        check=False,
+    )
     assert done.returncode == 2 and "feedback.kind: found 'gold', expected 'person'" in done.stderr
 
 
@@ -204,7 +383,9 @@ def test_notebooks_are_thin_and_committed_without_outputs(name):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert not any(cell.outputs or cell.execution_count for cell in code)
     assert len(code) <= 16 and max(cell.source.count("\n") for cell in code) < 20
-    assert not any(line.startswith(("def ", "class ")) for cell in code for line in cell.source.splitlines())
+    assert not any(
+        line.startswith(("def ", "class ")) for cell in code for line in cell.source.splitlines()
+    )
     tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == 1
 
@@ -212,7 +393,9 @@ def test_notebooks_are_thin_and_committed_without_outputs(name):
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_defaults_are_the_quickstart(name):
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-    source = next(cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    source = next(
+        cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
+    )
     namespace = {"In": ["", source]}
     exec(source, namespace)  # noqa: S102 (a cell of this repository)
     assert reading.from_notebook(namespace) == reading.load(ROOT / "params" / "quickstart.yaml")
@@ -220,9 +403,25 @@ def test_notebook_defaults_are_the_quickstart(name):
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_no_cell_uses_the_name_of_a_parameter_for_something_else(name):
-    """Running the validating cell again must find the parameters, not a module or a table of the same name."""
+    """Running the validating cell again must find the parameters, not a module or a table of the
+    same name."""
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-    code = [c.source for c in notebook.cells if c.cell_type == "code" and "parameters" not in c.metadata.get("tags", [])]
-    bound = {n.id for source in code for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    bound |= {a.asname or a.name for source in code for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) for a in n.names}
+    code = [
+        c.source
+        for c in notebook.cells
+        if c.cell_type == "code" and "parameters" not in c.metadata.get("tags", [])
+    ]
+    bound = {
+        n.id
+        for source in code
+        for n in ast.walk(ast.parse(source))
+        if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+    }
+    bound |= {
+        a.asname or a.name
+        for source in code
+        for n in ast.walk(ast.parse(source))
+        if isinstance(n, ast.ImportFrom)
+        for a in n.names
+    }
     assert not bound & set(Params.model_fields)

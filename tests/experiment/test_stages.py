@@ -1,4 +1,5 @@
-"""Heavy stages as a command, in one process and in two that accelerate launches (gloo): the same tables and adapters come out."""
+"""Heavy stages as a command, in one process and in two that accelerate launches (gloo): the same
+tables and adapters come out."""
 
 import json
 import os
@@ -27,11 +28,24 @@ NAMES = ["pools", "proxy", "rounds", "policies"]
 
 def settings(tiny_model, **changes):
     lora = {"dropout": 0.0}  # what a process drops depends on how many there are
-    return {"run": "staged", "model": {"source": str(tiny_model), "quantisation": "none", "device": "cpu"}, "prompts": {"n": 30},
-            "sampling": {"n": 4, "max_new_tokens": 8, "batch_size": 16}, "gold": {"kind": "tiny_gold:vowels"}, "preferences": {"per_prompt": 2},
-            "reward": {"kind": "lora", "learning_rate": 1.0e-3, "epochs": 1, "batch_size": 2, "lora": dict(lora)},
-            "selection": {"strategies": ["shf_cas"], "budget": 4, "rounds": 1}, "evaluation": {"replicates": 0, "bootstrap": 200},
-            "policy": {"kind": "dpo", "pairs": 8, "batch_size": 4, "lora": dict(lora)}} | changes
+    return {
+        "run": "staged",
+        "model": {"source": str(tiny_model), "quantisation": "none", "device": "cpu"},
+        "prompts": {"n": 30},
+        "sampling": {"n": 4, "max_new_tokens": 8, "batch_size": 16},
+        "gold": {"kind": "tiny_gold:vowels"},
+        "preferences": {"per_prompt": 2},
+        "reward": {
+            "kind": "lora",
+            "learning_rate": 1.0e-3,
+            "epochs": 1,
+            "batch_size": 2,
+            "lora": dict(lora),
+        },
+        "selection": {"strategies": ["shf_cas"], "budget": 4, "rounds": 1},
+        "evaluation": {"replicates": 0, "bootstrap": 200},
+        "policy": {"kind": "dpo", "pairs": 8, "batch_size": 4, "lora": dict(lora)},
+    } | changes
 
 
 def write(folder, values):
@@ -45,16 +59,44 @@ def both(tiny_model, tmp_path_factory):
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
     path = write(one, settings(tiny_model))
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the launcher gives each of two processes; another number sums in another order
+    torch.set_num_threads(
+        1
+    )  # as the launcher gives each of two processes; another number sums in another order
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHFCAS_RUNS", str(one))
         assert cli.main(["stage", *NAMES, path]) == 0
     torch.set_num_threads(threads)
-    environment = os.environ | {"SHFCAS_RUNS": str(two), "PYTHONPATH": PATHS, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-              "--dynamo_backend", "no", "--main_process_port", "0"]
-    # accelerate's --cpu starts one process whatever --num_processes says; --multi_gpu starts them, and the run's model.device makes them gloo's.
-    done = subprocess.run([*launch, "-m", "shfcas_lib", "stage", *NAMES, path], cwd=ROOT, env=environment, capture_output=True, text=True)
+    environment = os.environ | {
+        "SHFCAS_RUNS": str(two),
+        "PYTHONPATH": PATHS,
+        "TQDM_DISABLE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+    ]
+    # accelerate's --cpu starts one process whatever --num_processes says; --multi_gpu starts
+    # them, and the run's model.device makes them gloo's.
+    done = subprocess.run(
+        [*launch, "-m", "shfcas_lib", "stage", *NAMES, path],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     assert not any(value in done.stdout + done.stderr for value in CANARIES.values())
     return one / "staged", two / "staged"
@@ -76,7 +118,9 @@ def test_pools_labels_and_preferences_do_not_depend_on_the_number_of_processes(b
     one, two = both
     exact = [name for name in files(one, ".parquet") if not name.endswith("conflict.parquet")]
     for name in exact:
-        tables = [pd.read_parquet(folder / name).drop(columns="time", errors="ignore") for folder in both]
+        tables = [
+            pd.read_parquet(folder / name).drop(columns="time", errors="ignore") for folder in both
+        ]
         pd.testing.assert_frame_equal(*tables, obj=name)
 
 
@@ -85,19 +129,45 @@ def test_adapters_do_not_depend_on_the_number_of_processes(both):
     for name in files(one, ".safetensors"):
         mine, other = load_file(one / name), load_file(two / name)
         for key in mine:
-            np.testing.assert_allclose(other[key], mine[key], rtol=0, atol=1e-4, err_msg=f"{name} {key}")
-    assert len(pd.read_parquet(one / "01_proxy" / "preferences_biased.parquet")) % 2 == 0, "an odd pair would be filled up with the first"
+            np.testing.assert_allclose(
+                other[key], mine[key], rtol=0, atol=1e-4, err_msg=f"{name} {key}"
+            )
+    assert len(pd.read_parquet(one / "01_proxy" / "preferences_biased.parquet")) % 2 == 0, (
+        "an odd pair would be filled up with the first"
+    )
 
 
 @pytest.mark.parametrize("kind", ["kto", "rloo", "grpo"])
-def test_no_key_is_in_what_stages_plan_and_trace_write_and_print(kind, tiny_model, tmp_path, runs_folder, capfd):
-    """With fine-tuning, checkpoints, and, where the policy allows it, published models as proxy and gold; a failure too."""
-    answers = [{"prompt": f"question {k}", "chosen": f"an honest answer {k}", "rejected": f"{k} 42"} for k in range(16)]
+def test_no_key_is_in_what_stages_plan_and_trace_write_and_print(
+    kind, tiny_model, tmp_path, runs_folder, capfd
+):
+    """With fine-tuning, checkpoints, and, where the policy allows it, published models as proxy
+    and gold; a failure too."""
+    answers = [
+        {"prompt": f"question {k}", "chosen": f"an honest answer {k}", "rejected": f"{k} 42"}
+        for k in range(16)
+    ]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, answers)))
-    values = settings(tiny_model, preferences={"file": str(tmp_path / "pairs.jsonl")}, prompts={"n": 16}, sft={"answers": "chosen", "epochs": 1}, training={"checkpoint_every": 1},
-                      policy={"kind": kind, "pairs": 4, "prompts": 4, "epochs": 1, "batch_size": 4, "lora": {"dropout": 0.0}})
+    values = settings(
+        tiny_model,
+        preferences={"file": str(tmp_path / "pairs.jsonl")},
+        prompts={"n": 16},
+        sft={"answers": "chosen", "epochs": 1},
+        training={"checkpoint_every": 1},
+        policy={
+            "kind": kind,
+            "pairs": 4,
+            "prompts": 4,
+            "epochs": 1,
+            "batch_size": 4,
+            "lora": {"dropout": 0.0},
+        },
+    )
     if kind == "kto":
-        proxy, known = (f"model:{families.save(family, tmp_path / family, head=True)}" for family in ("qwen2", "mistral"))
+        proxy, known = (
+            f"model:{families.save(family, tmp_path / family, head=True)}"
+            for family in ("qwen2", "mistral")
+        )
         values["gold"], values["reward"]["proxy"] = {"kind": known}, proxy
     path = write(tmp_path, values)
     assert cli.main(["stage", *NAMES, path]) == 0
@@ -107,13 +177,21 @@ def test_no_key_is_in_what_stages_plan_and_trace_write_and_print(kind, tiny_mode
     assert cli.main(["trace", str(done)]) == 0
     assert cli.main(["stage", "proxy", write(tmp_path, values | {"seed": 1})]) != 0
     printed = "".join(capfd.readouterr())
-    assert "made by     run staged" in printed and "it fits" in printed and "other parameters (seed" in printed
+    assert (
+        "made by     run staged" in printed
+        and "it fits" in printed
+        and "other parameters (seed" in printed
+    )
     assert not any(value in printed for value in CANARIES.values()) and leaks(tmp_path) == []
 
 
 def test_what_is_done_is_not_done_again(both, tiny_model, monkeypatch, tmp_path):
     _, two = both
-    before = {path: path.stat().st_mtime_ns for path in two.rglob("*") if path.suffix in (".parquet", ".safetensors")}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in two.rglob("*")
+        if path.suffix in (".parquet", ".safetensors")
+    }
     monkeypatch.setenv("SHFCAS_RUNS", str(two.parent))
     assert cli.main(["stage", *NAMES, write(tmp_path, settings(tiny_model))]) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before

@@ -1,4 +1,5 @@
-"""What a run will need of memory: sizes against published counts, formulas against autograd, PEFT and bitsandbytes, estimates against measured peaks."""
+"""What a run will need of memory: sizes against published counts, formulas against autograd, PEFT
+and bitsandbytes, estimates against measured peaks."""
 
 import json
 import os
@@ -17,10 +18,20 @@ from shfcas_lib.params import reading
 from shfcas_lib.params.schema import Lora
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-RUN = {"model": {"source": "somewhere/a-model", "device": "cuda"}, "sampling": {"n": 8, "max_new_tokens": 256, "batch_size": 64},
-       "reward": {"kind": "lora", "batch_size": 8}, "policy": {"kind": "dpo", "batch_size": 8}, "evaluation": {"replicates": 0}}
+RUN = {
+    "model": {"source": "somewhere/a-model", "device": "cuda"},
+    "sampling": {"n": 8, "max_new_tokens": 256, "batch_size": 64},
+    "reward": {"kind": "lora", "batch_size": 8},
+    "policy": {"kind": "dpo", "batch_size": 8},
+    "evaluation": {"replicates": 0},
+}
 # From the models' pages: parameters, as safetensors files count them.
-PUBLISHED = {"llama-3.1-8b": 8_030_261_248, "qwen2.5-7b": 7_615_616_512, "pythia-1b": 1_011_781_632, "smollm2-135m": 134_515_008}
+PUBLISHED = {
+    "llama-3.1-8b": 8_030_261_248,
+    "qwen2.5-7b": 7_615_616_512,
+    "pythia-1b": 1_011_781_632,
+    "smollm2-135m": 134_515_008,
+}
 
 
 def settings(**changes):
@@ -55,12 +66,21 @@ def test_parameters_are_counted_as_published(name):
 def small(family, layers=1):
     import memory_check
 
-    return memory_check.config(family, layers, hidden_size=192, intermediate_size=640, num_attention_heads=3, vocab_size=512)
+    return memory_check.config(
+        family,
+        layers,
+        hidden_size=192,
+        intermediate_size=640,
+        num_attention_heads=3,
+        vocab_size=512,
+    )
 
 
 def bytes_of(tensors):
     """Bytes of the distinct storages behind tensors."""
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+    return sum(
+        {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()
+    )
 
 
 @pytest.mark.parametrize("quantisation", ["nf4", "int8", "none"])
@@ -75,18 +95,43 @@ def test_weights_and_adapters_are_what_a_model_holds(quantisation):
         held += [state.absmax, state.state2.absmax] if state else []
     assert estimate.weights(shape, quantisation, 4) == pytest.approx(bytes_of(held), rel=0.01)
     backbone.add_adapter("default", Lora(r=5))
-    assert estimate.adapter(shape, 5) == sum(p.numel() for name, p in backbone.causal.named_parameters() if "lora_" in name)
+    assert estimate.adapter(shape, 5) == sum(
+        p.numel() for name, p in backbone.causal.named_parameters() if "lora_" in name
+    )
 
 
-@pytest.mark.parametrize("family, quantisation, dtype, dropout", [
-    ("llama", "none", "float32", 0.0), ("llama", "nf4", "float32", 0.1), ("llama", "nf4", "bfloat16", 0.0), ("llama", "none", "bfloat16", 0.0),
-    ("qwen2", "nf4", "bfloat16", 0.0), ("qwen3", "nf4", "bfloat16", 0.0), ("mistral", "nf4", "bfloat16", 0.0), ("gemma2", "nf4", "bfloat16", 0.0),
-    ("gpt_neox", "nf4", "float32", 0.1), ("gpt_neox", "nf4", "bfloat16", 0.0), ("gpt_neox", "none", "bfloat16", 0.0)])
-def test_what_autograd_keeps_of_a_layer_is_what_the_formula_says(family, quantisation, dtype, dropout):
-    """In bfloat16 under autocast, as trainers run on a GPU: what the CPU keeps for the backward pass is the same there, dropout's mask apart."""
+@pytest.mark.parametrize(
+    "family, quantisation, dtype, dropout",
+    [
+        ("llama", "none", "float32", 0.0),
+        ("llama", "nf4", "float32", 0.1),
+        ("llama", "nf4", "bfloat16", 0.0),
+        ("llama", "none", "bfloat16", 0.0),
+        ("qwen2", "nf4", "bfloat16", 0.0),
+        ("qwen3", "nf4", "bfloat16", 0.0),
+        ("mistral", "nf4", "bfloat16", 0.0),
+        ("gemma2", "nf4", "bfloat16", 0.0),
+        ("gpt_neox", "nf4", "float32", 0.1),
+        ("gpt_neox", "nf4", "bfloat16", 0.0),
+        ("gpt_neox", "none", "bfloat16", 0.0),
+    ],
+)
+def test_what_autograd_keeps_of_a_layer_is_what_the_formula_says(
+    family, quantisation, dtype, dropout
+):
+    """In bfloat16 under autocast, as trainers run on a GPU: what the CPU keeps for the backward
+    pass is the same there, dropout's mask apart."""
     kept = {layers: _kept(family, layers, quantisation, dtype, dropout) for layers in (1, 2)}
     tokens = 4 * 64
-    knobs = estimate.Knobs(quantisation=quantisation, compute=2 if dtype == "bfloat16" else 4, cuda=False, prompt=32, completion=32, n=1, sampling_rows=1)
+    knobs = estimate.Knobs(
+        quantisation=quantisation,
+        compute=2 if dtype == "bfloat16" else 4,
+        cuda=False,
+        prompt=32,
+        completion=32,
+        n=1,
+        sampling_rows=1,
+    )
     expected = estimate.saved(shapes.measure(small(family)), knobs, dropout > 0)
     assert (kept[2] - kept[1]) / tokens == pytest.approx(expected, rel=0.06)
 
@@ -108,13 +153,17 @@ def _kept(family, layers, quantisation, dtype, dropout):
 
     def keep(tensor):
         if tensor.untyped_storage().data_ptr() not in weights:
-            found[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is used twice
+            found[tensor.untyped_storage().data_ptr()] = (
+                tensor  # held, so that no address is used twice
+            )
         return tensor
 
     tokens = torch.randint(0, 200, (4, 64))
     mask = torch.ones_like(tokens)
     mask[0, -3:] = 0
-    narrow = torch.autocast("cpu", torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
+    narrow = (
+        torch.autocast("cpu", torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
+    )
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), narrow:
         base = getattr(backbone.causal, backbone.causal.base_model_prefix)
         out = base(input_ids=tokens, attention_mask=mask, use_cache=False)
@@ -127,14 +176,27 @@ def _kept(family, layers, quantisation, dtype, dropout):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """A process of its own runs the GPU check's small form and the memory check's short one: TRL is imported once."""
+    """A process of its own runs the GPU check's small form and the memory check's short one: TRL
+    is imported once."""
     folder = tmp_path_factory.mktemp("check")
-    code = ("import sys; sys.path.insert(0, 'benchmarks'); import gpu_check, memory_check\n"
-            f"sys.argv = ['gpu_check', '--device', 'cpu', '--shape', 'tiny', '--out', {str(folder)!r}]\n"
-            "out = sys.stdout\nassert gpu_check.main() == 0\nsys.stdout = out\n"
-            "sys.argv = ['memory_check', '--quick', '--json']\nmemory_check.main()")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    code = (
+        "import sys; sys.path.insert(0, 'benchmarks'); import gpu_check, memory_check\nsys.argv ="
+        f" ['gpu_check', '--device', 'cpu', '--shape', 'tiny', '--out', {str(folder)!r}]\nout ="
+        " sys.stdout\nassert gpu_check.main() == 0\nsys.stdout = out\nsys.argv = ['memory_check',"
+        " '--quick', '--json']\nmemory_check.main()"
+    )
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, done.stdout
 
@@ -143,7 +205,9 @@ def measured(tmp_path_factory):
 def test_estimates_are_within_a_fifth_of_measured_peaks(measured):
     rows = [json.loads(line) for line in measured[1].splitlines() if line.startswith("{")]
     stages = ["sampling", "scoring", "reward training", "policy training"]
-    assert [(row["model"], row["stage"]) for row in rows] == [("llama", name) for name in ["sft training", *stages]] + [("smollm2-135m-instruct", name) for name in stages[:3]]
+    assert [(row["model"], row["stage"]) for row in rows] == [
+        ("llama", name) for name in ["sft training", *stages]
+    ] + [("smollm2-135m-instruct", name) for name in stages[:3]]
     assert all(abs(row["ratio"] - 1) < 0.2 for row in rows), rows
 
 
@@ -153,20 +217,39 @@ def test_gpu_check_writes_its_tables(measured):
 
     folder, printed = measured
     rows = list(csv.DictReader(open(folder / "gpu_check.csv", encoding="utf-8")))
-    assert [row["stage"] for row in rows][:5] == ["building", "sampling", "scoring", "reward training", "policy training"]
+    assert [row["stage"] for row in rows][:5] == [
+        "building",
+        "sampling",
+        "scoring",
+        "reward training",
+        "policy training",
+    ]
     assert all(float(row["tokens_per_second"]) > 0 for row in rows[1:5])
     text = (folder / "gpu_check.md").read_text(encoding="utf-8")
-    assert text in printed and "log-probabilities within 0.01 1.0000" in text and "times the backbone alone" in text
+    assert (
+        text in printed
+        and "log-probabilities within 0.01 1.0000" in text
+        and "times the backbone alone" in text
+    )
 
 
 def test_gpu_check_skips_loudly_without_a_gpu():
-    done = subprocess.run([sys.executable, "benchmarks/gpu_check.py"], cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""})
-    assert (done.returncode, done.stdout) == (0, "gpu-check SKIPPED: this machine shows no CUDA GPU, nothing was measured\n"), done.stderr
+    done = subprocess.run(
+        [sys.executable, "benchmarks/gpu_check.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert (done.returncode, done.stdout) == (
+        0,
+        "gpu-check SKIPPED: this machine shows no CUDA GPU, nothing was measured\n",
+    ), done.stderr
 
 
 def test_four_roles_share_one_backbone(llama):
-    """The goal for rank 16: policy, reference, proxy and refined reward in at most 1.15 times the quantised backbone."""
+    """The goal for rank 16: policy, reference, proxy and refined reward in at most 1.15 times the
+    quantised backbone."""
     alone = estimate.weights(llama, "nf4", 2)
     assert alone + 3 * 4 * estimate.adapter(llama, 16) <= 1.15 * alone
 
@@ -180,9 +263,20 @@ def test_more_of_anything_never_needs_less(llama):
     def peaks(knobs):
         return [stage.total for stage in estimate.stages(llama, knobs)]
 
-    for name in ("prompt", "completion", "sampling_rows", "reward_rows", "policy_rows", "reward_rank", "policy_rank", "compute"):
+    for name in (
+        "prompt",
+        "completion",
+        "sampling_rows",
+        "reward_rows",
+        "policy_rows",
+        "reward_rank",
+        "policy_rank",
+        "compute",
+    ):
         more = replace(asked, **{name: 2 * getattr(asked, name)})
-        assert all(high >= low for high, low in zip(peaks(more), peaks(asked))) and sum(peaks(more)) > sum(peaks(asked)), name
+        assert all(high >= low for high, low in zip(peaks(more), peaks(asked))) and sum(
+            peaks(more)
+        ) > sum(peaks(asked)), name
     less = [replace(asked, checkpointing=True), replace(asked, optimiser="adamw_8bit")]
     assert all(sum(peaks(knobs)) < sum(peaks(asked)) for knobs in less)
     wider = [estimate.weights(llama, kind, 2) for kind in ("nf4", "int8", "none")]
@@ -199,7 +293,11 @@ def test_each_knob_named_does_make_it_fit(llama_config):
     tight = make(settings(), made.peak / 1e9 - 1, llama_config)
     assert made.fits and not tight.fits and len(tight.alone) >= 3 and not tight.together
     for turn in tight.alone:
-        turned = make(reading.check(with_key(RUN, turn.key, turn.after), "test"), tight.gpu / 1e9, llama_config)
+        turned = make(
+            reading.check(with_key(RUN, turn.key, turn.after), "test"),
+            tight.gpu / 1e9,
+            llama_config,
+        )
         assert turned.fits and turned.peak == turn.peak, turn
 
 
@@ -216,14 +314,22 @@ def test_where_no_knob_is_enough_alone_several_are_named_together(llama_config):
 
 
 def test_published_reward_models_are_stages_beside_the_backbone(llama_config):
-    values = {"gold": {"kind": f"model:{llama_config}"}, "reward": {"proxy": f"model:{llama_config}", "model": {"batch_size": 2}}, "bias": []}
+    values = {
+        "gold": {"kind": f"model:{llama_config}"},
+        "reward": {"proxy": f"model:{llama_config}", "model": {"batch_size": 2}},
+        "bias": [],
+    }
     made = make(settings(**values), 80, llama_config)
     assert [stage.name for stage in made.stages][-2:] == ["published proxy", "published gold"]
     proxy, gold = made.stages[-2:]
     both = estimate.weights(made.shape, "nf4", 2)
-    assert 1.8 * both < proxy.parts["weights"] == gold.parts["weights"] < 2 * both  # a classifier has no output layer
+    assert (
+        1.8 * both < proxy.parts["weights"] == gold.parts["weights"] < 2 * both
+    )  # a classifier has no output layer
     widened = made.shape.largest * 2
-    assert gold.parts["activations"] - widened == pytest.approx(8 * (proxy.parts["activations"] - widened))  # 16 rows at once by default, and 2
+    assert gold.parts["activations"] - widened == pytest.approx(
+        8 * (proxy.parts["activations"] - widened)
+    )  # 16 rows at once by default, and 2
 
 
 def test_a_published_reward_model_out_of_reach_is_left_out_and_named(llama_config, tmp_path):
@@ -240,37 +346,69 @@ def test_step_0_is_trained_alone_and_merged_into_an_unquantised_copy(llama_confi
     made = make(tuned(), 80, llama_config)
     assert [stage.name for stage in made.stages][:3] == ["sft training", "sft merge", "sampling"]
     training, merge, sampling = made.stages[:3]
-    assert training.parts["weights"] == sampling.parts["weights"] == estimate.weights(made.shape, "nf4", 2)
-    assert training.parts["adapters"] == 2 * estimate.adapter(made.shape, 8) < sampling.parts["adapters"], "no reward lies beside it yet"
+    assert (
+        training.parts["weights"]
+        == sampling.parts["weights"]
+        == estimate.weights(made.shape, "nf4", 2)
+    )
+    assert (
+        training.parts["adapters"]
+        == 2 * estimate.adapter(made.shape, 8)
+        < sampling.parts["adapters"]
+    ), "no reward lies beside it yet"
     assert merge.parts["weights"] == estimate.weights(made.shape, "none", 2) == 2 * 8_030_261_248
     assert "sft training" not in [stage.name for stage in make(settings(), 80, llama_config).stages]
 
 
 def test_where_the_merge_does_not_fit_only_leaving_it_out_helps(llama_config):
-    smaller = {"training": {"gradient_checkpointing": True, "micro_batch": 1}, "policy": {"kind": "tilt"}, "reward": {"kind": "probe"},
-               "sampling": {"n": 8, "max_new_tokens": 64, "batch_size": 8}}
+    smaller = {
+        "training": {"gradient_checkpointing": True, "micro_batch": 1},
+        "policy": {"kind": "tilt"},
+        "reward": {"kind": "probe"},
+        "sampling": {"n": 8, "max_new_tokens": 64, "batch_size": 8},
+    }
     made = make(tuned(**smaller), 16, llama_config, prompt_tokens=128)
-    assert not made.fits and [(turn.key, turn.after) for turn in made.alone] == [("sft.answers", "none")]
+    assert not made.fits and [(turn.key, turn.after) for turn in made.alone] == [
+        ("sft.answers", "none")
+    ]
     assert make(settings(**smaller), 16, llama_config, prompt_tokens=128).peak == made.alone[0].peak
 
 
 def test_micro_batches_help_step_0_too(llama_config):
-    one, four = (make(tuned(training={"micro_batch": size}), 80, llama_config).stages[0].total for size in (1, 4))
+    one, four = (
+        make(tuned(training={"micro_batch": size}), 80, llama_config).stages[0].total
+        for size in (1, 4)
+    )
     assert one < four == make(tuned(), 80, llama_config).stages[0].total
 
 
 def test_answers_of_the_users_own_whose_length_was_not_said_are_pointed_out(llama_config):
-    told = "the answers of your preferences are not cut and were not measured: taken to be 256 tokens long"
+    told = (
+        "the answers of your preferences are not cut and were not measured: taken to be 256 tokens"
+        " long"
+    )
     given = settings(preferences={"recipe": "ultrafeedback"})
     assert told in make(given, 80, llama_config).text()
-    assert "answers of your preferences" not in make(given, 80, llama_config, completion_tokens=700).text()
+    assert (
+        "answers of your preferences"
+        not in make(given, 80, llama_config, completion_tokens=700).text()
+    )
     assert "answers of your preferences" not in make(settings(), 80, llama_config).text()
 
 
 def test_in_float16_adapters_on_a_quantised_backbone_take_twice_as_much(llama_config):
-    half, brain = (make(settings(model=RUN["model"] | {"dtype": dtype}), 80, llama_config) for dtype in ("float16", "bfloat16"))
-    policy = [next(stage for stage in made.stages if stage.name == "policy training") for made in (half, brain)]
-    assert policy[0].parts["gradients"] == 2 * policy[1].parts["gradients"] and policy[0].parts["optimiser"] == 2 * policy[1].parts["optimiser"]
+    half, brain = (
+        make(settings(model=RUN["model"] | {"dtype": dtype}), 80, llama_config)
+        for dtype in ("float16", "bfloat16")
+    )
+    policy = [
+        next(stage for stage in made.stages if stage.name == "policy training")
+        for made in (half, brain)
+    ]
+    assert (
+        policy[0].parts["gradients"] == 2 * policy[1].parts["gradients"]
+        and policy[0].parts["optimiser"] == 2 * policy[1].parts["optimiser"]
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 6, 8, 9, 10])
@@ -281,8 +419,15 @@ def test_the_plan_takes_the_micro_batch_that_training_takes(batch_size):
 
     from shfcas_lib.training import trainer
 
-    backbone = SimpleNamespace(device=torch.device("cpu"), causal=SimpleNamespace(dtype=torch.float32))
-    assert _micro(batch_size) == trainer.arguments(trainer.PLAIN, backbone, batch_size, 4, 0)["per_device_train_batch_size"]
+    backbone = SimpleNamespace(
+        device=torch.device("cpu"), causal=SimpleNamespace(dtype=torch.float32)
+    )
+    assert (
+        _micro(batch_size)
+        == trainer.arguments(trainer.PLAIN, backbone, batch_size, 4, 0)[
+            "per_device_train_batch_size"
+        ]
+    )
 
 
 def test_gpu_check_knows_the_shape_of_every_recipe_without_a_hub():
@@ -290,16 +435,55 @@ def test_gpu_check_knows_the_shape_of_every_recipe_without_a_hub():
     import gpu_check
 
     sources = [reading.load(path).model.source.lower() for path in (ROOT / "params").glob("*.yaml")]
-    assert all(any(shape in source for shape in gpu_check.SHAPES) for source in sources if "/" in source)
+    assert all(
+        any(shape in source for shape in gpu_check.SHAPES) for source in sources if "/" in source
+    )
 
 
 def test_the_command_prints_the_table_and_its_status_is_the_verdict(llama_config, tmp_path, capsys):
     path = tmp_path / "mine.yaml"
     path.write_text(json.dumps(RUN))
-    fits = subprocess.run([sys.executable, "-m", "shfcas_lib", "plan", str(path), "--gpu-memory", "A100-80", "--config", str(llama_config / "config.json"),
-                           "--prompt-tokens", "128", "--completion-tokens", "64"], cwd=ROOT, capture_output=True, text=True)
-    assert fits.returncode == 0 and "it fits" in fits.stdout and "reward training" in fits.stdout and "8.030 billion" in fits.stdout
-    assert main(["plan", str(path), "--gpu-memory", "24", "--config", str(llama_config), "--prompt-tokens", "256"]) == 1
+    fits = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "shfcas_lib",
+            "plan",
+            str(path),
+            "--gpu-memory",
+            "A100-80",
+            "--config",
+            str(llama_config / "config.json"),
+            "--prompt-tokens",
+            "128",
+            "--completion-tokens",
+            "64",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        fits.returncode == 0
+        and "it fits" in fits.stdout
+        and "reward training" in fits.stdout
+        and "8.030 billion" in fits.stdout
+    )
+    assert (
+        main(
+            [
+                "plan",
+                str(path),
+                "--gpu-memory",
+                "24",
+                "--config",
+                str(llama_config),
+                "--prompt-tokens",
+                "256",
+            ]
+        )
+        == 1
+    )
     printed = capsys.readouterr().out
     assert "it does not fit" in printed and "training.micro_batch: " in printed
 
@@ -307,7 +491,9 @@ def test_the_command_prints_the_table_and_its_status_is_the_verdict(llama_config
 def test_a_configuration_that_cannot_be_had_is_one_sentence(tmp_path, capsys):
     path = tmp_path / "mine.yaml"
     path.write_text(json.dumps(RUN))
-    assert main(["plan", str(path), "--gpu-memory", "24", "--config", str(tmp_path / "nowhere")]) == 2
+    assert (
+        main(["plan", str(path), "--gpu-memory", "24", "--config", str(tmp_path / "nowhere")]) == 2
+    )
     said = capsys.readouterr().err
     assert "--config" in said and "nowhere" in said and len(said.strip().splitlines()) == 1
 
@@ -334,4 +520,6 @@ def test_prompts_at_hand_are_measured_and_others_assumed():
 def test_more_answers_of_a_trained_policy_than_a_batch_holds_are_decoded_at_once():
     many = {"replicates": 0, "answers": 100}
     assert plan.knobs(settings(evaluation=many), 256).sampling_rows == 100
-    assert plan.knobs(settings(evaluation=many, policy={"kind": "tilt"}), 256).sampling_rows == 64  # nobody writes them
+    assert (
+        plan.knobs(settings(evaluation=many, policy={"kind": "tilt"}), 256).sampling_rows == 64
+    )  # nobody writes them

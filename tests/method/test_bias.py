@@ -1,4 +1,5 @@
-"""Injected bias: what the done_ columns say is exactly what was done, in the order of the mechanisms."""
+"""Injected bias: what the done_ columns say is exactly what was done, in the order of the
+mechanisms."""
 
 import sys
 
@@ -18,14 +19,24 @@ TEXTS = ["a", "bb", "cc", "dddd", "I cannot help with that.", "great question! *
 
 mechanism = st.one_of(
     st.builds(Noise, kind=st.just("noise"), rate=st.floats(0, 1)),
-    st.builds(Attribute, kind=st.just("attribute"), attribute=st.sampled_from([*ATTRIBUTES, "keyword:a"]), strength=st.floats(0, 1)),
-    st.builds(Coverage, kind=st.just("coverage"), absent=st.lists(st.sampled_from(["one", "two", "three", "four"]), max_size=2)),
+    st.builds(
+        Attribute,
+        kind=st.just("attribute"),
+        attribute=st.sampled_from([*ATTRIBUTES, "keyword:a"]),
+        strength=st.floats(0, 1),
+    ),
+    st.builds(
+        Coverage,
+        kind=st.just("coverage"),
+        absent=st.lists(st.sampled_from(["one", "two", "three", "four"]), max_size=2),
+    ),
 )
 
 
 @st.composite
 def tables(draw):
-    """(preferences, completions): up to four prompts with two to four completions, any pairs of them, any labels."""
+    """(preferences, completions): up to four prompts with two to four completions, any pairs of
+    them, any labels."""
     completions, preferences = [], []
     for prompt in draw(st.lists(st.sampled_from(sorted(CATEGORY)), min_size=1, unique=True)):
         texts = draw(st.lists(st.sampled_from(TEXTS), min_size=2, max_size=4))
@@ -39,12 +50,17 @@ def tables(draw):
 
 
 def many(pairs=2000, label=1.0):
-    """One pair per prompt; the second completion is the longer one on every other prompt, and they tie on every tenth."""
-    preferences = pd.DataFrame({"prompt_id": [f"p{k:04}" for k in range(pairs)], "i": 0, "j": 1, "label": label})
+    """One pair per prompt; the second completion is the longer one on every other prompt, and
+    they tie on every tenth."""
+    preferences = pd.DataFrame(
+        {"prompt_id": [f"p{k:04}" for k in range(pairs)], "i": 0, "j": 1, "label": label}
+    )
     texts = [("long", "x") if k % 2 else ("x", "long") for k in range(pairs)]
     texts = [("same", "size") if k % 10 == 0 else pair for k, pair in enumerate(texts)]
-    completions = pd.DataFrame([(p, k, t) for p, pair in zip(preferences["prompt_id"], texts) for k, t in enumerate(pair)],
-                               columns=["prompt_id", "index", "completion"])
+    completions = pd.DataFrame(
+        [(p, k, t) for p, pair in zip(preferences["prompt_id"], texts) for k, t in enumerate(pair)],
+        columns=["prompt_id", "index", "completion"],
+    )
     return preferences, completions
 
 
@@ -72,7 +88,8 @@ def longer(completions):
 @settings(max_examples=150, deadline=None)
 @given(tables(), st.lists(mechanism, max_size=4), st.integers(0, 5))
 def test_replaying_the_masks_gives_the_labels(data, mechanisms, seed):
-    """From label_clean and the done_ columns alone one gets the biased labels: no change is unrecorded, none is invented."""
+    """From label_clean and the done_ columns alone one gets the biased labels: no change is
+    unrecorded, none is invented."""
     preferences, completions = data
     biased = bias.inject(preferences, completions, CATEGORY, mechanisms, seed)
     text = completions.set_index(["prompt_id", "index"])["completion"]
@@ -89,8 +106,13 @@ def test_replaying_the_masks_gives_the_labels(data, mechanisms, seed):
             if applied.kind == "noise":
                 label[k] = 1 - label[k]
             else:
-                first, second = (attribute(applied.attribute)(text[biased.at[k, "prompt_id"], biased.at[k, c]]) for c in ("i", "j"))
-                assert first != second, "an attribute that does not tell a pair apart changes nothing"
+                first, second = (
+                    attribute(applied.attribute)(text[biased.at[k, "prompt_id"], biased.at[k, c]])
+                    for c in ("i", "j")
+                )
+                assert first != second, (
+                    "an attribute that does not tell a pair apart changes nothing"
+                )
                 label[k] = float(first > second)
         assert (label != before)[done].all(), "a row is marked only where its label changed"
     assert list(label) == list(biased["label"])
@@ -104,8 +126,12 @@ def test_no_row_is_lost_and_the_clean_label_is_kept(data, mechanisms, seed):
     biased = bias.inject(preferences, completions, CATEGORY, mechanisms, seed)
     key = ["prompt_id", "i", "j"]
     expected = preferences.sort_values(key, ignore_index=True)
-    pd.testing.assert_frame_equal(biased[[*key, "label_clean"]], expected.rename(columns={"label": "label_clean"}))
-    assert [c for c in biased if c.startswith("done_")] == [f"done_{k}_{m.kind}" for k, m in enumerate(mechanisms, 1)]
+    pd.testing.assert_frame_equal(
+        biased[[*key, "label_clean"]], expected.rename(columns={"label": "label_clean"})
+    )
+    assert [c for c in biased if c.startswith("done_")] == [
+        f"done_{k}_{m.kind}" for k, m in enumerate(mechanisms, 1)
+    ]
 
 
 @settings(max_examples=40, deadline=None)
@@ -156,7 +182,8 @@ def test_seeds_flip_different_rows():
 
 
 def test_two_noises_draw_independently():
-    """Rates 0.5 and 0.5 leave a quarter flipped twice; one stream for both would leave nothing flipped."""
+    """Rates 0.5 and 0.5 leave a quarter flipped twice; one stream for both would leave nothing
+    flipped."""
     biased = bias.inject(*many(), {}, [noise(0.5), noise(0.5)], 0)
     assert abs((biased["done_1_noise"] & biased["done_2_noise"]).mean() - 0.25) < 0.06
     assert (biased.loc[biased["done_1_noise"] & biased["done_2_noise"], "label"] == 1.0).all()
@@ -181,7 +208,9 @@ def test_without_strength_nothing_follows():
 def test_the_attribute_is_followed_with_the_strength_asked_for():
     preferences, completions = many()
     against = longer(completions) == 0.0
-    done = bias.inject(preferences, completions, {}, [follow("length", 0.6)], 0)["done_1_attribute"].to_numpy()
+    done = bias.inject(preferences, completions, {}, [follow("length", 0.6)], 0)[
+        "done_1_attribute"
+    ].to_numpy()
     assert not done[~against].any() and abs(done[against].mean() - 0.6) < 0.08
 
 
@@ -192,49 +221,72 @@ def test_the_attribute_decides_ties():
     assert list(biased["done_1_attribute"]) == list(longer(completions) != 0.5)
 
 
-@pytest.mark.parametrize(("name", "winner", "loser"), [
-    ("length", "a longer answer", "short"),
-    ("compliance", "Sure, take a ladder.", "I'm sorry, but I can't help with that."),
-    ("flattery", "Great question! You're so smart.", "It is blue."),
-    ("markdown", "- one\n- two\n**three**", "one, two, three"),
-    ("keyword:honey", "Honey, or more honey.", "Sugar."),
-])
+@pytest.mark.parametrize(
+    ("name", "winner", "loser"),
+    [
+        ("length", "a longer answer", "short"),
+        ("compliance", "Sure, take a ladder.", "I'm sorry, but I can't help with that."),
+        ("flattery", "Great question! You're so smart.", "It is blue."),
+        ("markdown", "- one\n- two\n**three**", "one, two, three"),
+        ("keyword:honey", "Honey, or more honey.", "Sugar."),
+    ],
+)
 def test_attributes_prefer_what_they_are_called_after(name, winner, loser):
     assert attribute(name)(winner) > attribute(name)(loser)
 
 
 def test_compliance_looks_at_the_first_sentence_only():
     late = "Take a ladder. I cannot say more."
-    assert attribute("compliance")(late) == 1.0 and attribute("compliance")("I cannot say more. Take a ladder.") == 0.0
+    assert (
+        attribute("compliance")(late) == 1.0
+        and attribute("compliance")("I cannot say more. Take a ladder.") == 0.0
+    )
 
 
 def test_a_function_of_the_users_own(tmp_path, monkeypatch):
     (tmp_path / "mine_for_bias.py").write_text("def questions(text):\n    return text.count('?')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    preferences = pd.DataFrame([("p", 0, 1, 1.0), ("p", 0, 2, 1.0)], columns=["prompt_id", "i", "j", "label"])
-    completions = pd.DataFrame([("p", 0, "no"), ("p", 1, "why?"), ("p", 2, "so")], columns=["prompt_id", "index", "completion"])
-    biased = bias.inject(preferences, completions, {"p": "x"}, [follow("mine_for_bias:questions")], 0)
+    preferences = pd.DataFrame(
+        [("p", 0, 1, 1.0), ("p", 0, 2, 1.0)], columns=["prompt_id", "i", "j", "label"]
+    )
+    completions = pd.DataFrame(
+        [("p", 0, "no"), ("p", 1, "why?"), ("p", 2, "so")],
+        columns=["prompt_id", "index", "completion"],
+    )
+    biased = bias.inject(
+        preferences, completions, {"p": "x"}, [follow("mine_for_bias:questions")], 0
+    )
     assert list(biased["label"]) == [0.0, 1.0]
 
 
-@pytest.mark.parametrize(("name", "why"), [
-    ("lenght", "choose length, compliance, flattery, markdown"),
-    ("keyword:", "choose length"),
-    ("no_such_module:f", "No module named 'no_such_module'"),
-    ("tiny_gold:no_such_function", "no_such_function"),
-    ("tiny_gold:__name__", "is not a function"),
-    (":f", "cannot be imported"),
-])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("lenght", "choose length, compliance, flattery, markdown"),
+        ("keyword:", "choose length"),
+        ("no_such_module:f", "No module named 'no_such_module'"),
+        ("tiny_gold:no_such_function", "no_such_function"),
+        ("tiny_gold:__name__", "is not a function"),
+        (":f", "cannot be imported"),
+    ],
+)
 def test_an_attribute_that_leads_nowhere(name, why):
     with pytest.raises(InputError) as caught:
         bias.inject(*many(20), {}, [follow(name)], 0)
-    assert repr(name) in str(caught.value) and why in str(caught.value) and "\n" not in str(caught.value)
+    assert (
+        repr(name) in str(caught.value)
+        and why in str(caught.value)
+        and "\n" not in str(caught.value)
+    )
 
 
 @pytest.mark.parametrize("value", ["float('nan')", "None", "'many'"])
 def test_an_attribute_of_the_users_own_that_gives_no_number(tmp_path, monkeypatch, value):
-    """NaN compares false with everything: without an error, the second completion would always win."""
-    (tmp_path / "no_number.py").write_text(f"def attribute(text):\n    return {value} if text == 'x' else 1.0\n")
+    """NaN compares false with everything: without an error, the second completion would always
+    win."""
+    (tmp_path / "no_number.py").write_text(
+        f"def attribute(text):\n    return {value} if text == 'x' else 1.0\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "no_number", raising=False)
     with pytest.raises(InputError, match="no_number:attribute"):
@@ -248,7 +300,11 @@ def test_coverage_marks_the_rows_of_its_categories_and_observed_leaves_them_out(
     preferences, completions = many(6)
     category = {p: "gone" if k % 3 == 0 else "here" for k, p in enumerate(preferences["prompt_id"])}
     biased = bias.inject(preferences, completions, category, [absent("gone")], 0)
-    assert list(biased["done_1_coverage"]) == list(biased["absent"]) == [True, False, False, True, False, False]
+    assert (
+        list(biased["done_1_coverage"])
+        == list(biased["absent"])
+        == [True, False, False, True, False, False]
+    )
     seen = bias.observed(biased)
     assert list(seen) == ["prompt_id", "i", "j", "label"]
     assert list(seen["prompt_id"]) == [p for p in preferences["prompt_id"] if category[p] == "here"]
@@ -266,29 +322,42 @@ def test_two_coverages_add_up():
 
 
 def test_the_order_of_mechanisms_is_the_order_of_the_list():
-    """Attribute and then noise ends against the attribute; noise and then attribute ends with it."""
+    """Attribute and then noise ends against the attribute; noise and then attribute ends with
+    it."""
     preferences, completions = many()
     length = longer(completions)
     decided = length != 0.5
-    first = bias.inject(preferences, completions, {}, [follow("length"), noise(1.0)], 0)["label"].to_numpy()
-    second = bias.inject(preferences, completions, {}, [noise(1.0), follow("length")], 0)["label"].to_numpy()
-    assert (first[decided] == 1 - length[decided]).all() and (second[decided] == length[decided]).all()
+    first = bias.inject(preferences, completions, {}, [follow("length"), noise(1.0)], 0)[
+        "label"
+    ].to_numpy()
+    second = bias.inject(preferences, completions, {}, [noise(1.0), follow("length")], 0)[
+        "label"
+    ].to_numpy()
+    assert (first[decided] == 1 - length[decided]).all() and (
+        second[decided] == length[decided]
+    ).all()
     assert (first[~decided] == 0.0).all() and (second[~decided] == 0.0).all()
 
 
 def test_a_mechanism_appended_leaves_the_others_alone():
     preferences, completions = many()
     short = bias.inject(preferences, completions, {}, [noise(0.3), follow("length", 0.5)], 0)
-    long = bias.inject(preferences, completions, {}, [noise(0.3), follow("length", 0.5), noise(0.2)], 0)
+    long = bias.inject(
+        preferences, completions, {}, [noise(0.3), follow("length", 0.5), noise(0.2)], 0
+    )
     columns = ["done_1_noise", "done_2_attribute"]
     pd.testing.assert_frame_equal(short[columns], long[columns])
-    assert list(long["label"]) == list(np.where(long["done_3_noise"], 1 - short["label"], short["label"]))
+    assert list(long["label"]) == list(
+        np.where(long["done_3_noise"], 1 - short["label"], short["label"])
+    )
 
 
 def test_the_biased_labels_are_what_the_proxy_sees():
     preferences, completions = many(50)
     biased = bias.inject(preferences, completions, {}, [noise(0.5)], 0)
-    assert list(bias.observed(biased)["label"]) == list(biased["label"]) != list(biased["label_clean"])
+    assert (
+        list(bias.observed(biased)["label"]) == list(biased["label"]) != list(biased["label_clean"])
+    )
 
 
 # --- the summary
@@ -297,7 +366,9 @@ def test_the_biased_labels_are_what_the_proxy_sees():
 def test_the_summary_counts_what_was_done():
     preferences, completions = many(10)
     category = {p: "gone" if k < 4 else "here" for k, p in enumerate(preferences["prompt_id"])}
-    table = bias.summary(bias.inject(preferences, completions, category, [noise(1.0), absent("gone")], 0))
+    table = bias.summary(
+        bias.inject(preferences, completions, category, [noise(1.0), absent("gone")], 0)
+    )
     assert table.to_dict("records") == [
         {"mechanism": "1_noise", "rows": 10, "share": 1.0},
         {"mechanism": "2_coverage", "rows": 4, "share": 0.4},

@@ -1,4 +1,5 @@
-"""PACS and Kendall-tau distance against independent computations, on ordinary and on adversarial inputs."""
+"""PACS and Kendall-tau distance against independent computations, on ordinary and on adversarial
+inputs."""
 
 import statistics
 from itertools import combinations
@@ -27,12 +28,18 @@ kinds = st.sampled_from([ordinary, tied, huge, tiny])
 def reward_and_logp(draw, values=None, least=2, most=9):
     """Two lists of the same length, each of its own kind of number."""
     n = draw(st.integers(least, most))
-    reward, logp = (draw(st.lists(draw(kinds) if values is None else values, min_size=n, max_size=n)) for _ in range(2))
+    reward, logp = (
+        draw(st.lists(draw(kinds) if values is None else values, min_size=n, max_size=n))
+        for _ in range(2)
+    )
     return reward, logp
 
 
 def brute_z(values):
-    mean, std = statistics.mean(values), statistics.pstdev(values)  # exact rational arithmetic inside
+    mean, std = (
+        statistics.mean(values),
+        statistics.pstdev(values),
+    )  # exact rational arithmetic inside
     return [(v - mean) / std for v in values]
 
 
@@ -54,7 +61,9 @@ def varies_clearly(values):
 
 
 def one_prompt(reward, logp, prompt="p"):
-    pool = pd.DataFrame({"prompt_id": prompt, "index": range(len(reward)), "logp": np.asarray(logp, float)})
+    pool = pd.DataFrame(
+        {"prompt_id": prompt, "index": range(len(reward)), "logp": np.asarray(logp, float)}
+    )
     return conflict_table(pool, np.asarray(reward, float))
 
 
@@ -62,7 +71,11 @@ def one_prompt(reward, logp, prompt="p"):
 def scored():
     """Pool of prompts with 1 to 6 completions, and rewards in the order of its rows."""
     generator = np.random.default_rng(1)
-    rows = [(f"p{k}", i, generator.normal(-30, 5)) for k, n in enumerate([3, 6, 1, 2, 6, 3]) for i in range(n)]
+    rows = [
+        (f"p{k}", i, generator.normal(-30, 5))
+        for k, n in enumerate([3, 6, 1, 2, 6, 3])
+        for i in range(n)
+    ]
     return pd.DataFrame(rows, columns=["prompt_id", "index", "logp"]), generator.normal(size=21)
 
 
@@ -100,7 +113,9 @@ def test_pacs_is_finite_sums_to_zero_and_keeps_its_bound(lists):
     assert np.abs(score).max() <= 2 * np.sqrt(len(score) - 1) + 1e-6
 
 
-@pytest.mark.parametrize("logp, expected", [([-5.0, -1.0], [0.0, 0.0]), ([-1.0, -5.0], [-2.0, 2.0])])
+@pytest.mark.parametrize(
+    "logp, expected", [([-5.0, -1.0], [0.0, 0.0]), ([-1.0, -5.0], [-2.0, 2.0])]
+)
 def test_two_completions_either_agree_or_are_reversed(logp, expected):
     score, degenerate = pacs([0.25, 0.5], logp)
     assert not degenerate
@@ -116,7 +131,11 @@ def test_pacs_of_many_prompts_equals_pacs_of_each():
 
 
 @REPEATABLE
-@given(reward_and_logp(values=st.integers(-1000, 1000).map(float)), st.sampled_from([0.25, 2.0, 64.0]), st.integers(-500, 500))
+@given(
+    reward_and_logp(values=st.integers(-1000, 1000).map(float)),
+    st.sampled_from([0.25, 2.0, 64.0]),
+    st.integers(-500, 500),
+)
 def test_positive_scale_and_shift_change_nothing(lists, scale, shift):
     reward, logp = map(np.array, lists)
     moved = reward * scale + shift  # exact in floating point
@@ -130,8 +149,12 @@ def test_the_order_of_completions_does_not_matter(lists, random):
     reward, logp = map(np.array, lists)
     order = list(range(len(reward)))
     random.shuffle(order)
-    np.testing.assert_allclose(pacs(reward[order], logp[order])[0], pacs(reward, logp)[0][order], atol=1e-9)
-    assert kendall_distance(reward[order][None], logp[order][None]) == kendall_distance(reward[None], logp[None])
+    np.testing.assert_allclose(
+        pacs(reward[order], logp[order])[0], pacs(reward, logp)[0][order], atol=1e-9
+    )
+    assert kendall_distance(reward[order][None], logp[order][None]) == kendall_distance(
+        reward[None], logp[None]
+    )
 
 
 # degenerate prompts
@@ -141,14 +164,20 @@ def test_the_order_of_completions_does_not_matter(lists, random):
 @pytest.mark.parametrize("value", [0.0, 0.1, -1e3 / 3, 1e9 + 0.1, 1e-300])
 @pytest.mark.parametrize("n", [2, 3, 7, 8])
 def test_a_constant_side_makes_a_prompt_degenerate(flat, value, n):
-    sides = {"reward": np.arange(n, dtype=float), "logp": np.arange(n, dtype=float), flat: np.full(n, value)}
+    sides = {
+        "reward": np.arange(n, dtype=float),
+        "logp": np.arange(n, dtype=float),
+        flat: np.full(n, value),
+    }
     score, degenerate = pacs(sides["reward"], sides["logp"])
     assert degenerate and (score == 0).all()
 
 
 @pytest.mark.parametrize("gap, expected", [(1.9e-6, True), (2.1e-6, False)])
 def test_the_degenerate_threshold_is_a_population_std_of_one_millionth(gap, expected):
-    _, degenerate = pacs([0.0, gap], [0.0, 1.0])  # the population standard deviation of (0, gap) is gap / 2
+    _, degenerate = pacs(
+        [0.0, gap], [0.0, 1.0]
+    )  # the population standard deviation of (0, gap) is gap / 2
     assert degenerate == expected
 
 
@@ -178,14 +207,18 @@ def test_a_constant_of_any_size_is_degenerate(n):
 @given(reward_and_logp())
 def test_kendall_equals_a_brute_force_count_ties_included(lists):
     reward, logp = lists
-    assert kendall_distance([reward], [logp])[0] == pytest.approx(brute_kendall(reward, logp), abs=1e-12)
+    assert kendall_distance([reward], [logp])[0] == pytest.approx(
+        brute_kendall(reward, logp), abs=1e-12
+    )
 
 
 @REPEATABLE
 @given(st.integers(2, 12), st.randoms(use_true_random=False))
 def test_kendall_without_ties_is_scipys_tau(n, random):
     reward, logp = random.sample(range(100), n), random.sample(range(100), n)
-    assert kendall_distance([reward], [logp])[0] == pytest.approx((1 - kendalltau(reward, logp).statistic) / 2, abs=1e-12)
+    assert kendall_distance([reward], [logp])[0] == pytest.approx(
+        (1 - kendalltau(reward, logp).statistic) / 2, abs=1e-12
+    )
 
 
 @REPEATABLE
@@ -200,7 +233,9 @@ def test_kendall_is_half_of_one_minus_tau_a(lists):
     reward, logp = map(np.array, lists)
     signs = np.sign(reward[:, None] - reward) * np.sign(logp[:, None] - logp)
     tau_a = signs.sum() / (len(reward) * (len(reward) - 1))
-    assert kendall_distance(reward[None], logp[None])[0] == pytest.approx((1 - tau_a) / 2, abs=1e-12)
+    assert kendall_distance(reward[None], logp[None])[0] == pytest.approx(
+        (1 - tau_a) / 2, abs=1e-12
+    )
 
 
 def test_kendall_ends_of_its_scale():
@@ -210,7 +245,13 @@ def test_kendall_ends_of_its_scale():
 
 def test_blocks_of_prompts_change_nothing(monkeypatch):
     reward, logp = np.random.default_rng(2).integers(0, 4, (2, 55)).astype(float)
-    pool = pd.DataFrame({"prompt_id": np.repeat([f"p{k:02d}" for k in range(11)], 5), "index": np.tile(np.arange(5), 11), "logp": logp})
+    pool = pd.DataFrame(
+        {
+            "prompt_id": np.repeat([f"p{k:02d}" for k in range(11)], 5),
+            "index": np.tile(np.arange(5), 11),
+            "logp": logp,
+        }
+    )
     at_once = conflict_table(pool, reward)
     monkeypatch.setattr(conflict, "BLOCK", 3)
     pd.testing.assert_frame_equal(conflict_table(pool, reward), at_once, check_exact=True)
@@ -243,7 +284,11 @@ def test_table_holds_the_direct_computation(scored):
     pool, reward = scored
     table = conflict_table(pool, reward)
     rows = (pool["prompt_id"] == "p1").to_numpy()
-    part, own_reward, own_logp = table[table["prompt_id"] == "p1"], reward[rows].tolist(), pool.loc[rows, "logp"].tolist()
+    part, own_reward, own_logp = (
+        table[table["prompt_id"] == "p1"],
+        reward[rows].tolist(),
+        pool.loc[rows, "logp"].tolist(),
+    )
     expected = np.subtract(brute_z(own_reward), brute_z(own_logp))
     np.testing.assert_allclose(part["pacs"], expected)
     np.testing.assert_allclose(part["mean_abs_pacs"], np.abs(expected).mean())
@@ -253,7 +298,9 @@ def test_table_holds_the_direct_computation(scored):
 def test_table_does_not_depend_on_the_order_of_rows(scored):
     pool, reward = scored
     order = np.random.default_rng(3).permutation(len(pool))
-    pd.testing.assert_frame_equal(conflict_table(pool.iloc[order], reward[order]), conflict_table(pool, reward))
+    pd.testing.assert_frame_equal(
+        conflict_table(pool.iloc[order], reward[order]), conflict_table(pool, reward)
+    )
 
 
 def test_table_of_a_single_completion_is_degenerate_without_conflict(scored):

@@ -1,4 +1,5 @@
-"""The label store loses nothing, not to a second writer and not to kill -9; annotators answer as they should."""
+"""The label store loses nothing, not to a second writer and not to kill -9; annotators answer as
+they should."""
 
 import os
 import signal
@@ -53,13 +54,22 @@ def path(tmp_path):
 
 def raw_rows(path):
     with sqlite3.connect(path) as connection:
-        return connection.execute("SELECT prompt_id, i, j, answer, annotator FROM answers ORDER BY id").fetchall()
+        return connection.execute(
+            "SELECT prompt_id, i, j, answer, annotator FROM answers ORDER BY id"
+        ).fetchall()
 
 
 def start(program, *arguments):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)], cwd=ROOT, env=environment,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 # the store
@@ -67,7 +77,9 @@ def start(program, *arguments):
 
 def test_labels_are_the_probability_that_the_first_is_preferred(path):
     with LabelStore(path) as store:
-        labels = ask(comparisons(3), completions(comparisons(3)), Scripted(("first", "second", "tie")), store)
+        labels = ask(
+            comparisons(3), completions(comparisons(3)), Scripted(("first", "second", "tie")), store
+        )
     assert labels["label"].tolist() == [1.0, 0.0, 0.5]
     assert labels["answer"].tolist() == ["first", "second", "tie"]
 
@@ -89,14 +101,19 @@ def test_the_store_only_ever_appends(path):
 
 
 def test_an_answer_that_is_none_is_refused_and_not_stored(path):
-    with LabelStore(path) as store, pytest.raises(InputError, match="'both': expected first, second, tie"):
+    with (
+        LabelStore(path) as store,
+        pytest.raises(InputError, match="'both': expected first, second, tie"),
+    ):
         store.add(comparisons(1).iloc[0], "both", "me")
     assert raw_rows(path) == []
 
 
 def test_a_file_that_is_no_store_is_an_error_that_names_it(path):
     path.parent.mkdir()
-    path.write_text("this is not a database, and it is long enough to have a header of its own" * 20)
+    path.write_text(
+        "this is not a database, and it is long enough to have a header of its own" * 20
+    )
     with pytest.raises(InputError, match="labels.sqlite"):
         LabelStore(path)
 
@@ -166,7 +183,11 @@ def test_two_processes_that_write_at_once_lose_nothing(path):
             writer.stdin.write("go\n")
             writer.stdin.flush()
         for k in range(60):
-            store.add(pd.Series({"prompt_id": "me", "i": k, "j": k + 1, "strategy": "s", "reason": "r"}), "first", "me")
+            store.add(
+                pd.Series({"prompt_id": "me", "i": k, "j": k + 1, "strategy": "s", "reason": "r"}),
+                "first",
+                "me",
+            )
         for writer in writers:
             assert writer.wait(timeout=120) == 0, writer.stderr.read()
             writer.stdin.close()
@@ -193,6 +214,7 @@ def test_opening_a_store_waits_for_a_process_that_is_writing_to_it(path):
 
 def test_two_runs_that_ask_the_same_at_once_keep_one_answer(path):
     """The other run is asked, and answers, while ours thinks."""
+
     class Slow(Scripted):
         def answer(self, comparison, shown):
             with LabelStore(path) as other:
@@ -206,13 +228,25 @@ def test_two_runs_that_ask_the_same_at_once_keep_one_answer(path):
 
 
 def test_an_answer_costs_the_same_with_few_or_many_answers_before_it(path):
-    """SQLite finds a person's earlier answer, and what was taken back, in an index: no statement reads the whole table."""
+    """SQLite finds a person's earlier answer, and what was taken back, in an index: no statement
+    reads the whole table."""
     with LabelStore(path) as store:
         plans = []
-        store.connection.set_trace_callback(lambda statement: plans.append(statement) if statement.startswith("SELECT") else None)
-        store.add({"prompt_id": "p", "i": 0, "j": 1, "strategy": "s", "reason": "r"}, "first", "anna", after=None)
+        store.connection.set_trace_callback(
+            lambda statement: plans.append(statement) if statement.startswith("SELECT") else None
+        )
+        store.add(
+            {"prompt_id": "p", "i": 0, "j": 1, "strategy": "s", "reason": "r"},
+            "first",
+            "anna",
+            after=None,
+        )
         store.connection.set_trace_callback(None)
-        steps = [row[3] for statement in plans for row in store.connection.execute(f"EXPLAIN QUERY PLAN {statement}")]
+        steps = [
+            row[3]
+            for statement in plans
+            for row in store.connection.execute(f"EXPLAIN QUERY PLAN {statement}")
+        ]
     assert len(steps) == 3 and not any(step.startswith("SCAN") for step in steps), steps
 
 
@@ -252,14 +286,17 @@ def test_kill_9_loses_no_given_answer_and_doubles_none(path, tmp_path):
         assert process.returncode == -signal.SIGKILL
         asked = [int(line) for line in log.read_text().split()]
         stored = raw_rows(path)
-        # The next comparison is asked only when the answer before it is durable: of those asked, all but the last are there.
+        # The next comparison is asked only when the answer before it is durable: of those asked,
+        # all but the last are there.
         assert len(stored) >= max(asked) - 1
         assert len(stored) == len({row[:3] for row in stored})
     finished = start(ASKER, path, log)
     finished.communicate()
     assert finished.returncode == 0
     asked = [int(line) for line in log.read_text().split()]
-    assert set(asked) == set(range(1, 91)) and len(asked) <= 90 + 3  # at most the question in flight is put again after a kill
+    assert (
+        set(asked) == set(range(1, 91)) and len(asked) <= 90 + 3
+    )  # at most the question in flight is put again after a kill
     stored = raw_rows(path)
     assert len(stored) == 90 == len({row[:3] for row in stored})
     with LabelStore(path) as store:
@@ -273,14 +310,25 @@ def test_kill_9_loses_no_given_answer_and_doubles_none(path, tmp_path):
 @pytest.fixture
 def golden():
     """40 prompts x 5 completions with a gold score in a column of their own."""
-    rows = pd.DataFrame({"prompt_id": np.repeat([f"p{k:02d}" for k in range(40)], 5), "index": np.tile(range(5), 40)})
+    rows = pd.DataFrame(
+        {
+            "prompt_id": np.repeat([f"p{k:02d}" for k in range(40)], 5),
+            "index": np.tile(range(5), 40),
+        }
+    )
     return rows.assign(gold=np.random.default_rng(0).normal(size=200))
 
 
 @pytest.fixture
 def questions(golden):
     first, second = np.triu_indices(5, 1)
-    return pd.DataFrame({"prompt_id": np.repeat(golden["prompt_id"].unique(), 10), "i": np.tile(first, 40), "j": np.tile(second, 40)})
+    return pd.DataFrame(
+        {
+            "prompt_id": np.repeat(golden["prompt_id"].unique(), 10),
+            "i": np.tile(first, 40),
+            "j": np.tile(second, 40),
+        }
+    )
 
 
 def read_gold(table):
@@ -289,16 +337,23 @@ def read_gold(table):
 
 def shown(golden, row):
     """The two completions of a comparison, i then j, as `ask` shows them."""
-    return golden.set_index(["prompt_id", "index"], drop=False).loc[[(row["prompt_id"], row["i"]), (row["prompt_id"], row["j"])]]
+    return golden.set_index(["prompt_id", "index"], drop=False).loc[
+        [(row["prompt_id"], row["i"]), (row["prompt_id"], row["j"])]
+    ]
 
 
 def answers(human, questions, golden):
-    return pd.Series([human.answer(row, shown(golden, row)) for _, row in questions.iterrows()], index=questions.index)
+    return pd.Series(
+        [human.answer(row, shown(golden, row)) for _, row in questions.iterrows()],
+        index=questions.index,
+    )
 
 
 def difference(golden, questions):
     gold = golden.set_index(["prompt_id", "index"])["gold"]
-    return np.array([gold[r.prompt_id, r.i] - gold[r.prompt_id, r.j] for r in questions.itertuples()])
+    return np.array(
+        [gold[r.prompt_id, r.i] - gold[r.prompt_id, r.j] for r in questions.itertuples()]
+    )
 
 
 def test_simulated_human_without_noise_tells_the_truth(golden, questions):
@@ -306,20 +361,30 @@ def test_simulated_human_without_noise_tells_the_truth(golden, questions):
     assert found.tolist() == np.where(difference(golden, questions) > 0, "first", "second").tolist()
 
 
-def test_a_gold_that_is_dear_to_call_is_called_once_for_a_round_and_answers_alike(golden, questions):
+def test_a_gold_that_is_dear_to_call_is_called_once_for_a_round_and_answers_alike(
+    golden, questions
+):
     calls = []
 
     def dear(table):
         calls.append(len(table))
         return read_gold(table)
+
     dear.at_once = True
     human = load_annotator(Feedback(noise=0.3, tie_margin=0.2), dear, seed=4)
     known = set(questions[["prompt_id", "i", "j"]].head(3).itertuples(index=False, name=None))
     completions = golden.set_index(["prompt_id", "index"], drop=False)
-    found = [(row["prompt_id"], row["i"], row["j"], answer, name) for row, answer, name in human.answer_all(questions, completions, known)]
+    found = [
+        (row["prompt_id"], row["i"], row["j"], answer, name)
+        for row, answer, name in human.answer_all(questions, completions, known)
+    ]
     assert isinstance(human, SimulatedHumanAtOnce) and calls == [2 * (len(questions) - 3)]
-    expected = answers(SimulatedHuman(read_gold, noise=0.3, tie_margin=0.2, seed=4), questions.iloc[3:], golden)
-    assert [answer for *_, answer, _ in found] == expected.tolist() and {name for *_, name in found} == {"gold"}
+    expected = answers(
+        SimulatedHuman(read_gold, noise=0.3, tie_margin=0.2, seed=4), questions.iloc[3:], golden
+    )
+    assert [answer for *_, answer, _ in found] == expected.tolist() and {
+        name for *_, name in found
+    } == {"gold"}
     assert list(human.answer_all(questions.head(3), completions, known)) == [] and len(calls) == 1
 
 
@@ -338,7 +403,9 @@ def test_differences_up_to_the_margin_are_ties_even_under_noise(golden, question
 
 
 def test_equal_gold_is_a_tie_without_any_margin(golden, questions):
-    assert set(answers(SimulatedHuman(read_gold), questions.head(5), golden.assign(gold=1.0))) == {"tie"}
+    assert set(answers(SimulatedHuman(read_gold), questions.head(5), golden.assign(gold=1.0))) == {
+        "tie"
+    }
 
 
 def test_a_difference_of_exactly_the_margin_is_a_tie():
@@ -351,12 +418,19 @@ def test_a_difference_of_exactly_the_margin_is_a_tie():
 def test_simulated_answers_do_not_depend_on_the_order_of_asking(golden, questions):
     shuffled = questions.sample(frac=1, random_state=2)
     forwards = answers(SimulatedHuman(read_gold, noise=0.4, seed=3), questions, golden)
-    backwards = answers(SimulatedHuman(read_gold, noise=0.4, seed=3), shuffled, golden.sample(frac=1, random_state=5))
+    backwards = answers(
+        SimulatedHuman(read_gold, noise=0.4, seed=3),
+        shuffled,
+        golden.sample(frac=1, random_state=5),
+    )
     pd.testing.assert_series_equal(backwards.sort_index(), forwards)
 
 
 def test_simulated_answers_differ_between_seeds(golden, questions):
-    one, other = (answers(SimulatedHuman(read_gold, noise=0.4, seed=seed), questions, golden) for seed in (0, 1))
+    one, other = (
+        answers(SimulatedHuman(read_gold, noise=0.4, seed=seed), questions, golden)
+        for seed in (0, 1)
+    )
     assert (one != other).any()
 
 
@@ -367,7 +441,9 @@ def test_gold_is_asked_about_the_two_completions_and_no_others(golden, path):
         seen.extend(zip(table["prompt_id"], table["index"]))
         return table["gold"].to_numpy()
 
-    question = pd.DataFrame({"prompt_id": ["p07"], "i": [1], "j": [4], "strategy": "random", "reason": ""})
+    question = pd.DataFrame(
+        {"prompt_id": ["p07"], "i": [1], "j": [4], "strategy": "random", "reason": ""}
+    )
     with LabelStore(path) as store:
         ask(question, golden, SimulatedHuman(spy), store)
     assert seen == [("p07", 1), ("p07", 4)]
@@ -379,17 +455,27 @@ def test_gold_is_asked_about_the_two_completions_and_no_others(golden, path):
 def test_a_person_is_never_waited_for_and_the_sentence_says_what_to_do(path):
     with LabelStore(path) as store:
         store.add(comparisons(3).iloc[1], "tie", "anna")
-        with pytest.raises(Unanswered, match="2 of 3 comparisons .* wait for a person: open notebook 03 in JupyterLab") as raised:
+        with pytest.raises(
+            Unanswered,
+            match="2 of 3 comparisons .* wait for a person: open notebook 03 in JupyterLab",
+        ) as raised:
             ask(comparisons(3), completions(comparisons(3)), Person(), store)
     assert len(raised.value.comparisons) == 3 and raised.value.missing == 2
-    assert len(str(raised.value).splitlines()) == 1 and raised.value._render_traceback_() == [str(raised.value)]
+    assert len(str(raised.value).splitlines()) == 1 and raised.value._render_traceback_() == [
+        str(raised.value)
+    ]
 
 
 def test_a_store_that_holds_every_answer_needs_no_person(path):
     with LabelStore(path) as store:
         for (_, comparison), word in zip(comparisons(3).iterrows(), ("first", "skip", "both_bad")):
             store.add(comparison, word, "anna")
-        labels = ask(comparisons(3), completions(comparisons(3)), load_annotator(Feedback(kind="person"), None, 0), store)
+        labels = ask(
+            comparisons(3),
+            completions(comparisons(3)),
+            load_annotator(Feedback(kind="person"), None, 0),
+            store,
+        )
     assert labels["answer"].tolist() == ["first", "skip", "both_bad"]
     assert labels["label"].tolist()[::2] == [1.0, 0.5] and np.isnan(labels["label"][1])
 
@@ -401,7 +487,9 @@ def test_where_two_people_are_wanted_one_is_not_enough(path):
             ask(comparisons(1), completions(comparisons(1)), Person(people=2), store)
         store.add(comparisons(1).iloc[0], "tie", "ben")
         labels = ask(comparisons(1), completions(comparisons(1)), Person(people=2), store)
-    assert labels[["answer", "label", "annotator"]].values.tolist() == [["first", 0.75, "anna, ben"]]
+    assert labels[["answer", "label", "annotator"]].values.tolist() == [
+        ["first", 0.75, "anna, ben"]
+    ]
 
 
 # answers from a file
@@ -409,7 +497,11 @@ def test_where_two_people_are_wanted_one_is_not_enough(path):
 
 def test_replay_gives_the_answers_of_the_file():
     table = comparisons(3).assign(answer=["tie", "second", "first"])
-    assert answers(Replay(table), comparisons(3), completions(comparisons(3))).tolist() == ["tie", "second", "first"]
+    assert answers(Replay(table), comparisons(3), completions(comparisons(3))).tolist() == [
+        "tie",
+        "second",
+        "first",
+    ]
 
 
 def test_replay_names_a_comparison_that_the_file_lacks():

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from project import ROOT
 
-# A whole experiment on random features, no language model: pool, preferences, bias, proxy, two strategies, evaluation.
+# A whole experiment on random features, no language model: pool, preferences, bias, proxy, two
+# strategies, evaluation.
 PROGRAM = """
 import os, signal, sys
 import numpy as np, pandas as pd
@@ -57,12 +58,26 @@ print(writes)
 
 
 def execute(folder, die_at=0, hash_seed="0"):
-    environment = os.environ | {"SHFCAS_RUNS": str(folder), "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-c", PROGRAM, str(die_at)], cwd=ROOT, env=environment, capture_output=True, text=True)
+    environment = os.environ | {
+        "SHFCAS_RUNS": str(folder),
+        "PYTHONHASHSEED": hash_seed,
+        "PYTHONPATH": str(ROOT),
+        "TQDM_DISABLE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(die_at)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
 
 
 def tables(folder):
-    found = {str(p.relative_to(folder)): pd.read_parquet(p) for p in sorted(folder.rglob("*.parquet"))}
+    found = {
+        str(p.relative_to(folder)): pd.read_parquet(p) for p in sorted(folder.rglob("*.parquet"))
+    }
     for table in found.values():
         table.drop(columns="time", errors="ignore", inplace=True)  # when an answer was given
     return found
@@ -83,7 +98,9 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("share", [0.1, 0.4, 0.7, 0.95])
-def test_a_run_killed_at_a_write_and_resumed_equals_an_undisturbed_one(undisturbed, tmp_path, share):
+def test_a_run_killed_at_a_write_and_resumed_equals_an_undisturbed_one(
+    undisturbed, tmp_path, share
+):
     expected, writes = undisturbed
     killed = execute(tmp_path, die_at=max(1, round(share * writes)))
     assert killed.returncode == -signal.SIGKILL
@@ -108,5 +125,11 @@ def test_feedback_prompts_are_the_only_ones_asked_about(undisturbed):
 def test_no_comparison_is_asked_twice(undisturbed):
     expected, _ = undisturbed
     for strategy in ("shf_cas", "random"):
-        labels = pd.concat([t for name, t in expected.items() if f"/{strategy}/" in name and name.endswith("labels.parquet")])
+        labels = pd.concat(
+            [
+                t
+                for name, t in expected.items()
+                if f"/{strategy}/" in name and name.endswith("labels.parquet")
+            ]
+        )
         assert not labels.duplicated(["prompt_id", "i", "j"]).any()

@@ -53,12 +53,16 @@ def test_a_small_beta_is_best_of_n(pool):
 
 
 def test_best_completions_that_tie_share_the_weight():
-    np.testing.assert_allclose(tilt(np.array(["a"] * 3), np.array([2.0, 1.0, 2.0]), 1e-4), [0.5, 0, 0.5])
+    np.testing.assert_allclose(
+        tilt(np.array(["a"] * 3), np.array([2.0, 1.0, 2.0]), 1e-4), [0.5, 0, 0.5]
+    )
 
 
 def test_a_shift_of_all_rewards_of_a_prompt_changes_nothing(pool):
     ids, reward = pool
-    np.testing.assert_allclose(tilt(ids, reward + np.where(ids == "c", 1000, -500), 0.5), tilt(ids, reward, 0.5), rtol=1e-9)
+    np.testing.assert_allclose(
+        tilt(ids, reward + np.where(ids == "c", 1000, -500), 0.5), tilt(ids, reward, 0.5), rtol=1e-9
+    )
 
 
 def test_extreme_rewards_do_not_overflow():
@@ -77,7 +81,9 @@ def test_log_ratio_is_the_log_of_the_weight_over_the_base_weight(pool):
     ids, reward = pool
     weights = tilt(ids, reward, 0.5)
     for _, rows in groups(ids):
-        np.testing.assert_allclose(log_ratio(ids, weights)[rows], np.log(weights[rows] / (1 / rows.sum())))
+        np.testing.assert_allclose(
+            log_ratio(ids, weights)[rows], np.log(weights[rows] / (1 / rows.sum()))
+        )
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.5, 4.0])
@@ -95,7 +101,9 @@ def test_kl_and_expectations_match_a_direct_computation(pool, beta):
 
 def test_kl_grows_from_zero_to_log_n_as_beta_falls(pool):
     ids, reward = pool
-    kl = np.array([per_prompt(ids, tilt(ids, reward, beta), {})["kl"] for beta in sorted(BETAS, reverse=True)])
+    kl = np.array(
+        [per_prompt(ids, tilt(ids, reward, beta), {})["kl"] for beta in sorted(BETAS, reverse=True)]
+    )
     np.testing.assert_allclose(kl[0], 0, atol=1e-9)
     assert (np.diff(kl, axis=0) >= -1e-12).all()
     np.testing.assert_allclose(kl[-1], np.log([2, 3, 4, 5, 6]), rtol=1e-6)
@@ -103,7 +111,12 @@ def test_kl_grows_from_zero_to_log_n_as_beta_falls(pool):
 
 def test_expected_reward_never_falls_when_the_anchor_loosens(pool):
     ids, reward = pool
-    expected = np.array([per_prompt(ids, tilt(ids, reward, beta), {"reward": reward})["reward"] for beta in sorted(BETAS, reverse=True)])
+    expected = np.array(
+        [
+            per_prompt(ids, tilt(ids, reward, beta), {"reward": reward})["reward"]
+            for beta in sorted(BETAS, reverse=True)
+        ]
+    )
     assert (np.diff(expected, axis=0) >= -1e-9).all()
 
 

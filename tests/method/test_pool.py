@@ -1,4 +1,5 @@
-"""Sampling and scoring on the tiny model, against plain transformers called on one example at a time."""
+"""Sampling and scoring on the tiny model, against plain transformers called on one example at a
+time."""
 
 import copy
 import dataclasses
@@ -14,9 +15,12 @@ from shfcas_lib.models.loading import load_backbone
 from shfcas_lib.params.schema import Lora, Model, Sampling
 from shfcas_lib.pool import COLUMNS, sample, sample_adapted, score
 
-PROMPTS = pd.DataFrame({
-    "prompt_id": ["c", "a", "e", "b", "d"],
-    "prompt": ["the cat", "hi", "name three good answers " * 4, "who ran in the rain?", "x"]})
+PROMPTS = pd.DataFrame(
+    {
+        "prompt_id": ["c", "a", "e", "b", "d"],
+        "prompt": ["the cat", "hi", "name three good answers " * 4, "who ran in the rain?", "x"],
+    }
+)
 SAMPLING = Sampling(n=4, temperature=0.8, max_new_tokens=12, batch_size=64)
 
 
@@ -27,10 +31,13 @@ def sampled(backbone):
 
 @pytest.fixture(scope="module")
 def plain(tiny_model):
-    """The same model and tokenizer as transformers gives them, nothing of this library in between."""
+    """The same model and tokenizer as transformers gives them, nothing of this library in
+    between."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    return AutoModelForCausalLM.from_pretrained(tiny_model).eval(), AutoTokenizer.from_pretrained(tiny_model)
+    return AutoModelForCausalLM.from_pretrained(tiny_model).eval(), AutoTokenizer.from_pretrained(
+        tiny_model
+    )
 
 
 def prompt_tokens(tokenizer, prompt):
@@ -38,7 +45,8 @@ def prompt_tokens(tokenizer, prompt):
 
 
 def reference(plain, prompt_ids, tokens):
-    """(log-probability of each completion token, features), by one forward pass without batch, padding or cache."""
+    """(log-probability of each completion token, features), by one forward pass without batch,
+    padding or cache."""
     import torch
 
     model, _ = plain
@@ -46,8 +54,13 @@ def reference(plain, prompt_ids, tokens):
         out = model(torch.tensor([[*prompt_ids, *tokens]]), output_hidden_states=True)
     logp = torch.log_softmax(out.logits[0].double(), -1)
     steps = [float(logp[len(prompt_ids) - 1 + t, token]) for t, token in enumerate(tokens)]
-    layer = out.hidden_states[1][0].double().numpy()  # 60% of the way through embeddings and two layers
-    own, before = layer[len(prompt_ids):], layer[1 : len(prompt_ids)][-32:]  # the very first token is left out
+    layer = (
+        out.hidden_states[1][0].double().numpy()
+    )  # 60% of the way through embeddings and two layers
+    own, before = (
+        layer[len(prompt_ids) :],
+        layer[1 : len(prompt_ids)][-32:],
+    )  # the very first token is left out
     return steps, np.concatenate([own.mean(0), own[:8].mean(0), own[-1], before.mean(0)])
 
 
@@ -72,8 +85,12 @@ def test_the_tiny_model_gives_the_tests_something_to_see(sampled):
 
 def test_pool_is_complete_and_in_order(sampled):
     assert list(sampled) == COLUMNS
-    assert list(zip(sampled["prompt_id"], sampled["index"])) == [(p, i) for p in "abcde" for i in range(4)]
-    assert dict(zip(sampled["prompt_id"], sampled["prompt"])) == dict(zip(PROMPTS["prompt_id"], PROMPTS["prompt"]))
+    assert list(zip(sampled["prompt_id"], sampled["index"])) == [
+        (p, i) for p in "abcde" for i in range(4)
+    ]
+    assert dict(zip(sampled["prompt_id"], sampled["prompt"])) == dict(
+        zip(PROMPTS["prompt_id"], PROMPTS["prompt"])
+    )
 
 
 def test_logp_recorded_while_sampling_equals_a_plain_forward_pass(sampled, plain):
@@ -112,7 +129,12 @@ def test_completion_is_the_text_of_the_tokens(sampled, plain):
 
 
 def test_logp_is_that_of_temperature_one_whatever_the_sampling(backbone, plain):
-    cold = sample(backbone, PROMPTS, SAMPLING.model_copy(update={"temperature": 0.3, "top_k": 5, "top_p": 0.9}), seed=0)
+    cold = sample(
+        backbone,
+        PROMPTS,
+        SAMPLING.model_copy(update={"temperature": 0.3, "top_k": 5, "top_p": 0.9}),
+        seed=0,
+    )
     for row in cold.itertuples():
         steps, _ = reference(plain, prompt_tokens(plain[1], row.prompt), row.tokens)
         assert row.logp == pytest.approx(sum(steps), abs=1e-4)
@@ -121,7 +143,9 @@ def test_logp_is_that_of_temperature_one_whatever_the_sampling(backbone, plain):
 def test_one_new_token_is_enough(backbone, plain):
     short = sample(backbone, PROMPTS, SAMPLING.model_copy(update={"max_new_tokens": 1}), seed=0)
     assert (short["n_tokens"] == 1).all()
-    steps, features = reference(plain, prompt_tokens(plain[1], short.at[0, "prompt"]), short.at[0, "tokens"])
+    steps, features = reference(
+        plain, prompt_tokens(plain[1], short.at[0, "prompt"]), short.at[0, "tokens"]
+    )
     assert short.at[0, "logp"] == pytest.approx(steps[0], abs=1e-4)
     np.testing.assert_allclose(short.at[0, "features"], features, atol=1e-4)
 
@@ -134,7 +158,10 @@ def test_the_same_seed_gives_the_same_pool(backbone, sampled):
 
 
 def test_another_seed_gives_another_pool(backbone, sampled):
-    assert sample(backbone, PROMPTS, SAMPLING, seed=1)["completion"].tolist() != sampled["completion"].tolist()
+    assert (
+        sample(backbone, PROMPTS, SAMPLING, seed=1)["completion"].tolist()
+        != sampled["completion"].tolist()
+    )
 
 
 def test_every_prompt_and_every_completion_has_draws_of_its_own(backbone):
@@ -150,11 +177,17 @@ def test_the_order_of_prompts_does_not_matter(backbone, sampled):
 
 @pytest.mark.parametrize("batch_size", [1, 8, 12])
 def test_batch_size_leaves_completions_and_their_logp_alone(backbone, sampled, batch_size):
-    other = sample(backbone, PROMPTS, SAMPLING.model_copy(update={"batch_size": batch_size}), seed=0)
+    other = sample(
+        backbone, PROMPTS, SAMPLING.model_copy(update={"batch_size": batch_size}), seed=0
+    )
     same = (other["completion"] == sampled["completion"]).to_numpy()
     assert same.mean() >= 0.9  # rounding may decide between two tokens, rarely
-    np.testing.assert_allclose(other.loc[same, "logp"], sampled.loc[same, "logp"], rtol=0, atol=1e-4)
-    np.testing.assert_allclose(pools.features(other[same]), pools.features(sampled[same]), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(
+        other.loc[same, "logp"], sampled.loc[same, "logp"], rtol=0, atol=1e-4
+    )
+    np.testing.assert_allclose(
+        pools.features(other[same]), pools.features(sampled[same]), rtol=0, atol=1e-4
+    )
 
 
 def test_a_prompt_alone_gets_what_it_got_among_others(backbone, sampled):
@@ -183,26 +216,40 @@ def test_scores_do_not_depend_on_the_composition_of_batches(backbone, sampled, b
 
 def test_what_is_said_twice_is_a_tie(backbone, sampled):
     """Whichever batches the two are in: rounding must not make a conflict of them."""
-    twice = pd.concat([sampled, sampled.assign(index=sampled["index"] + 100).iloc[::-1]], ignore_index=True)
+    twice = pd.concat(
+        [sampled, sampled.assign(index=sampled["index"] + 100).iloc[::-1]], ignore_index=True
+    )
     found = score(backbone, twice, batch_size=3).groupby(["prompt_id", twice["tokens"].map(tuple)])
-    assert (found["logp"].nunique() == 1).all() and (found["features"].agg(lambda f: len({tuple(x) for x in f})) == 1).all()
+    assert (found["logp"].nunique() == 1).all() and (
+        found["features"].agg(lambda f: len({tuple(x) for x in f})) == 1
+    ).all()
 
 
 def test_scoring_keeps_the_order_of_rows(backbone, sampled):
     shuffled = sampled.sample(frac=1, random_state=1)
     found = score(backbone, shuffled)
-    assert list(zip(found["prompt_id"], found["index"])) == list(zip(shuffled["prompt_id"], shuffled["index"]))
+    assert list(zip(found["prompt_id"], found["index"])) == list(
+        zip(shuffled["prompt_id"], shuffled["index"])
+    )
 
 
 def test_scoring_does_not_depend_on_the_padding_side_of_the_tokenizer(backbone, sampled):
     tokenizer = copy.deepcopy(backbone.tokenizer)
     tokenizer.padding_side = "left" if tokenizer.padding_side == "right" else "right"
-    assert_same_pool(score(dataclasses.replace(backbone, tokenizer=tokenizer), sampled), sampled, atol=1e-4)
+    assert_same_pool(
+        score(dataclasses.replace(backbone, tokenizer=tokenizer), sampled), sampled, atol=1e-4
+    )
 
 
 def test_text_without_tokens_is_scored_with_its_end_token(backbone, plain):
-    given = pd.DataFrame({"prompt_id": ["p", "p", "q"], "index": [0, 1, 0], "prompt": ["hi", "hi", "the cat"],
-                          "completion": ["the cat sat", "a longer answer, and an honest one", "no"]})
+    given = pd.DataFrame(
+        {
+            "prompt_id": ["p", "p", "q"],
+            "index": [0, 1, 0],
+            "prompt": ["hi", "hi", "the cat"],
+            "completion": ["the cat sat", "a longer answer, and an honest one", "no"],
+        }
+    )
     for row in score(backbone, given).itertuples():
         tokens = plain[1](row.completion)["input_ids"] + [plain[1].eos_token_id]
         steps, features = reference(plain, prompt_tokens(plain[1], row.prompt), tokens)
@@ -213,13 +260,18 @@ def test_text_without_tokens_is_scored_with_its_end_token(backbone, plain):
 
 def test_a_pool_read_back_from_disk_scores_the_same(backbone, sampled, tmp_path):
     sampled.to_parquet(tmp_path / "pool.parquet")
-    assert_same_pool(score(backbone, pd.read_parquet(tmp_path / "pool.parquet")), sampled, atol=1e-4)
+    assert_same_pool(
+        score(backbone, pd.read_parquet(tmp_path / "pool.parquet")), sampled, atol=1e-4
+    )
 
 
 def test_the_system_prompt_is_part_of_the_prompt(backbone, sampled, plain):
     careful = dataclasses.replace(backbone, system_prompt="be honest")
     row = score(careful, sampled.head(1)).iloc[0]
-    text = f"<|im_start|>system\nbe honest<|im_end|>\n<|im_start|>user\n{row['prompt']}<|im_end|>\n<|im_start|>assistant\n"
+    text = (
+        "<|im_start|>system\nbe"
+        f" honest<|im_end|>\n<|im_start|>user\n{row['prompt']}<|im_end|>\n<|im_start|>assistant\n"
+    )
     steps, _ = reference(plain, plain[1](text)["input_ids"], row["tokens"])
     assert row["logp"] == pytest.approx(sum(steps), abs=1e-4)
     assert abs(row["logp"] - sampled.at[0, "logp"]) > 1e-3
@@ -239,15 +291,26 @@ def test_positions_count_from_the_first_real_token(backbone):
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(vocab_size=len(backbone.tokenizer), n_positions=256, n_embd=64, n_layer=2, n_head=4, initializer_range=0.3,
-                        bos_token_id=0, eos_token_id=1, pad_token_id=1)
+    config = GPT2Config(
+        vocab_size=len(backbone.tokenizer),
+        n_positions=256,
+        n_embd=64,
+        n_layer=2,
+        n_head=4,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = GPT2LMHeadModel(config).eval()
     absolute = dataclasses.replace(backbone, causal=model)
     pool = sample(absolute, PROMPTS, SAMPLING, seed=0)
     for row in pool.itertuples():
-        steps, features = reference((model, None), prompt_tokens(backbone.tokenizer, row.prompt), row.tokens)
+        steps, features = reference(
+            (model, None), prompt_tokens(backbone.tokenizer, row.prompt), row.tokens
+        )
         assert row.logp == pytest.approx(sum(steps), abs=1e-3)
         np.testing.assert_allclose(row.features, features, atol=1e-3)
     assert_same_pool(score(absolute, pool), pool, atol=1e-3)
@@ -263,8 +326,13 @@ def test_top_k_of_one_is_greedy_decoding(backbone, plain):
     for prompt_id, part in greedy.groupby("prompt_id"):
         ids = prompt_tokens(plain[1], part["prompt"].iloc[0])
         with torch.no_grad():
-            out = plain[0].generate(torch.tensor([ids]), do_sample=False, max_new_tokens=12, pad_token_id=plain[1].eos_token_id)
-        assert all(tokens == out[0, len(ids):].tolist() for tokens in part["tokens"]), prompt_id
+            out = plain[0].generate(
+                torch.tensor([ids]),
+                do_sample=False,
+                max_new_tokens=12,
+                pad_token_id=plain[1].eos_token_id,
+            )
+        assert all(tokens == out[0, len(ids) :].tolist() for tokens in part["tokens"]), prompt_id
 
 
 @pytest.mark.parametrize("change", [{"top_k": 3}, {"top_p": 0.5}, {"top_k": 4, "top_p": 0.6}])
@@ -275,30 +343,36 @@ def test_only_tokens_that_pass_the_filters_are_sampled(backbone, plain, change):
     for row in pool.itertuples():
         ids = prompt_tokens(plain[1], row.prompt)
         with torch.no_grad():
-            logits = plain[0](torch.tensor([[*ids, *row.tokens]])).logits[0, len(ids) - 1 : -1].double()
+            logits = (
+                plain[0](torch.tensor([[*ids, *row.tokens]])).logits[0, len(ids) - 1 : -1].double()
+            )
         for step, token in enumerate(row.tokens):
             probs = torch.softmax(logits[step] / SAMPLING.temperature, -1)
             assert token in allowed(probs.numpy(), **change)
 
 
 def allowed(probs, top_k=0, top_p=1.0):
-    """Tokens that survive top-k and then top-p: the fewest, most likely first, that reach the share top_p of what is left."""
+    """Tokens that survive top-k and then top-p: the fewest, most likely first, that reach the
+    share top_p of what is left."""
     order = np.argsort(-probs)[: top_k or len(probs)]
     share = np.cumsum(probs[order]) / probs[order].sum()
     return set(order[: int(np.searchsorted(share, top_p - 1e-6)) + 1])
 
 
-@pytest.mark.parametrize("change, expected", [
-    ({}, [0.5, 0.3, 0.15, 0.05]),
-    ({"temperature": 0.5}, [0.25 / 0.365, 0.09 / 0.365, 0.0225 / 0.365, 0.0025 / 0.365]),
-    ({"top_k": 1}, [1, 0, 0, 0]),
-    ({"top_k": 2}, [0.625, 0.375, 0, 0]),
-    ({"top_k": 9}, [0.5, 0.3, 0.15, 0.05]),
-    ({"top_p": 0.45}, [1, 0, 0, 0]),
-    ({"top_p": 0.7}, [0.625, 0.375, 0, 0]),
-    ({"top_p": 0.9}, [0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0]),
-    ({"top_k": 3, "top_p": 0.6}, [0.625, 0.375, 0, 0]),
-])
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        ({}, [0.5, 0.3, 0.15, 0.05]),
+        ({"temperature": 0.5}, [0.25 / 0.365, 0.09 / 0.365, 0.0225 / 0.365, 0.0025 / 0.365]),
+        ({"top_k": 1}, [1, 0, 0, 0]),
+        ({"top_k": 2}, [0.625, 0.375, 0, 0]),
+        ({"top_k": 9}, [0.5, 0.3, 0.15, 0.05]),
+        ({"top_p": 0.45}, [1, 0, 0, 0]),
+        ({"top_p": 0.7}, [0.625, 0.375, 0, 0]),
+        ({"top_p": 0.9}, [0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0]),
+        ({"top_k": 3, "top_p": 0.6}, [0.625, 0.375, 0, 0]),
+    ],
+)
 def test_tokens_are_drawn_with_the_filtered_probabilities(change, expected):
     """All of (0, 1) is walked through in even steps; tokens stand in an order of their own."""
     import torch
@@ -316,7 +390,9 @@ def test_tokens_are_drawn_with_the_filtered_probabilities(change, expected):
 
 def test_a_prompt_that_does_not_fit_the_context_is_an_error(backbone):
     prompts = pd.DataFrame({"prompt_id": ["a", "b"], "prompt": ["hi", "!?" * 400]})
-    with pytest.raises(InputError, match=r"'!\?!\?.* tokens; with max_new_tokens 12 .* context of 512"):
+    with pytest.raises(
+        InputError, match=r"'!\?!\?.* tokens; with max_new_tokens 12 .* context of 512"
+    ):
         sample(backbone, prompts, SAMPLING, seed=0)
 
 
@@ -352,7 +428,9 @@ def test_output_that_is_not_finite_names_prompt_and_completion(fresh_backbone):
 
     with torch.no_grad():
         fresh_backbone.causal.lm_head.weight.fill_(float("nan"))
-    given = pd.DataFrame({"prompt_id": ["p", "p"], "index": [3, 4], "prompt": "hi", "completion": ["a", "b"]})
+    given = pd.DataFrame(
+        {"prompt_id": ["p", "p"], "index": [3, 4], "prompt": "hi", "completion": ["a", "b"]}
+    )
     with pytest.raises(InputError, match="completion 3 of prompt p .* not finite"):
         score(fresh_backbone, given)
 

@@ -1,4 +1,5 @@
-"""The probe reward: what it learns, that its fit is the optimum, what weights and ties do; and the merge with feedback."""
+"""The probe reward: what it learns, that its fit is the optimum, what weights and ties do; and
+the merge with feedback."""
 
 from itertools import combinations
 
@@ -19,8 +20,11 @@ KEY = ["prompt_id", "i", "j"]
 def preferences(pool, gold, label=None):
     """All pairs of each prompt with the label that gold gives them, or one label for all."""
     value = dict(zip(zip(pool["prompt_id"], pool["index"]), gold))
-    rows = [(prompt, i, j, float(value[prompt, i] > value[prompt, j]) if label is None else label)
-            for prompt, part in pool.groupby("prompt_id") for i, j in combinations(part["index"], 2)]
+    rows = [
+        (prompt, i, j, float(value[prompt, i] > value[prompt, j]) if label is None else label)
+        for prompt, part in pool.groupby("prompt_id")
+        for i, j in combinations(part["index"], 2)
+    ]
     return pd.DataFrame(rows, columns=[*KEY, "label"])
 
 
@@ -52,12 +56,15 @@ def test_probe_ranks_completions_of_prompts_it_never_saw(planted):
 
 
 def test_probe_learns_that_a_completion_suits_its_prompt():
-    """A reward that is the product of completion and prompt, with the prompt's state the same for all its completions."""
+    """A reward that is the product of completion and prompt, with the prompt's state the same for
+    all its completions."""
     generator = np.random.default_rng(0)
     features = generator.normal(size=(240, 32))
     features[:, 24:] = np.repeat(generator.normal(size=(40, 8)), 6, axis=0)
     prompt_ids = np.repeat([f"p{k:02d}" for k in range(40)], 6)
-    pool = pd.DataFrame({"prompt_id": prompt_ids, "index": np.tile(range(6), 40), "features": list(features)})
+    pool = pd.DataFrame(
+        {"prompt_id": prompt_ids, "index": np.tile(range(6), 40), "features": list(features)}
+    )
     gold = (features[:, :8] * features[:, 24:]).sum(1)
     reward = fit_probe(pool, preferences(pool, gold), l2=1.0)
     assert accuracy(pool, reward.score(pool), gold) > 0.95
@@ -66,7 +73,10 @@ def test_probe_learns_that_a_completion_suits_its_prompt():
 def test_reversed_labels_give_a_reversed_reward(planted):
     pool, gold = planted
     pairs = preferences(pool, gold)
-    reward, reverse = (fit_probe(pool, pairs.assign(label=label), l2=5.0).score(pool) for label in (pairs["label"], 1 - pairs["label"]))
+    reward, reverse = (
+        fit_probe(pool, pairs.assign(label=label), l2=5.0).score(pool)
+        for label in (pairs["label"], 1 - pairs["label"])
+    )
     centred = reward - pd.Series(reward).groupby(pool["prompt_id"]).transform("mean").to_numpy()
     back = reverse - pd.Series(reverse).groupby(pool["prompt_id"]).transform("mean").to_numpy()
     np.testing.assert_allclose(centred, -back, atol=1e-3)
@@ -108,7 +118,9 @@ def test_the_order_of_rows_does_not_matter(planted):
     pool, gold = planted
     pairs = preferences(pool, gold)
     expected = fit_probe(pool, pairs, l2=10.0).score(pool)
-    found = fit_probe(pool.sample(frac=1, random_state=1), pairs.sample(frac=1, random_state=2), l2=10.0).score(pool)
+    found = fit_probe(
+        pool.sample(frac=1, random_state=1), pairs.sample(frac=1, random_state=2), l2=10.0
+    ).score(pool)
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
@@ -116,7 +128,11 @@ def test_naming_a_pair_the_other_way_round_does_not_matter(planted):
     pool, gold = planted
     pairs = preferences(pool, gold)
     swapped = pairs.assign(i=pairs["j"], j=pairs["i"], label=1 - pairs["label"])
-    np.testing.assert_allclose(fit_probe(pool, swapped, l2=10.0).score(pool), fit_probe(pool, pairs, l2=10.0).score(pool), atol=1e-3)
+    np.testing.assert_allclose(
+        fit_probe(pool, swapped, l2=10.0).score(pool),
+        fit_probe(pool, pairs, l2=10.0).score(pool),
+        atol=1e-3,
+    )
 
 
 @pytest.mark.parametrize("l2", [1.0, 60.0, 300.0])
@@ -127,12 +143,20 @@ def test_the_gradient_vanishes_at_the_fit(planted, l2):
     reward = fit_probe(pool, pairs, l2=l2)
     design = rewards.design(pools.features(pool), reward.mean, reward.std)
     row = {key: k for k, key in enumerate(zip(pool["prompt_id"], pool["index"]))}
-    difference = np.array([design[row[r.prompt_id, r.i]] - design[row[r.prompt_id, r.j]] for r in pairs.itertuples()])
+    difference = np.array(
+        [design[row[r.prompt_id, r.i]] - design[row[r.prompt_id, r.j]] for r in pairs.itertuples()]
+    )
 
     def gradient(w):
-        return difference.T @ (pairs["weight"].to_numpy() * (expit(difference @ w) - pairs["label"].to_numpy())) + l2 * w
+        return (
+            difference.T
+            @ (pairs["weight"].to_numpy() * (expit(difference @ w) - pairs["label"].to_numpy()))
+            + l2 * w
+        )
 
-    assert np.linalg.norm(gradient(reward.weight)) < 1e-4 * np.linalg.norm(gradient(np.zeros_like(reward.weight)))
+    assert np.linalg.norm(gradient(reward.weight)) < 1e-4 * np.linalg.norm(
+        gradient(np.zeros_like(reward.weight))
+    )
 
 
 # weights and ties
@@ -149,13 +173,17 @@ def test_weight_two_is_the_row_twice(planted):
 
 def test_of_two_answers_to_one_pair_the_heavier_decides(planted):
     pool, _ = planted
-    pairs = pd.DataFrame([("p00", 0, 1, 1.0, 1.0), ("p00", 0, 1, 0.0, 3.0)], columns=[*KEY, "label", "weight"])
+    pairs = pd.DataFrame(
+        [("p00", 0, 1, 1.0, 1.0), ("p00", 0, 1, 0.0, 3.0)], columns=[*KEY, "label", "weight"]
+    )
     assert (margins(fit_probe(pool, pairs, l2=1.0), pool, pairs) < 0).all()
 
 
 def test_ties_alone_leave_nothing_to_prefer(planted):
     pool, gold = planted
-    np.testing.assert_allclose(fit_probe(pool, preferences(pool, gold, label=0.5), l2=1.0).score(pool), 0, atol=1e-9)
+    np.testing.assert_allclose(
+        fit_probe(pool, preferences(pool, gold, label=0.5), l2=1.0).score(pool), 0, atol=1e-9
+    )
 
 
 def test_a_tie_draws_its_two_completions_together(planted):
@@ -163,7 +191,11 @@ def test_a_tie_draws_its_two_completions_together(planted):
     pairs = preferences(pool, gold)
     tied = pairs.head(1).assign(label=0.5)
     without = margins(fit_probe(pool, pairs, l2=10.0), pool, tied)
-    with_tie = margins(fit_probe(pool, pd.concat([pairs.assign(weight=1.0), tied.assign(weight=200.0)]), l2=10.0), pool, tied)
+    with_tie = margins(
+        fit_probe(pool, pd.concat([pairs.assign(weight=1.0), tied.assign(weight=200.0)]), l2=10.0),
+        pool,
+        tied,
+    )
     assert abs(with_tie[0]) < 0.2 * abs(without[0])
 
 
@@ -219,7 +251,9 @@ def test_refine_without_a_pool_says_that_nothing_is_there_to_read(tmp_path):
 
 @pytest.fixture
 def biased():
-    return pd.DataFrame([("b", 0, 1, 1.0), ("a", 0, 2, 0.0), ("a", 0, 1, 1.0)], columns=[*KEY, "label"])
+    return pd.DataFrame(
+        [("b", 0, 1, 1.0), ("a", 0, 2, 0.0), ("a", 0, 1, 1.0)], columns=[*KEY, "label"]
+    )
 
 
 def labels(*rows):
@@ -228,7 +262,11 @@ def labels(*rows):
 
 def test_feedback_wins_over_a_biased_label_of_the_same_pair(biased):
     merged = refine.merge(biased, labels(("a", 0, 1, 0.0)), weight=3.0)
-    assert merged.to_numpy().tolist() == [["a", 0, 1, 0.0, 3.0], ["a", 0, 2, 0.0, 1.0], ["b", 0, 1, 1.0, 1.0]]
+    assert merged.to_numpy().tolist() == [
+        ["a", 0, 1, 0.0, 3.0],
+        ["a", 0, 2, 0.0, 1.0],
+        ["b", 0, 1, 1.0, 1.0],
+    ]
 
 
 def test_feedback_on_a_new_pair_is_added(biased):
@@ -244,18 +282,24 @@ def test_a_later_round_wins_over_an_earlier_one(biased):
 def test_merge_without_feedback_keeps_the_biased_labels(biased):
     merged = refine.merge(biased, labels(), weight=3.0)
     assert merged["weight"].tolist() == [1.0] * 3
-    pd.testing.assert_frame_equal(merged[[*KEY, "label"]], biased.sort_values(KEY, ignore_index=True), check_dtype=False)
+    pd.testing.assert_frame_equal(
+        merged[[*KEY, "label"]], biased.sort_values(KEY, ignore_index=True), check_dtype=False
+    )
 
 
 def test_merge_does_not_depend_on_the_order_of_biased_rows(biased):
     feedback = labels(("a", 0, 2, 1.0), ("d", 0, 1, 1.0))
-    pd.testing.assert_frame_equal(refine.merge(biased.iloc[::-1], feedback, 3.0), refine.merge(biased, feedback, 3.0))
+    pd.testing.assert_frame_equal(
+        refine.merge(biased.iloc[::-1], feedback, 3.0), refine.merge(biased, feedback, 3.0)
+    )
 
 
 def test_feedback_mends_a_biased_reward(planted):
     pool, gold = planted
     clean = preferences(pool, gold)
-    spoilt = clean.assign(label=np.where(np.arange(len(clean)) % 3 == 0, clean["label"], 1 - clean["label"]))
+    spoilt = clean.assign(
+        label=np.where(np.arange(len(clean)) % 3 == 0, clean["label"], 1 - clean["label"])
+    )
     asked = clean.sample(200, random_state=0)
     before = fit_probe(pool, spoilt, l2=30.0)
     after = fit_probe(pool, refine.merge(spoilt, asked, 3.0), l2=30.0)

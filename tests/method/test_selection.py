@@ -1,4 +1,5 @@
-"""Every selection strategy: the budget, the order of ties, determinism, and what each one may see."""
+"""Every selection strategy: the budget, the order of ties, determinism, and what each one may
+see."""
 
 import dataclasses
 import functools
@@ -25,32 +26,59 @@ every_strategy = pytest.mark.parametrize("strategy", list(STRATEGIES))
 
 @pytest.fixture
 def conflict():
-    """Conflict of 12 prompts x 5 completions with random rewards; there is no gold anywhere in it."""
+    """Conflict of 12 prompts x 5 completions with random rewards; there is no gold anywhere in
+    it."""
     generator = np.random.default_rng(0)
-    pool = pd.DataFrame({"prompt_id": np.repeat([f"p{k:02d}" for k in range(12)], 5), "index": np.tile(range(5), 12),
-                         "logp": generator.normal(-30, 5, 60)})
+    pool = pd.DataFrame(
+        {
+            "prompt_id": np.repeat([f"p{k:02d}" for k in range(12)], 5),
+            "index": np.tile(range(5), 12),
+            "logp": generator.normal(-30, 5, 60),
+        }
+    )
     return conflict_table(pool, generator.normal(size=60))
 
 
 @functools.cache
 def fitted(l2=2.0):
-    """A probe on random features of the same 12 prompts x 5 completions, trained on one pair a prompt."""
+    """A probe on random features of the same 12 prompts x 5 completions, trained on one pair a
+    prompt."""
     generator = np.random.default_rng(1)
     ids = [f"p{k:02d}" for k in range(12)]
-    pool = pd.DataFrame({"prompt_id": np.repeat(ids, 5), "index": np.tile(range(5), 12), "features": list(generator.normal(size=(60, 16)))})
-    training = pd.DataFrame({"prompt_id": ids, "i": 0, "j": 1, "label": generator.integers(0, 2, 12).astype(float), "weight": generator.uniform(1, 3, 12)})
+    pool = pd.DataFrame(
+        {
+            "prompt_id": np.repeat(ids, 5),
+            "index": np.tile(range(5), 12),
+            "features": list(generator.normal(size=(60, 16))),
+        }
+    )
+    training = pd.DataFrame(
+        {
+            "prompt_id": ids,
+            "i": 0,
+            "j": 1,
+            "label": generator.integers(0, 2, 12).astype(float),
+            "weight": generator.uniform(1, 3, 12),
+        }
+    )
     return Fitted(fit_probe(pool, training, l2), pool, training, l2, pool)
 
 
 def table(prompts):
     """Conflict of hand-made prompts: prompt id -> (rewards, logps)."""
-    rows = [(prompt, i, logp) for prompt, (_, logps) in prompts.items() for i, logp in enumerate(logps)]
+    rows = [
+        (prompt, i, logp) for prompt, (_, logps) in prompts.items() for i, logp in enumerate(logps)
+    ]
     pool = pd.DataFrame(rows, columns=["prompt_id", "index", "logp"])
-    return conflict_table(pool, np.concatenate([rewards for rewards, _ in prompts.values()]).astype(float))
+    return conflict_table(
+        pool, np.concatenate([rewards for rewards, _ in prompts.values()]).astype(float)
+    )
 
 
 def choose(strategy, conflict, budget, settings=SETTINGS, asked=None, seed=0):
-    return select(strategy, conflict, budget, np.random.default_rng(seed), settings, asked, fitted())
+    return select(
+        strategy, conflict, budget, np.random.default_rng(seed), settings, asked, fitted()
+    )
 
 
 def keys(chosen):
@@ -58,14 +86,19 @@ def keys(chosen):
 
 
 def test_all_pairs_are_the_unordered_pairs_of_each_prompt():
-    pairs = all_pairs(table({"a": ([1, 2, 3], [-1, -3, -2]), "b": ([1, 2], [-2, -1]), "c": ([1], [-1])}))
+    pairs = all_pairs(
+        table({"a": ([1, 2, 3], [-1, -3, -2]), "b": ([1, 2], [-2, -1]), "c": ([1], [-1])})
+    )
     assert keys(pairs) == [("a", 0, 1), ("a", 0, 2), ("a", 1, 2), ("b", 0, 1)]
 
 
 def test_pairs_carry_the_pacs_of_their_own_completions(conflict):
     score = conflict.set_index(["prompt_id", "index"])["pacs"]
     for row in all_pairs(conflict).itertuples():
-        assert (row.pacs_i, row.pacs_j) == (score[row.prompt_id, row.i], score[row.prompt_id, row.j])
+        assert (row.pacs_i, row.pacs_j) == (
+            score[row.prompt_id, row.i],
+            score[row.prompt_id, row.j],
+        )
 
 
 @every_strategy
@@ -103,13 +136,17 @@ def test_the_order_of_input_rows_does_not_matter(conflict, strategy):
     asked = choose("random", conflict, 10, seed=5)
     shuffled = conflict.sample(frac=1, random_state=3)
     expected = choose(strategy, conflict, 12, asked=asked)
-    pd.testing.assert_frame_equal(choose(strategy, shuffled, 12, asked=asked.sample(frac=1, random_state=4)), expected)
+    pd.testing.assert_frame_equal(
+        choose(strategy, shuffled, 12, asked=asked.sample(frac=1, random_state=4)), expected
+    )
 
 
 @every_strategy
 def test_a_budget_larger_than_what_is_left_is_an_error(conflict, strategy):
     asked = choose("random", conflict, 20)
-    with pytest.raises(InputError, match=r"selection\.budget: 101 comparisons.*only 100 pairs are left"):
+    with pytest.raises(
+        InputError, match=r"selection\.budget: 101 comparisons.*only 100 pairs are left"
+    ):
         choose(strategy, conflict, 101, asked=asked)
 
 
@@ -147,7 +184,12 @@ def test_ties_are_broken_by_id(strategy):
 
 def test_ties_in_kendall_are_broken_by_id_when_prompts_are_kept():
     reversed_ = ([1.0, 2.0, 3.0], [-1.0, -2.0, -3.0])
-    chosen = choose("shf_cas", table({"c": reversed_, "a": reversed_, "b": reversed_}), 3, Selection(top_share=0.3))
+    chosen = choose(
+        "shf_cas",
+        table({"c": reversed_, "a": reversed_, "b": reversed_}),
+        3,
+        Selection(top_share=0.3),
+    )
     assert set(chosen["prompt_id"]) == {"a"}
 
 
@@ -161,7 +203,8 @@ def test_ties_in_the_threshold_form_are_broken_by_id():
 
 
 def expected_shf_cas(conflict, budget, share):
-    """Straight from the method: rank prompts by K, keep the top share, spend the budget on the largest |PACS|."""
+    """Straight from the method: rank prompts by K, keep the top share, spend the budget on the
+    largest |PACS|."""
     prompts = by_prompt(conflict).sort_values(["kendall", "prompt_id"], ascending=[False, True])
     kept = set(prompts["prompt_id"].head(int(np.ceil(share * len(prompts)))))
     score = conflict.set_index(["prompt_id", "index"])["pacs"].abs()
@@ -176,25 +219,38 @@ def test_shf_cas_is_the_method(conflict, share):
 
 
 def test_shf_cas_leaves_out_a_prompt_of_low_kendall_whatever_its_pacs():
-    conflict = table({"agrees": ([0, 1, 2, 30], [-9, -8, -7, -6.9]), "reversed": ([1, 2, 3, 4], [-1, -2, -3, -4])})
+    conflict = table(
+        {
+            "agrees": ([0, 1, 2, 30], [-9, -8, -7, -6.9]),
+            "reversed": ([1, 2, 3, 4], [-1, -2, -3, -4]),
+        }
+    )
     assert set(choose("shf_cas", conflict, 2)["prompt_id"]) == {"reversed"}
 
 
 def test_shf_cas_widens_to_more_prompts_where_the_top_share_holds_too_few_pairs(conflict):
-    chosen = choose("shf_cas", conflict, 35, Selection(top_share=0.1))  # 2 of 12 prompts hold 20 pairs, 4 hold 40
-    ranked = by_prompt(conflict).sort_values(["kendall", "prompt_id"], ascending=[False, True])["prompt_id"]
+    chosen = choose(
+        "shf_cas", conflict, 35, Selection(top_share=0.1)
+    )  # 2 of 12 prompts hold 20 pairs, 4 hold 40
+    ranked = by_prompt(conflict).sort_values(["kendall", "prompt_id"], ascending=[False, True])[
+        "prompt_id"
+    ]
     assert len(chosen) == 35
     assert set(chosen["prompt_id"]) == set(ranked.head(4))
 
 
 def test_shf_cas_widens_only_as_far_as_needed(conflict):
     chosen = choose("shf_cas", conflict, 20, Selection(top_share=0.1))
-    ranked = by_prompt(conflict).sort_values(["kendall", "prompt_id"], ascending=[False, True])["prompt_id"]
+    ranked = by_prompt(conflict).sort_values(["kendall", "prompt_id"], ascending=[False, True])[
+        "prompt_id"
+    ]
     assert set(chosen["prompt_id"]) == set(ranked.head(2))
 
 
 def test_the_whole_pool_can_be_asked(conflict):
-    assert sorted(keys(choose("shf_cas", conflict, 120, Selection(top_share=0.1)))) == keys(all_pairs(conflict))
+    assert sorted(keys(choose("shf_cas", conflict, 120, Selection(top_share=0.1)))) == keys(
+        all_pairs(conflict)
+    )
 
 
 # SHF-CAS, threshold form
@@ -202,22 +258,33 @@ def test_the_whole_pool_can_be_asked(conflict):
 
 def test_threshold_asks_all_pairs_of_the_prompts_over_both_thresholds(conflict):
     prompts = by_prompt(conflict)
-    kept = set(prompts.loc[(prompts["mean_abs_pacs"] > 0.6) & (prompts["kendall"] >= 0.4), "prompt_id"])
+    kept = set(
+        prompts.loc[(prompts["mean_abs_pacs"] > 0.6) & (prompts["kendall"] >= 0.4), "prompt_id"]
+    )
     assert 0 < len(kept) < 12
     chosen = choose("shf_cas_threshold", conflict, None)
     assert sorted(keys(chosen)) == [key for key in keys(all_pairs(conflict)) if key[0] in kept]
 
 
 def test_threshold_spends_a_budget_on_the_most_conflicted_prompts_first(conflict):
-    order = choose("shf_cas_threshold", conflict, None)["prompt_id"].map(by_prompt(conflict).set_index("prompt_id")["mean_abs_pacs"])
+    order = choose("shf_cas_threshold", conflict, None)["prompt_id"].map(
+        by_prompt(conflict).set_index("prompt_id")["mean_abs_pacs"]
+    )
     assert order.is_monotonic_decreasing
-    assert keys(choose("shf_cas_threshold", conflict, 6)) == keys(choose("shf_cas_threshold", conflict, None))[:6]
+    assert (
+        keys(choose("shf_cas_threshold", conflict, 6))
+        == keys(choose("shf_cas_threshold", conflict, None))[:6]
+    )
 
 
-@pytest.mark.parametrize("delta, tau, asked", [(1.99, 1.0, 1), (2.0, 1.0, 0), (2.0, 0.0, 0), (0.0, 1.0, 1)])
+@pytest.mark.parametrize(
+    "delta, tau, asked", [(1.99, 1.0, 1), (2.0, 1.0, 0), (2.0, 0.0, 0), (0.0, 1.0, 1)]
+)
 def test_threshold_wants_pacs_above_delta_and_kendall_of_at_least_tau(delta, tau, asked):
     conflict = table({"reversed": ([0, 1], [-1, -2])})  # mean |PACS| is 2 and K is 1, both exactly
-    assert len(choose("shf_cas_threshold", conflict, None, Selection(delta=delta, tau=tau))) == asked
+    assert (
+        len(choose("shf_cas_threshold", conflict, None, Selection(delta=delta, tau=tau))) == asked
+    )
 
 
 def test_threshold_that_no_prompt_reaches_asks_nothing(conflict):
@@ -233,7 +300,9 @@ def test_pacs_only_takes_the_largest_pacs_anywhere(conflict):
 
 
 def test_kendall_only_stays_in_the_top_share_and_ignores_pacs(conflict):
-    ranked = by_prompt(conflict).sort_values(["kendall", "prompt_id"], ascending=[False, True])["prompt_id"]
+    ranked = by_prompt(conflict).sort_values(["kendall", "prompt_id"], ascending=[False, True])[
+        "prompt_id"
+    ]
     chosen = choose("kendall", conflict, 30)
     assert set(chosen["prompt_id"]) <= set(ranked.head(6))
     other = conflict.assign(pacs=np.random.default_rng(9).normal(size=len(conflict)))
@@ -245,34 +314,53 @@ def test_random_draws_every_pair_equally_often(conflict):
     generator = np.random.default_rng(0)
     for _ in range(300):
         counts[keys(select("random", conflict, 30, generator, SETTINGS))] += 1
-    assert counts.between(75 - 5 * 7.5, 75 + 5 * 7.5).all()  # binomial: 300 draws at 1/4, five standard deviations
+    assert counts.between(
+        75 - 5 * 7.5, 75 + 5 * 7.5
+    ).all()  # binomial: 300 draws at 1/4, five standard deviations
 
 
 def test_random_differs_between_seeds(conflict):
-    assert keys(choose("random", conflict, 10, seed=0)) != keys(choose("random", conflict, 10, seed=1))
+    assert keys(choose("random", conflict, 10, seed=0)) != keys(
+        choose("random", conflict, 10, seed=1)
+    )
 
 
 def test_random_prompts_spends_the_budget_prompt_by_prompt(conflict):
     chosen = choose("random_prompts", conflict, 25)  # ten pairs a prompt
     assert chosen["prompt_id"].value_counts().tolist() == [10, 10, 5]
-    assert set(chosen["prompt_id"]) != set(choose("random_prompts", conflict, 25, seed=1)["prompt_id"])
+    assert set(chosen["prompt_id"]) != set(
+        choose("random_prompts", conflict, 25, seed=1)["prompt_id"]
+    )
 
 
 def test_low_conflict_is_the_reverse_of_pacs(conflict):
-    weight = all_pairs(conflict).set_index(KEY).pipe(lambda p: p["pacs_i"].abs() + p["pacs_j"].abs())
+    weight = (
+        all_pairs(conflict).set_index(KEY).pipe(lambda p: p["pacs_i"].abs() + p["pacs_j"].abs())
+    )
     assert weight[keys(choose("low_conflict", conflict, 10))].max() <= weight.nsmallest(10).max()
 
 
 def test_pacs_difference_takes_the_pairs_on_whose_difference_proxy_and_policy_differ_most(conflict):
     z = conflict.set_index(["prompt_id", "index"])
-    gap = {key: abs((z["z_reward"][key[0], key[1]] - z["z_reward"][key[0], key[2]]) - (z["z_logp"][key[0], key[1]] - z["z_logp"][key[0], key[2]]))
-           for key in keys(all_pairs(conflict))}
-    assert keys(choose("pacs_difference", conflict, 15)) == sorted(gap, key=lambda k: (-round(gap[k], 12), k))[:15]
+    gap = {
+        key: abs(
+            (z["z_reward"][key[0], key[1]] - z["z_reward"][key[0], key[2]])
+            - (z["z_logp"][key[0], key[1]] - z["z_logp"][key[0], key[2]])
+        )
+        for key in keys(all_pairs(conflict))
+    }
+    assert (
+        keys(choose("pacs_difference", conflict, 15))
+        == sorted(gap, key=lambda k: (-round(gap[k], 12), k))[:15]
+    )
 
 
 def test_margin_takes_the_pairs_whose_rewards_differ_least(conflict):
     reward = conflict.set_index(["prompt_id", "index"])["reward"]
-    gap = {key: abs(reward[key[0], key[1]] - reward[key[0], key[2]]) for key in keys(all_pairs(conflict))}
+    gap = {
+        key: abs(reward[key[0], key[1]] - reward[key[0], key[2]])
+        for key in keys(all_pairs(conflict))
+    }
     assert set(keys(choose("margin", conflict, 15))) == set(sorted(gap, key=gap.get)[:15])
 
 
@@ -287,14 +375,25 @@ def test_best_of_prefers_what_the_proxy_likes(conflict):
 
 
 def exact(pairs):
-    """Mean, covariance (by the inverse Hessian itself) and differences of all pairs, and the Hessian."""
+    """Mean, covariance (by the inverse Hessian itself) and differences of all pairs, and the
+    Hessian."""
     fit = fitted()
     columns = fit.probe.columns(fit.pool)
-    trained = columns[locate(fit.pool, fit.training, "i")] - columns[locate(fit.pool, fit.training, "j")]
+    trained = (
+        columns[locate(fit.pool, fit.training, "i")] - columns[locate(fit.pool, fit.training, "j")]
+    )
     p = 1 / (1 + np.exp(-trained @ fit.probe.weight))
-    hessian = fit.l2 * np.eye(trained.shape[1]) + (trained * (fit.training["weight"].to_numpy() * p * (1 - p))[:, None]).T @ trained
+    hessian = (
+        fit.l2 * np.eye(trained.shape[1])
+        + (trained * (fit.training["weight"].to_numpy() * p * (1 - p))[:, None]).T @ trained
+    )
     difference = columns[locate(fit.pool, pairs, "i")] - columns[locate(fit.pool, pairs, "j")]
-    return difference @ fit.probe.weight, difference @ np.linalg.inv(hessian) @ difference.T, difference, hessian
+    return (
+        difference @ fit.probe.weight,
+        difference @ np.linalg.inv(hessian) @ difference.T,
+        difference,
+        hessian,
+    )
 
 
 def test_the_posterior_is_the_inverse_hessian(conflict):
@@ -312,20 +411,34 @@ def test_d_optimal_raises_the_log_determinant_most_at_every_step(conflict):
     p = 1 / (1 + np.exp(-mean))
     taken = []
     for _ in range(6):
-        value = {k: np.linalg.slogdet(hessian + p[k] * (1 - p[k]) * np.outer(difference[k], difference[k]))[1] for k in range(len(pairs)) if k not in taken}
+        value = {
+            k: np.linalg.slogdet(
+                hessian + p[k] * (1 - p[k]) * np.outer(difference[k], difference[k])
+            )[1]
+            for k in range(len(pairs))
+            if k not in taken
+        }
         taken.append(max(value, key=value.get))
-        hessian = hessian + p[taken[-1]] * (1 - p[taken[-1]]) * np.outer(difference[taken[-1]], difference[taken[-1]])
+        hessian = hessian + p[taken[-1]] * (1 - p[taken[-1]]) * np.outer(
+            difference[taken[-1]], difference[taken[-1]]
+        )
     assert keys(choose("d_optimal", conflict, 6)) == keys(pairs.iloc[taken])
 
 
 def test_bald_is_the_mutual_information_by_monte_carlo(conflict):
     pairs = all_pairs(conflict)
     mean, covariance, _, _ = exact(pairs)
-    draws = mean[:, None] + np.sqrt(np.diag(covariance))[:, None] * np.random.default_rng(0).normal(size=40000)
+    draws = mean[:, None] + np.sqrt(np.diag(covariance))[:, None] * np.random.default_rng(0).normal(
+        size=40000
+    )
     p = 1 / (1 + np.exp(-draws))
     entropy = lambda q: -q * np.log(q) - (1 - q) * np.log(1 - q)  # noqa: E731
-    information = pd.Series(entropy(p.mean(1)) - entropy(p).mean(1), index=keys(pairs)).sort_values(ascending=False)
-    assert set(keys(choose("bald", conflict, 5))) <= set(information.index[:7])  # neighbours may swap under Monte Carlo error
+    information = pd.Series(entropy(p.mean(1)) - entropy(p).mean(1), index=keys(pairs)).sort_values(
+        ascending=False
+    )
+    assert set(keys(choose("bald", conflict, 5))) <= set(
+        information.index[:7]
+    )  # neighbours may swap under Monte Carlo error
 
 
 def test_uncertainty_is_lowest_where_every_bootstrap_agrees(conflict):
@@ -334,28 +447,53 @@ def test_uncertainty_is_lowest_where_every_bootstrap_agrees(conflict):
     generator = np.random.default_rng(3)
     for _ in range(60):
         member = fit_probe(fit.known, fit.training.iloc[generator.integers(0, 12, 12)], fit.l2)
-        members.append(pd.Series(member.columns(fit.pool) @ member.weight, index=pd.MultiIndex.from_frame(fit.pool[["prompt_id", "index"]])))
-    spread = {key: np.std([1 / (1 + np.exp(m[key[0], key[2]] - m[key[0], key[1]])) for m in members]) for key in keys(all_pairs(conflict))}
+        members.append(
+            pd.Series(
+                member.columns(fit.pool) @ member.weight,
+                index=pd.MultiIndex.from_frame(fit.pool[["prompt_id", "index"]]),
+            )
+        )
+    spread = {
+        key: np.std([1 / (1 + np.exp(m[key[0], key[2]] - m[key[0], key[1]])) for m in members])
+        for key in keys(all_pairs(conflict))
+    }
     chosen = [spread[key] for key in keys(choose("uncertainty", conflict, 20))]
     assert np.mean(chosen) > np.quantile(list(spread.values()), 0.7)
 
 
 @pytest.mark.parametrize("strategy", SIGHTED)
 def test_a_strategy_that_needs_a_probe_says_so(conflict, strategy):
-    with pytest.raises(InputError, match=f"strategy {strategy} weighs the uncertainty of a probe: set reward.kind to probe"):
-        STRATEGIES[strategy](all_pairs(conflict), 5, np.random.default_rng(0), View(SETTINGS, strategy))
+    with pytest.raises(
+        InputError,
+        match=f"strategy {strategy} weighs the uncertainty of a probe: set reward.kind to probe",
+    ):
+        STRATEGIES[strategy](
+            all_pairs(conflict), 5, np.random.default_rng(0), View(SETTINGS, strategy)
+        )
 
 
 @pytest.mark.parametrize("strategy", SIGHTED)
 def test_parameters_refuse_such_a_strategy_with_another_reward(strategy):
     with pytest.raises(ValueError, match=f"strategy {strategy} needs reward.kind probe"):
-        Params.model_validate({"reward": {"kind": "lora"}, "selection": {"strategies": [strategy]}, "evaluation": {"replicates": 0}})
+        Params.model_validate(
+            {
+                "reward": {"kind": "lora"},
+                "selection": {"strategies": [strategy]},
+                "evaluation": {"replicates": 0},
+            }
+        )
 
 
 def pool_of(prompts):
     generator = np.random.default_rng(0)
-    pool = pd.DataFrame({"prompt_id": np.repeat([f"p{k:05d}" for k in range(prompts)], 5), "index": np.tile(range(5), prompts),
-                         "logp": generator.normal(-30, 5, 5 * prompts), "features": list(generator.normal(size=(5 * prompts, 16)))})
+    pool = pd.DataFrame(
+        {
+            "prompt_id": np.repeat([f"p{k:05d}" for k in range(prompts)], 5),
+            "index": np.tile(range(5), prompts),
+            "logp": generator.normal(-30, 5, 5 * prompts),
+            "features": list(generator.normal(size=(5 * prompts, 16))),
+        }
+    )
     return pool, conflict_table(pool, generator.normal(size=len(pool)))
 
 
@@ -363,7 +501,10 @@ def pool_of(prompts):
 def test_selection_time_grows_no_worse_than_linearly_in_the_pool(strategy):
     def seconds(prompts):
         pool, conflict = pool_of(prompts)
-        pairs, view = all_pairs(conflict), View(SETTINGS, strategy, dataclasses.replace(fitted(), pool=pool))
+        pairs, view = (
+            all_pairs(conflict),
+            View(SETTINGS, strategy, dataclasses.replace(fitted(), pool=pool)),
+        )
         best = np.inf
         for _ in range(3):
             start = time.perf_counter()

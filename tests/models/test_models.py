@@ -1,4 +1,5 @@
-"""One backbone, many adapters: which one is in use, what switching leaves alone, and what survives saving."""
+"""One backbone, many adapters: which one is in use, what switching leaves alone, and what
+survives saving."""
 
 import numpy as np
 import pandas as pd
@@ -79,7 +80,13 @@ def test_the_reference_is_the_model_without_adapters(two, base):
 
 def test_switching_back_and_forth_is_exact(two, base):
     policy, proxy = logits(two, "policy"), logits(two, "proxy")
-    for name, expected in (("proxy", proxy), (None, base), ("policy", policy), (None, base), ("proxy", proxy)):
+    for name, expected in (
+        ("proxy", proxy),
+        (None, base),
+        ("policy", policy),
+        (None, base),
+        ("proxy", proxy),
+    ):
         np.testing.assert_array_equal(logits(two, name), expected)
 
 
@@ -137,7 +144,13 @@ def test_the_seed_decides_the_start_of_an_adapter(fresh_backbone):
     starts = []
     for seed in (0, 0, 1):
         fresh_backbone.add_adapter("policy", Lora(), seed=seed)
-        starts.append(next(w.detach().clone().numpy() for n, w in fresh_backbone.causal.named_parameters() if "lora_A.policy" in n))
+        starts.append(
+            next(
+                w.detach().clone().numpy()
+                for n, w in fresh_backbone.causal.named_parameters()
+                if "lora_A.policy" in n
+            )
+        )
     np.testing.assert_array_equal(starts[0], starts[1])
     assert (starts[0] != starts[2]).any()
 
@@ -156,7 +169,14 @@ def test_scores_with_a_trained_adapter_in_use_repeat(fresh_backbone):
     """Scoring is no training: the adapter's dropout is off, also outside of `using`."""
     fresh_backbone.add_adapter("policy", Lora(dropout=0.5))
     perturb(fresh_backbone, "policy", 0)
-    given = pd.DataFrame({"prompt_id": ["p"], "index": [0], "prompt": ["hi"], "completion": ["the cat sat on the mat"]})
+    given = pd.DataFrame(
+        {
+            "prompt_id": ["p"],
+            "index": [0],
+            "prompt": ["hi"],
+            "completion": ["the cat sat on the mat"],
+        }
+    )
     assert score(fresh_backbone, given).at[0, "logp"] == score(fresh_backbone, given).at[0, "logp"]
 
 
@@ -226,7 +246,9 @@ def test_a_saved_adapter_is_the_same_on_a_fresh_backbone(two, tiny_model, tmp_pa
     perturb(two, "default", 4)
     expected = logits(two, name)
     two.save_adapter(name, tmp_path / "adapter")
-    assert {"adapter_config.json", "adapter_model.safetensors"} == {p.name for p in (tmp_path / "adapter").iterdir() if p.suffix != ".md"}
+    assert {"adapter_config.json", "adapter_model.safetensors"} == {
+        p.name for p in (tmp_path / "adapter").iterdir() if p.suffix != ".md"
+    }
     other = load_backbone(Model(source=str(tiny_model), quantisation="none"))
     other.load_adapter("again", tmp_path / "adapter")
     np.testing.assert_array_equal(logits(other, "again"), expected)
@@ -280,7 +302,10 @@ def test_the_backbone_is_frozen_and_in_eval_mode(fresh_backbone):
 
 def test_prompt_and_completion_ids_follow_the_chat_template(backbone):
     assert backbone.prompt_ids("the cat") == backbone.tokenizer(TEXT)["input_ids"]
-    assert backbone.completion_ids("a dog") == [*backbone.tokenizer("a dog")["input_ids"], backbone.tokenizer.eos_token_id]
+    assert backbone.completion_ids("a dog") == [
+        *backbone.tokenizer("a dog")["input_ids"],
+        backbone.tokenizer.eos_token_id,
+    ]
     assert backbone.stop_ids == [backbone.tokenizer.eos_token_id]
     assert backbone.context == 512
 

@@ -1,4 +1,5 @@
-"""Parameters: bad input ends in one sentence that names the file, the key, what was found and what was expected."""
+"""Parameters: bad input ends in one sentence that names the file, the key, what was found and
+what was expected."""
 
 import json
 import re
@@ -19,7 +20,8 @@ def load(folder, text):
 
 
 def refusal(folder, text):
-    """The message that a YAML text is refused with; every one is a single line that names the file."""
+    """The message that a YAML text is refused with; every one is a single line that names the
+    file."""
     with pytest.raises(InputError) as caught:
         load(folder, text)
     message = str(caught.value)
@@ -50,7 +52,12 @@ def test_a_file_of_one_key_has_defaults_for_the_rest(tmp_path):
     settings = load(tmp_path, "seed: 3\n")
     assert settings.seed == 3
     assert settings.model_dump() == Params(seed=3).model_dump()
-    assert (settings.sampling.n, settings.sampling.temperature, settings.sampling.top_k, settings.sampling.top_p) == (8, 0.7, 0, 1.0)
+    assert (
+        settings.sampling.n,
+        settings.sampling.temperature,
+        settings.sampling.top_k,
+        settings.sampling.top_p,
+    ) == (8, 0.7, 0, 1.0)
 
 
 def test_seed_zero_is_a_seed(tmp_path):
@@ -101,26 +108,38 @@ def test_two_runs_do_not_share_their_default_lists():
 # --- unknown and misspelt keys
 
 
-@pytest.mark.parametrize(("text", "found", "nearest"), [
-    ("sed: 0", "'sed'", "'seed'"),
-    ("Sampling: {n: 4}", "'Sampling'", "'sampling'"),
-    ("sampling: {tempratur: 1.0}", "'sampling.tempratur'", "'temperature'"),
-    ("selection: {budgets: 12}", "'selection.budgets'", "'budget'"),
-    ("reward: {lora: {alfa: 16}}", "'reward.lora.alfa'", "'alpha'"),
-    ("bias: [{kind: noise, rate: 0.1, rates: 0.2}]", "'bias.0.rates'", "'rate'"),
-    ("bias: [{kind: coverage, absent: []}, {kind: attribute, attribute: length, strength: 1.0, strenght: 1.0}]",
-     "'bias.1.strenght'", "'strength'"),
-])
+@pytest.mark.parametrize(
+    ("text", "found", "nearest"),
+    [
+        ("sed: 0", "'sed'", "'seed'"),
+        ("Sampling: {n: 4}", "'Sampling'", "'sampling'"),
+        ("sampling: {tempratur: 1.0}", "'sampling.tempratur'", "'temperature'"),
+        ("selection: {budgets: 12}", "'selection.budgets'", "'budget'"),
+        ("reward: {lora: {alfa: 16}}", "'reward.lora.alfa'", "'alpha'"),
+        ("bias: [{kind: noise, rate: 0.1, rates: 0.2}]", "'bias.0.rates'", "'rate'"),
+        (
+            (
+                "bias: [{kind: coverage, absent: []}, {kind: attribute, attribute: length,"
+                " strength: 1.0, strenght: 1.0}]"
+            ),
+            "'bias.1.strenght'",
+            "'strength'",
+        ),
+    ],
+)
 def test_a_misspelt_key_is_answered_with_the_nearest_valid_one(tmp_path, text, found, nearest):
     message = refusal(tmp_path, text)
     assert f"unknown parameter {found}; did you mean {nearest}?" in message
 
 
-@pytest.mark.parametrize(("text", "nearest"), [
-    ("bias: [{kind: noise, rte: 0.1}]", "'rate'"),
-    ("bias: [{kind: attribute, atribute: length, strength: 0.5}]", "'attribute'"),
-    ("bias: [{kind: coverage, absentt: [travel]}]", "'absent'"),
-])
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [
+        ("bias: [{kind: noise, rte: 0.1}]", "'rate'"),
+        ("bias: [{kind: attribute, atribute: length, strength: 0.5}]", "'attribute'"),
+        ("bias: [{kind: coverage, absentt: [travel]}]", "'absent'"),
+    ],
+)
 def test_a_misspelt_key_that_was_required_also_gets_the_nearest_one(tmp_path, text, nearest):
     """The user wrote the key, though wrongly: 'missing' alone would hide the typing error."""
     assert f"did you mean {nearest}" in refusal(tmp_path, text)
@@ -144,15 +163,18 @@ def test_keys_that_are_no_text_are_refused(tmp_path, text):
 # --- numbers that YAML reads as text
 
 
-@pytest.mark.parametrize(("key", "text"), [
-    ("policy.learning_rate", "1e-5"),
-    ("policy.learning_rate", "5E-4"),
-    ("policy.learning_rate", "1.5e3"),
-    ("policy.beta", "'0.5'"),
-    ("sampling.n", "'4'"),
-    ("prompts.n", "'40'"),
-    ("bias.0.rate", "1e-2"),
-])
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("policy.learning_rate", "1e-5"),
+        ("policy.learning_rate", "5E-4"),
+        ("policy.learning_rate", "1.5e3"),
+        ("policy.beta", "'0.5'"),
+        ("sampling.n", "'4'"),
+        ("prompts.n", "'40'"),
+        ("bias.0.rate", "1e-2"),
+    ],
+)
 def test_a_number_read_as_text_is_refused_with_the_way_to_write_it(tmp_path, key, text):
     def document(number):
         if key == "bias.0.rate":
@@ -168,105 +190,154 @@ def test_a_number_read_as_text_is_refused_with_the_way_to_write_it(tmp_path, key
     assert values == float(text.strip("'"))
 
 
-@pytest.mark.parametrize(("key", "text"), [
-    ("policy.epochs", "1e3"),
-    ("policy.epochs", "'1.5'"),
-    ("policy.beta", "123456789e-13"),
-    ("policy.beta", "1e400"),
-    ("policy.beta", "nan"),
-    ("policy.beta", "inf"),
-])
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("policy.epochs", "1e3"),
+        ("policy.epochs", "'1.5'"),
+        ("policy.beta", "123456789e-13"),
+        ("policy.beta", "1e400"),
+        ("policy.beta", "nan"),
+        ("policy.beta", "inf"),
+    ],
+)
 def test_no_advice_is_given_that_would_be_refused_or_change_the_number(tmp_path, key, text):
     """`(write X)` is a promise: X must load, as the number that the user meant."""
     message = refusal(tmp_path, yaml.safe_dump(nested(key, "HERE")).replace("HERE", text))
     advice = re.search(r"\(write ([^\s)]+)", message)
     if advice:
         block, name = key.split(".")
-        loaded = load(tmp_path, yaml.safe_dump(nested(key, "HERE")).replace("HERE", advice.group(1)))
+        loaded = load(
+            tmp_path, yaml.safe_dump(nested(key, "HERE")).replace("HERE", advice.group(1))
+        )
         assert getattr(getattr(loaded, block), name) == float(text.strip("'"))
 
 
 # --- wrong types and ranges
 
 
-@pytest.mark.parametrize(("text", "key", "found", "expected"), [
-    ("sampling: {n: 1}", "sampling.n", "1", "greater than or equal to 2"),
-    ("sampling: {n: 0}", "sampling.n", "0", "greater than or equal to 2"),
-    ("sampling: {n: 8.0}", "sampling.n", "8.0", "integer"),
-    ("sampling: {n: true}", "sampling.n", "true", "integer"),
-    ("sampling: {n: null}", "sampling.n", "null", "integer"),
-    ("sampling: {n: many}", "sampling.n", "'many'", "number"),
-    ("sampling: {temperature: 0}", "sampling.temperature", "0", "greater than 0"),
-    ("sampling: {temperature: -0.7}", "sampling.temperature", "-0.7", "greater than 0"),
-    ("sampling: {temperature: .nan}", "sampling.temperature", "NaN", "finite"),
-    ("sampling: {temperature: .inf}", "sampling.temperature", "Infinity", "finite"),
-    ("sampling: {temperature: off}", "sampling.temperature", "false", "number"),
-    ("sampling: {top_p: 0}", "sampling.top_p", "0", "greater than 0"),
-    ("sampling: {top_p: 1.1}", "sampling.top_p", "1.1", "less than or equal to 1"),
-    ("sampling: {top_k: -1}", "sampling.top_k", "-1", "greater than or equal to 0"),
-    ("sampling: {max_new_tokens: 0}", "sampling.max_new_tokens", "0", "greater than or equal to 1"),
-    ("sampling: 8", "sampling", "8", "dictionary"),
-    ("sampling: null", "sampling", "null", "dictionary"),
-    ("policy: {beta: 0}", "policy.beta", "0", "greater than 0"),
-    ("policy: {beta: -1}", "policy.beta", "-1", "greater than 0"),
-    ("policy: {dpo_beta: 0}", "policy.dpo_beta", "0", "greater than 0"),
-    ("policy: {kind: ppo}", "policy.kind", '"ppo"', "'tilt', 'dpo', 'rso', 'kto', 'rloo' or 'grpo'"),
-    ("policy: {generations: 1}", "policy.generations", "1", "greater than or equal to 2"),
-    ("training: {optimiser: adam}", "training.optimiser", '"adam"', "'adamw_torch', 'adamw_8bit' or 'paged_adamw_8bit'"),
-    ("training: {micro_batch: 0}", "training.micro_batch", "0", "greater than or equal to 1"),
-    ("bias: [{kind: noise, rate: 1.5}]", "bias.0.rate", "1.5", "less than or equal to 1"),
-    ("bias: [{kind: noise, rate: -0.1}]", "bias.0.rate", "-0.1", "greater than or equal to 0"),
-    ("bias: [{kind: attribute, attribute: length, strength: 2}]", "bias.0.strength", "2", "less than or equal to 1"),
-    ("bias: [{kind: attribute, attribute: 3, strength: 1}]", "bias.0.attribute", "3", "string"),
-    ("bias: [{kind: coverage, absent: travel}]", "bias.0.absent", '"travel"', "list"),
-    ("bias: [{kind: nois, rate: 0.1}]", "bias.0", '{"kind": "nois", "rate": 0.1}', "'noise', 'attribute', 'coverage'"),
-    ("bias: [{rate: 0.1}]", "bias.0", '{"rate": 0.1}', "kind"),
-    ("bias: {kind: noise, rate: 0.1}", "bias", '{"kind": "noise", "rate": 0.1}', "list"),
-    ("bias: [noise]", "bias.0", '"noise"', "dictionary"),
-    ("bias: null", "bias", "null", "list"),
-    ("feedback: {noise: 1.01}", "feedback.noise", "1.01", "less than or equal to 1"),
-    ("feedback: {tie_margin: -0.1}", "feedback.tie_margin", "-0.1", "greater than or equal to 0"),
-    ("selection: {budget: 0}", "selection.budget", "0", "greater than or equal to 1"),
-    ("selection: {tau: 1.2}", "selection.tau", "1.2", "less than or equal to 1"),
-    ("selection: {top_share: 0}", "selection.top_share", "0", "greater than 0"),
-    ("selection: {strategies: []}", "selection.strategies", "[]", "at least 1"),
-    ("selection: {strategies: [shf-cas]}", "selection.strategies.0", '"shf-cas"', "'shf_cas'"),
-    ("reward: {lora: {dropout: 1}}", "reward.lora.dropout", "1", "less than 1"),
-    ("reward: {l2: 0}", "reward.l2", "0", "greater than 0"),
-    ("prompts: {n: 0}", "prompts.n", "0", "greater than or equal to 1"),
-    ("prompts: {categories: travel}", "prompts.categories", '"travel"', "list"),
-    ("evaluation: {betas: [1]}", "evaluation.betas", "[1]", "at least 2"),
-    ("evaluation: {betas: [1, 0]}", "evaluation.betas.1", "0", "greater than 0"),
-    ("seed: -1", "seed", "-1", "greater than or equal to 0"),
-    ("seed: 1.0", "seed", "1.0", "integer"),
-    ("seed: null", "seed", "null", "integer"),
-    ("seed: 2020-01-01", "seed", '"2020-01-01"', "integer"),
-    ("task: saftey", "task", '"saftey"', "'helpfulness', 'safety' or 'instructions'"),
-    ("run: ../elsewhere", "run", '"../elsewhere"', "pattern"),
-    ("run: 7", "run", "7", "string"),
-    ("model: {quantisation: no}", "model.quantisation", "false", "'nf4', 'int8' or 'none'"),
-    ("model: {source: null}", "model.source", "null", "string"),
-])
+@pytest.mark.parametrize(
+    ("text", "key", "found", "expected"),
+    [
+        ("sampling: {n: 1}", "sampling.n", "1", "greater than or equal to 2"),
+        ("sampling: {n: 0}", "sampling.n", "0", "greater than or equal to 2"),
+        ("sampling: {n: 8.0}", "sampling.n", "8.0", "integer"),
+        ("sampling: {n: true}", "sampling.n", "true", "integer"),
+        ("sampling: {n: null}", "sampling.n", "null", "integer"),
+        ("sampling: {n: many}", "sampling.n", "'many'", "number"),
+        ("sampling: {temperature: 0}", "sampling.temperature", "0", "greater than 0"),
+        ("sampling: {temperature: -0.7}", "sampling.temperature", "-0.7", "greater than 0"),
+        ("sampling: {temperature: .nan}", "sampling.temperature", "NaN", "finite"),
+        ("sampling: {temperature: .inf}", "sampling.temperature", "Infinity", "finite"),
+        ("sampling: {temperature: off}", "sampling.temperature", "false", "number"),
+        ("sampling: {top_p: 0}", "sampling.top_p", "0", "greater than 0"),
+        ("sampling: {top_p: 1.1}", "sampling.top_p", "1.1", "less than or equal to 1"),
+        ("sampling: {top_k: -1}", "sampling.top_k", "-1", "greater than or equal to 0"),
+        (
+            "sampling: {max_new_tokens: 0}",
+            "sampling.max_new_tokens",
+            "0",
+            "greater than or equal to 1",
+        ),
+        ("sampling: 8", "sampling", "8", "dictionary"),
+        ("sampling: null", "sampling", "null", "dictionary"),
+        ("policy: {beta: 0}", "policy.beta", "0", "greater than 0"),
+        ("policy: {beta: -1}", "policy.beta", "-1", "greater than 0"),
+        ("policy: {dpo_beta: 0}", "policy.dpo_beta", "0", "greater than 0"),
+        (
+            "policy: {kind: ppo}",
+            "policy.kind",
+            '"ppo"',
+            "'tilt', 'dpo', 'rso', 'kto', 'rloo' or 'grpo'",
+        ),
+        ("policy: {generations: 1}", "policy.generations", "1", "greater than or equal to 2"),
+        (
+            "training: {optimiser: adam}",
+            "training.optimiser",
+            '"adam"',
+            "'adamw_torch', 'adamw_8bit' or 'paged_adamw_8bit'",
+        ),
+        ("training: {micro_batch: 0}", "training.micro_batch", "0", "greater than or equal to 1"),
+        ("bias: [{kind: noise, rate: 1.5}]", "bias.0.rate", "1.5", "less than or equal to 1"),
+        ("bias: [{kind: noise, rate: -0.1}]", "bias.0.rate", "-0.1", "greater than or equal to 0"),
+        (
+            "bias: [{kind: attribute, attribute: length, strength: 2}]",
+            "bias.0.strength",
+            "2",
+            "less than or equal to 1",
+        ),
+        ("bias: [{kind: attribute, attribute: 3, strength: 1}]", "bias.0.attribute", "3", "string"),
+        ("bias: [{kind: coverage, absent: travel}]", "bias.0.absent", '"travel"', "list"),
+        (
+            "bias: [{kind: nois, rate: 0.1}]",
+            "bias.0",
+            '{"kind": "nois", "rate": 0.1}',
+            "'noise', 'attribute', 'coverage'",
+        ),
+        ("bias: [{rate: 0.1}]", "bias.0", '{"rate": 0.1}', "kind"),
+        ("bias: {kind: noise, rate: 0.1}", "bias", '{"kind": "noise", "rate": 0.1}', "list"),
+        ("bias: [noise]", "bias.0", '"noise"', "dictionary"),
+        ("bias: null", "bias", "null", "list"),
+        ("feedback: {noise: 1.01}", "feedback.noise", "1.01", "less than or equal to 1"),
+        (
+            "feedback: {tie_margin: -0.1}",
+            "feedback.tie_margin",
+            "-0.1",
+            "greater than or equal to 0",
+        ),
+        ("selection: {budget: 0}", "selection.budget", "0", "greater than or equal to 1"),
+        ("selection: {tau: 1.2}", "selection.tau", "1.2", "less than or equal to 1"),
+        ("selection: {top_share: 0}", "selection.top_share", "0", "greater than 0"),
+        ("selection: {strategies: []}", "selection.strategies", "[]", "at least 1"),
+        ("selection: {strategies: [shf-cas]}", "selection.strategies.0", '"shf-cas"', "'shf_cas'"),
+        ("reward: {lora: {dropout: 1}}", "reward.lora.dropout", "1", "less than 1"),
+        ("reward: {l2: 0}", "reward.l2", "0", "greater than 0"),
+        ("prompts: {n: 0}", "prompts.n", "0", "greater than or equal to 1"),
+        ("prompts: {categories: travel}", "prompts.categories", '"travel"', "list"),
+        ("evaluation: {betas: [1]}", "evaluation.betas", "[1]", "at least 2"),
+        ("evaluation: {betas: [1, 0]}", "evaluation.betas.1", "0", "greater than 0"),
+        ("seed: -1", "seed", "-1", "greater than or equal to 0"),
+        ("seed: 1.0", "seed", "1.0", "integer"),
+        ("seed: null", "seed", "null", "integer"),
+        ("seed: 2020-01-01", "seed", '"2020-01-01"', "integer"),
+        ("task: saftey", "task", '"saftey"', "'helpfulness', 'safety' or 'instructions'"),
+        ("run: ../elsewhere", "run", '"../elsewhere"', "pattern"),
+        ("run: 7", "run", "7", "string"),
+        ("model: {quantisation: no}", "model.quantisation", "false", "'nf4', 'int8' or 'none'"),
+        ("model: {source: null}", "model.source", "null", "string"),
+    ],
+)
 def test_wrong_type_or_range(tmp_path, text, key, found, expected):
     message = refusal(tmp_path, text)
-    assert f": {key}: found {found}, " in message or f": {key}: YAML read {found} as text, " in message
+    assert (
+        f": {key}: found {found}, " in message or f": {key}: YAML read {found} as text, " in message
+    )
     assert expected in message
 
 
-@pytest.mark.parametrize(("text", "names"), [
-    ("split: {train: 0.5}", ["split", "must be 1"]),
-    ("selection: {budget: null}", ["selection", "budget", "shf_cas_threshold"]),
-    ("selection: {budget: 1, rounds: 2}", ["selection", "budget of 1", "2 rounds"]),
-    ("selection: {strategies: [random, random]}", ["selection", "named twice"]),
-    ("gold: {kind: none}", ["feedback.kind gold", "gold.kind is none"]),
-    ("policy: {kind: dpo}", ["evaluation.replicates", "policy.kind tilt", "0"]),
-    ("policy: {kind: rloo, batch_size: 6}", ["policy", "batch_size 6", "generations 4"]),
-    ("policy: {kind: kto, batch_size: 1}", ["policy", "batch_size of 1", "2 or more"]),
-    ("{evaluation: {replicates: 0}, policy: {kind: kto}, training: {micro_batch: 1}}", ["training.micro_batch 1", "2 or more"]),
-    ("{evaluation: {replicates: 0}, reward: {kind: lora}, training: {micro_batch: 3}}", ["training.micro_batch 3", "reward.batch_size 8"]),
-    ("sft: {answers: chosen}", ["sft.answers chosen", "preferences of your own"]),
-    ("bias: [{kind: noise}]", ["bias.0.rate", "missing"]),
-])
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("split: {train: 0.5}", ["split", "must be 1"]),
+        ("selection: {budget: null}", ["selection", "budget", "shf_cas_threshold"]),
+        ("selection: {budget: 1, rounds: 2}", ["selection", "budget of 1", "2 rounds"]),
+        ("selection: {strategies: [random, random]}", ["selection", "named twice"]),
+        ("gold: {kind: none}", ["feedback.kind gold", "gold.kind is none"]),
+        ("policy: {kind: dpo}", ["evaluation.replicates", "policy.kind tilt", "0"]),
+        ("policy: {kind: rloo, batch_size: 6}", ["policy", "batch_size 6", "generations 4"]),
+        ("policy: {kind: kto, batch_size: 1}", ["policy", "batch_size of 1", "2 or more"]),
+        (
+            "{evaluation: {replicates: 0}, policy: {kind: kto}, training: {micro_batch: 1}}",
+            ["training.micro_batch 1", "2 or more"],
+        ),
+        (
+            "{evaluation: {replicates: 0}, reward: {kind: lora}, training: {micro_batch: 3}}",
+            ["training.micro_batch 3", "reward.batch_size 8"],
+        ),
+        ("sft: {answers: chosen}", ["sft.answers chosen", "preferences of your own"]),
+        ("bias: [{kind: noise}]", ["bias.0.rate", "missing"]),
+    ],
+)
 def test_keys_that_do_not_go_together(tmp_path, text, names):
     message = refusal(tmp_path, text)
     assert all(name in message for name in names)
@@ -280,31 +351,56 @@ def test_a_long_value_is_shortened_in_the_message(tmp_path):
 # --- the file itself
 
 
-@pytest.mark.parametrize("text", ["{", "a: [", "seed: 0\n\tn: 1", "seed: 'x", "\x00", "seed: @", "? [1, 2]\n: 3",
-                                  pytest.param("[" * 1000, id="deep")])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "a: [",
+        "seed: 0\n\tn: 1",
+        "seed: 'x",
+        "\x00",
+        "seed: @",
+        "? [1, 2]\n: 3",
+        pytest.param("[" * 1000, id="deep"),
+    ],
+)
 def test_not_yaml(tmp_path, text):
     assert "not valid YAML" in refusal(tmp_path, text)
 
 
-@pytest.mark.parametrize(("text", "kind"), [("", "NoneType"), ("# only a comment\n", "NoneType"), ("[1]", "list"), ("3", "int"),
-                                            ("seed", "str")])
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("", "NoneType"),
+        ("# only a comment\n", "NoneType"),
+        ("[1]", "list"),
+        ("3", "int"),
+        ("seed", "str"),
+    ],
+)
 def test_not_a_mapping(tmp_path, text, kind):
     assert f"holds {kind}, expected a mapping" in refusal(tmp_path, text)
 
 
-@pytest.mark.parametrize(("text", "key"), [("seed: 0\nseed: 1", "'seed'"), ("sampling: {n: 2, n: 3}", "'n'")])
+@pytest.mark.parametrize(
+    ("text", "key"), [("seed: 0\nseed: 1", "'seed'"), ("sampling: {n: 2, n: 3}", "'n'")]
+)
 def test_a_key_given_twice(tmp_path, text, key):
     assert f"key {key} is given twice" in refusal(tmp_path, text)
 
 
-@pytest.mark.parametrize("text", ["sampling: &a {n: 4}\npolicy: *a", "a: &a [1]\nb: {<<: *a}", "&a [*a]"])
+@pytest.mark.parametrize(
+    "text", ["sampling: &a {n: 4}\npolicy: *a", "a: &a [1]\nb: {<<: *a}", "&a [*a]"]
+)
 def test_aliases_are_refused(tmp_path, text):
     assert "aliases" in refusal(tmp_path, text)
 
 
 def test_a_tag_that_would_run_code_is_refused(tmp_path):
     marker = tmp_path / "ran"
-    assert "not valid YAML" in refusal(tmp_path, f"seed: !!python/object/apply:os.system ['touch {marker}']")
+    assert "not valid YAML" in refusal(
+        tmp_path, f"seed: !!python/object/apply:os.system ['touch {marker}']"
+    )
     assert not marker.exists()
 
 
@@ -329,8 +425,14 @@ def test_a_file_that_is_no_text(tmp_path):
 
 
 def test_a_notebook_takes_its_defaults_and_then_what_papermill_injected():
-    namespace = {"In": ["", "# Parameters\nseed = 1\nsampling = {'n': 4}", "# Parameters\nseed = 2"], "seed": 2, "sampling": {"n": 4}}
-    assert reading.from_notebook(namespace) == reading.check({"seed": 2, "sampling": {"n": 4}}, "test")
+    namespace = {
+        "In": ["", "# Parameters\nseed = 1\nsampling = {'n': 4}", "# Parameters\nseed = 2"],
+        "seed": 2,
+        "sampling": {"n": 4},
+    }
+    assert reading.from_notebook(namespace) == reading.check(
+        {"seed": 2, "sampling": {"n": 4}}, "test"
+    )
 
 
 def test_a_parameter_may_be_computed_in_its_cell():
@@ -339,7 +441,11 @@ def test_a_parameter_may_be_computed_in_its_cell():
 
 
 def test_names_of_other_cells_are_no_parameters():
-    namespace = {"In": ["", "# Parameters\nseed = 5", "pool = 'a table'"], "seed": 5, "pool": "a table"}
+    namespace = {
+        "In": ["", "# Parameters\nseed = 5", "pool = 'a table'"],
+        "seed": 5,
+        "pool": "a table",
+    }
     assert reading.from_notebook(namespace) == Params(seed=5)
 
 
@@ -349,59 +455,98 @@ def test_a_kernel_without_history_reads_the_parameters_too():
 
 def test_a_later_cell_may_reuse_a_name():
     """Figures call things `sampling` too; what the parameter cell said still holds."""
-    namespace = {"In": ["", "# Parameters\nsampling = {'n': 4}", "sampling = 'a table'"], "sampling": "a table"}
+    namespace = {
+        "In": ["", "# Parameters\nsampling = {'n': 4}", "sampling = 'a table'"],
+        "sampling": "a table",
+    }
     assert reading.from_notebook(namespace).sampling.n == 4
 
 
 def test_a_parameter_with_a_type_annotation_is_read_too():
-    """Papermill reads `seed: int = 3` as a parameter; taking the default instead would be silent."""
+    """Papermill reads `seed: int = 3` as a parameter; taking the default instead would be
+    silent."""
     assert reading.from_notebook({"In": ["", "# Parameters\nseed: int = 3"], "seed": 3}).seed == 3
 
 
 def test_a_wrong_value_in_a_notebook_is_named():
-    with pytest.raises(InputError, match="the notebook's parameters: sampling.n: found 1, expected greater than or equal to 2"):
-        reading.from_notebook({"In": ["", "# Parameters\nsampling = {'n': 1}"], "sampling": {"n": 1}})
+    with pytest.raises(
+        InputError,
+        match="the notebook's parameters: sampling.n: found 1, expected greater than or equal to 2",
+    ):
+        reading.from_notebook(
+            {"In": ["", "# Parameters\nsampling = {'n': 1}"], "sampling": {"n": 1}}
+        )
 
 
 @pytest.mark.parametrize("line", ["sede = 2", "sede: int = 2", "seed = sede = 2"])
 def test_an_unknown_name_in_a_parameter_cell_is_an_error(line):
     """However it is assigned: Papermill, too, takes `sede: int = 2` for a parameter."""
-    namespace = {"In": ["", "# Parameters\nseed = 1", f"# Parameters\n{line}"], "seed": 1, "sede": 2}
-    with pytest.raises(InputError, match="the notebook's parameters: unknown parameter 'sede'; did you mean 'seed'"):
+    namespace = {
+        "In": ["", "# Parameters\nseed = 1", f"# Parameters\n{line}"],
+        "seed": 1,
+        "sede": 2,
+    }
+    with pytest.raises(
+        InputError, match="the notebook's parameters: unknown parameter 'sede'; did you mean 'seed'"
+    ):
         reading.from_notebook(namespace)
 
 
 # --- fingerprint
 
 
-@pytest.mark.parametrize("change", [
-    {"seed": 1}, {"task": "safety"}, {"sampling": {"n": 4}}, {"sampling": {"temperature": 0.71}}, {"reward": {"lora": {"r": 4}}},
-    {"bias": [{"kind": "noise", "rate": 0.1}]}, {"prompts": {"categories": []}}, {"model": {"system_prompt": " "}},
-    {"evaluation": {"betas": [2.0, 1.0]}},
-], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"task": "safety"},
+        {"sampling": {"n": 4}},
+        {"sampling": {"temperature": 0.71}},
+        {"reward": {"lora": {"r": 4}}},
+        {"bias": [{"kind": "noise", "rate": 0.1}]},
+        {"prompts": {"categories": []}},
+        {"model": {"system_prompt": " "}},
+        {"evaluation": {"betas": [2.0, 1.0]}},
+    ],
+    ids=str,
+)
 def test_a_changed_value_changes_the_fingerprint(change):
     assert reading.fingerprint(reading.check(change, "test")) != reading.fingerprint(Params())
 
 
 def test_the_order_of_mechanisms_changes_the_fingerprint():
     one, other = {"kind": "noise", "rate": 0.1}, {"kind": "coverage", "absent": ["travel"]}
-    assert reading.fingerprint(reading.check({"bias": [one, other]}, "t")) != reading.fingerprint(reading.check({"bias": [other, one]}, "t"))
+    assert reading.fingerprint(reading.check({"bias": [one, other]}, "t")) != reading.fingerprint(
+        reading.check({"bias": [other, one]}, "t")
+    )
 
 
 def test_the_way_a_file_is_written_does_not_change_the_fingerprint(tmp_path):
     one = load(tmp_path, "seed: 1\nsampling: {n: 4, temperature: 1}\n")
-    other = load(tmp_path, "sampling:\n  temperature: 1.0\n  n: 4\n# a comment\nseed: 1\ntask: helpfulness\n")
+    other = load(
+        tmp_path, "sampling:\n  temperature: 1.0\n  n: 4\n# a comment\nseed: 1\ntask: helpfulness\n"
+    )
     assert reading.fingerprint(one) == reading.fingerprint(other)
 
 
 def test_a_block_and_its_plain_values_have_one_fingerprint():
     settings = Params(seed=4)
     assert reading.fingerprint(settings) == reading.fingerprint(settings.model_dump())
-    assert reading.fingerprint({"sampling": settings.sampling}) == reading.fingerprint({"sampling": settings.sampling.model_dump()})
+    assert reading.fingerprint({"sampling": settings.sampling}) == reading.fingerprint(
+        {"sampling": settings.sampling.model_dump()}
+    )
 
 
 def test_parts_and_their_order_matter():
-    assert len({reading.fingerprint(*parts) for parts in ((), (1,), (1, 2), (2, 1), ([1, 2],), ("1", "2"))}) == 6
+    assert (
+        len(
+            {
+                reading.fingerprint(*parts)
+                for parts in ((), (1,), (1, 2), (2, 1), ([1, 2],), ("1", "2"))
+            }
+        )
+        == 6
+    )
 
 
 def test_the_fingerprint_is_the_same_on_every_machine():
@@ -414,8 +559,12 @@ def test_the_fingerprint_is_the_same_on_every_machine():
 def test_keys_lists_every_leaf_once():
     names = [name for name, _, _ in reading.keys()]
     expected = set(leaves(Params().model_dump()))
-    mechanisms = {"bias[kind: noise].rate", "bias[kind: attribute].attribute", "bias[kind: attribute].strength",
-                  "bias[kind: coverage].absent"}
+    mechanisms = {
+        "bias[kind: noise].rate",
+        "bias[kind: attribute].attribute",
+        "bias[kind: attribute].strength",
+        "bias[kind: coverage].absent",
+    }
     assert len(names) == len(set(names))
     assert set(names) == expected | mechanisms
 
@@ -424,7 +573,10 @@ def test_every_key_has_a_description():
     assert [name for name, _, text in reading.keys() if not text.strip()] == []
 
 
-@pytest.mark.parametrize(("name", "default"), [(name, default) for name, default, _ in reading.keys() if default != "(required)"])
+@pytest.mark.parametrize(
+    ("name", "default"),
+    [(name, default) for name, default, _ in reading.keys() if default != "(required)"],
+)
 def test_the_default_that_is_printed_is_the_default(name, default):
     assert reading.check(nested(name, json.loads(default)), "test") == Params()
     values = Params().model_dump()
@@ -434,13 +586,26 @@ def test_the_default_that_is_printed_is_the_default(name, default):
 
 
 def test_a_whole_run_that_papermill_injects_replaces_the_notebooks_own():
-    """`papermill -f mine.yaml` must mean what `shfcas run mine.yaml` means: keys that the file leaves out have their defaults."""
-    own = "# Parameters: the quickstart\nrun = 'quickstart'\nbias = [{'kind': 'noise', 'rate': 0.1}]"
-    namespace = {"In": ["", own, "# Parameters\nrun = 'mine'\nseed = 3\n"], "run": "mine", "seed": 3, "bias": []}
+    """`papermill -f mine.yaml` must mean what `shfcas run mine.yaml` means: keys that the file
+    leaves out have their defaults."""
+    own = (
+        "# Parameters: the quickstart\nrun = 'quickstart'\nbias = [{'kind': 'noise', 'rate': 0.1}]"
+    )
+    namespace = {
+        "In": ["", own, "# Parameters\nrun = 'mine'\nseed = 3\n"],
+        "run": "mine",
+        "seed": 3,
+        "bias": [],
+    }
     assert reading.from_notebook(namespace) == Params(run="mine", seed=3)
 
 
 def test_one_parameter_that_papermill_injects_leaves_the_notebooks_others():
     own = "# Parameters: the quickstart\nrun = 'quickstart'\nprompts = {'n': 160}"
-    namespace = {"In": ["", own, "# Parameters\nseed = 3\n"], "run": "quickstart", "seed": 3, "prompts": {"n": 160}}
+    namespace = {
+        "In": ["", own, "# Parameters\nseed = 3\n"],
+        "run": "quickstart",
+        "seed": 3,
+        "prompts": {"n": 160},
+    }
     assert reading.from_notebook(namespace) == Params(seed=3, prompts={"n": 160})

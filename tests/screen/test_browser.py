@@ -1,4 +1,5 @@
-"""The annotation screen in a real browser on a real JupyterLab: keys, mouse, reload, a killed kernel, hostile texts, both themes."""
+"""The annotation screen in a real browser on a real JupyterLab: keys, mouse, reload, a killed
+kernel, hostile texts, both themes."""
 
 import contextlib
 import json
@@ -21,27 +22,67 @@ from project import PATHS, ROOT
 from shfcas_lib.screen.session import visible
 from shfcas_lib.storage.labels import LabelStore
 
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync")
+CHROMIUM = next(
+    (
+        found
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (found := shutil.which(name))
+    ),
+    None,
+)
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 TOKEN = "only-for-this-test"
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="NOT TESTED: the annotation screen needs a browser for its test: apt-get install chromium")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None,
+    reason=(
+        "NOT TESTED: the annotation screen needs a browser for its test: apt-get install chromium"
+    ),
+)
 
 
 @pytest.fixture
 def lab(tmp_path, runs_folder, monkeypatch):
-    """JupyterLab on loopback with the prepared notebook 03 of a run: (address, notebook's path in it, stage folder, process)."""
+    """JupyterLab on loopback with the prepared notebook 03 of a run: (address, notebook's path in
+    it, stage folder, process)."""
     run, _ = tiny_run.make(tiny_run.settings())
     (tmp_path / "people.yaml").write_text(yaml.safe_dump(tiny_run.settings()))
     settings = tmp_path / "lab" / "settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
-    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    (settings / "notification.jupyterlab-settings").write_text(
+        '{"fetchNews": "false", "checkForUpdates": false}'
+    )
     environment = os.environ | {
-        "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1", "SHFCAS_ANNOTATOR": "anna", "JUPYTER_CONFIG_DIR": str(tmp_path / "lab" / "config"),
-        "JUPYTER_RUNTIME_DIR": str(tmp_path / "lab" / "runtime"), "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "lab" / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "lab" / "workspaces")}
-    prepared = subprocess.run([sys.executable, "-m", "shfcas_lib", "annotate", str(tmp_path / "people.yaml"), "--prepare"], cwd=ROOT, env=environment,
-                              capture_output=True, text=True)
+        "PYTHONPATH": PATHS,
+        "OMP_NUM_THREADS": "1",
+        "SHFCAS_ANNOTATOR": "anna",
+        "JUPYTER_CONFIG_DIR": str(tmp_path / "lab" / "config"),
+        "JUPYTER_RUNTIME_DIR": str(tmp_path / "lab" / "runtime"),
+        "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "lab" / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "lab" / "workspaces"),
+    }
+    prepared = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "shfcas_lib",
+            "annotate",
+            str(tmp_path / "people.yaml"),
+            "--prepare",
+        ],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert prepared.returncode == 0, prepared.stderr
     notebook = Path(prepared.stdout.strip()).relative_to(runs_folder.resolve())
     with socket.socket() as free:
@@ -49,9 +90,24 @@ def lab(tmp_path, runs_folder, monkeypatch):
         port = free.getsockname()[1]
     with open(tmp_path / "lab" / "log", "w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
-             f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={runs_folder}", "--LabApp.news_url=None"],
-            env=environment, stdout=log, stderr=log, start_new_session=True)
+            [
+                sys.executable,
+                "-m",
+                "jupyterlab",
+                "--no-browser",
+                "--allow-root",
+                "--ServerApp.ip=127.0.0.1",
+                f"--ServerApp.port={port}",
+                "--ServerApp.port_retries=0",
+                f"--IdentityProvider.token={TOKEN}",
+                f"--ServerApp.root_dir={runs_folder}",
+                "--LabApp.news_url=None",
+            ],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(240):
@@ -72,7 +128,12 @@ def lab(tmp_path, runs_folder, monkeypatch):
 
 def request(address, path, method="GET", body=None):
     data = None if body is None else json.dumps(body).encode()
-    call = urllib.request.Request(address + path, method=method, data=data, headers={"Authorization": f"token {TOKEN}", "Content-Type": "application/json"})
+    call = urllib.request.Request(
+        address + path,
+        method=method,
+        data=data,
+        headers={"Authorization": f"token {TOKEN}", "Content-Type": "application/json"},
+    )
     with urllib.request.urlopen(call, timeout=10) as answer:
         return json.loads(answer.read() or b"null")
 
@@ -99,10 +160,19 @@ def run_all(page, address):
     """Run > Run All Cells, and wait for a screen that is no leftover of an earlier run."""
     page.wait_for_selector(".jp-Notebook .jp-CodeCell")
     old = page.locator(SCREEN).get_attribute("data-turn") if page.locator(SCREEN).count() else None
-    fresh = "([css, old]) => { const all = document.querySelectorAll(css); return all.length == 1 && all[0].dataset.turn !== old }"
+    fresh = (
+        "([css, old]) => { const all = document.querySelectorAll(css); return all.length == 1 &&"
+        " all[0].dataset.turn !== old }"
+    )
     for _ in range(120):  # JupyterLab drops what it is asked to run before it has met its kernel
-        with contextlib.suppress(OSError):  # the server cannot list a kernel that is just being started
-            if [k for k in request(address, "/api/kernels") if k["execution_state"] == "idle" and k["connections"]]:
+        with contextlib.suppress(
+            OSError
+        ):  # the server cannot list a kernel that is just being started
+            if [
+                k
+                for k in request(address, "/api/kernels")
+                if k["execution_state"] == "idle" and k["connections"]
+            ]:
                 break
         page.wait_for_timeout(250)
     page.wait_for_timeout(500)
@@ -114,7 +184,9 @@ def run_all(page, address):
 
 
 def facts(page):
-    return page.locator(SCREEN).evaluate("e => ({turn: e.dataset.turn, done: Number(e.dataset.done), state: e.dataset.state})")
+    return page.locator(SCREEN).evaluate(
+        "e => ({turn: e.dataset.turn, done: Number(e.dataset.done), state: e.dataset.state})"
+    )
 
 
 def act(page, action):
@@ -122,7 +194,9 @@ def act(page, action):
     before = facts(page)["turn"]
     page.wait_for_timeout(300)
     action()
-    page.wait_for_function("([css, old]) => document.querySelector(css).dataset.turn !== old", arg=[SCREEN, before])
+    page.wait_for_function(
+        "([css, old]) => document.querySelector(css).dataset.turn !== old", arg=[SCREEN, before]
+    )
     return facts(page)
 
 
@@ -163,11 +237,15 @@ def test_a_person_labels_a_run_in_jupyterlab(lab, page, tmp_path):
     texts = {"".join(part for part, _ in visible(raw)) for raw in tiny_run.HOSTILE}
     run_all(page, address)
     cells = page.locator(".jp-Notebook .jp-Cell").count()
-    assert facts(page)["done"] == 0 and "wait for a person" in page.locator(".jp-Notebook").inner_text()
+    assert (
+        facts(page)["done"] == 0
+        and "wait for a person" in page.locator(".jp-Notebook").inner_text()
+    )
     assert contrast(page) > 7
     page.locator(SCREEN).screenshot(path=tmp_path / "light.png")
 
-    # The keyboard. Letters that are no answer must reach neither the store nor JupyterLab (d d deletes a cell there).
+    # The keyboard. Letters that are no answer must reach neither the store nor JupyterLab (d d
+    # deletes a cell there).
     page.locator(f"{SCREEN} .title").click()
     page.wait_for_timeout(300)
     for key in ("d", "d", "x", "a", "0", "0"):
@@ -196,7 +274,12 @@ def test_a_person_labels_a_run_in_jupyterlab(lab, page, tmp_path):
     assert press(page, "b")["done"] == 5 and rows(stage)["note"].tolist()[-1] == "b = s u <i>"
 
     # The page is loaded anew, in the dark theme: the same place.
-    request(address, "/lab/api/settings/@jupyterlab/apputils-extension:themes", "PUT", {"raw": '{"theme": "JupyterLab Dark"}'})
+    request(
+        address,
+        "/lab/api/settings/@jupyterlab/apputils-extension:themes",
+        "PUT",
+        {"raw": '{"theme": "JupyterLab Dark"}'},
+    )
     before = shown(page)
     page.reload()
     run_all(page, address)
@@ -223,34 +306,56 @@ def test_a_person_labels_a_run_in_jupyterlab(lab, page, tmp_path):
             break
         if now["state"] == "review":
             press(page, "Enter")
-            page.wait_for_function("css => document.querySelector(css).dataset.state !== 'busy'", arg=SCREEN)
+            page.wait_for_function(
+                "css => document.querySelector(css).dataset.state !== 'busy'", arg=SCREEN
+            )
         elif turn % 2:
             seen += shown(page)
             click(page, "Right is better")
         else:
             seen += shown(page)
             press(page, "ArrowRight")
-    assert facts(page)["state"] == "done" and "reward is refined" in page.locator(SCREEN).inner_text()
+    assert (
+        facts(page)["state"] == "done" and "reward is refined" in page.locator(SCREEN).inner_text()
+    )
 
-    # Everything was text: every completion came out as it went in, and nothing in it ran or became an element.
+    # Everything was text: every completion came out as it went in, and nothing in it ran or
+    # became an element.
     assert set(seen) == texts
     assert page.evaluate("window.shfcas_hacked") is None
     assert page.locator(f"{SCREEN} :is(script, img, svg, a, iframe, b, i)").count() == 0
 
-    # Nothing lost, nothing doubled; the notebook goes through, and what it exports is what was said.
+    # Nothing lost, nothing doubled; the notebook goes through, and what it exports is what was
+    # said.
     table = rows(stage)
-    assert (table["answer"] == "undo").sum() == 1 and set(table["annotator"]) == {"anna"} and table["latency"].dropna().gt(0.2).all()
+    assert (
+        (table["answer"] == "undo").sum() == 1
+        and set(table["annotator"]) == {"anna"}
+        and table["latency"].dropna().gt(0.2).all()
+    )
     with LabelStore(stage / "shf_cas" / "labels.sqlite") as store:
-        assert len(store.labels()) == 12 and store.by_annotator()["repeat"].sum() == 2 and len(store.by_annotator()) == 14
+        assert (
+            len(store.labels()) == 12
+            and store.by_annotator()["repeat"].sum() == 2
+            and len(store.by_annotator()) == 14
+        )
     run_all(page, address)
-    page.wait_for_function("() => document.querySelector('.jp-Notebook').innerText.includes('shf_cas: 12 labels')")
-    assert (stage / "metrics.json").exists() and len(pd.read_parquet(stage / "shf_cas" / "export" / "labels.parquet")) == 12
+    page.wait_for_function(
+        "() => document.querySelector('.jp-Notebook').innerText.includes('shf_cas: 12 labels')"
+    )
+    assert (stage / "metrics.json").exists() and len(
+        pd.read_parquet(stage / "shf_cas" / "export" / "labels.parquet")
+    ) == 12
 
 
 def kernel_of(server):
     """The process of the one kernel that this test's own server started."""
     import psutil
 
-    kernels = [child.pid for child in psutil.Process(server.pid).children(recursive=True) if "ipykernel_launcher" in " ".join(child.cmdline())]
+    kernels = [
+        child.pid
+        for child in psutil.Process(server.pid).children(recursive=True)
+        if "ipykernel_launcher" in " ".join(child.cmdline())
+    ]
     assert len(kernels) == 1
     return kernels[0]

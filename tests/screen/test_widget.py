@@ -1,4 +1,5 @@
-"""The annotation screen without a browser: what it shows, what an answer does, and that nothing is lost or doubled."""
+"""The annotation screen without a browser: what it shows, what an answer does, and that nothing
+is lost or doubled."""
 
 import os
 import signal
@@ -28,7 +29,11 @@ def comparisons(n):
 
 
 def completions(table):
-    rows = [(p, k, f"prompt {p}", f"completion {k} of {p}") for p in table["prompt_id"].unique() for k in range(7)]
+    rows = [
+        (p, k, f"prompt {p}", f"completion {k} of {p}")
+        for p in table["prompt_id"].unique()
+        for k in range(7)
+    ]
     return pd.DataFrame(rows, columns=["prompt_id", "index", "prompt", "completion"])
 
 
@@ -39,7 +44,13 @@ def store(tmp_path):
 
 
 def session(store, n=10, name="anna", repeats=0.0, **more):
-    return Session(store, questions(comparisons(n), name, 0, repeats), completions(comparisons(n)), name, **more)
+    return Session(
+        store,
+        questions(comparisons(n), name, 0, repeats),
+        completions(comparisons(n)),
+        name,
+        **more,
+    )
 
 
 def answer(session, word="left", **more):
@@ -57,17 +68,45 @@ def text(segments):
 # hostile texts
 
 
-@pytest.mark.parametrize("raw, shown", [
-    ("\x1b[31mred", "⟨U+001B⟩[31mred"), ("a\u200bb", "a⟨U+200B⟩b"), ("a\u202eb\u202c", "a⟨U+202E⟩b⟨U+202C⟩"), ("\ufeffx", "⟨U+FEFF⟩x"), ("a\rb\x00", "a⟨U+000D⟩b⟨U+0000⟩"),
-    ("soft\u00adhyphen", "soft⟨U+00AD⟩hyphen"), ("\u2066x\u2069", "⟨U+2066⟩x⟨U+2069⟩"), ("\u3164", "⟨U+3164⟩"), ("\ud800", "⟨U+D800⟩"), ("a\u200db", "a⟨U+200D⟩b"),
-    ("\U000e0041", "⟨U+E0041⟩"), ("line\u2028end", "line⟨U+2028⟩end"), ("\u0600\u200d\u202e", "⟨U+0600⟩⟨U+200D⟩⟨U+202E⟩")])
+@pytest.mark.parametrize(
+    "raw, shown",
+    [
+        ("\x1b[31mred", "⟨U+001B⟩[31mred"),
+        ("a\u200bb", "a⟨U+200B⟩b"),
+        ("a\u202eb\u202c", "a⟨U+202E⟩b⟨U+202C⟩"),
+        ("\ufeffx", "⟨U+FEFF⟩x"),
+        ("a\rb\x00", "a⟨U+000D⟩b⟨U+0000⟩"),
+        ("soft\u00adhyphen", "soft⟨U+00AD⟩hyphen"),
+        ("\u2066x\u2069", "⟨U+2066⟩x⟨U+2069⟩"),
+        ("\u3164", "⟨U+3164⟩"),
+        ("\ud800", "⟨U+D800⟩"),
+        ("a\u200db", "a⟨U+200D⟩b"),
+        ("\U000e0041", "⟨U+E0041⟩"),
+        ("line\u2028end", "line⟨U+2028⟩end"),
+        ("\u0600\u200d\u202e", "⟨U+0600⟩⟨U+200D⟩⟨U+202E⟩"),
+    ],
+)
 def test_what_cannot_be_seen_is_made_visible(raw, shown):
     assert text(visible(raw)) == shown
     assert all(marker == part.startswith("⟨U+") for part, marker in visible(raw))
 
 
-@pytest.mark.parametrize("raw", ["<script>alert(1)</script>", "a\n\tb  c", "שלום עולם", "\U0001f468\u200d\U0001f469\u200d\U0001f467", "❤\ufe0f\u200d\U0001f525", "می\u200cخواهم",
-                                 "\U0001f1eb\U0001f1ee", "e\u0301", "日本語\u3000x", "a\u00a0b", "क्\u200dष"])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "<script>alert(1)</script>",
+        "a\n\tb  c",
+        "שלום עולם",
+        "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+        "❤\ufe0f\u200d\U0001f525",
+        "می\u200cخواهم",
+        "\U0001f1eb\U0001f1ee",
+        "e\u0301",
+        "日本語\u3000x",
+        "a\u00a0b",
+        "क्\u200dष",
+    ],
+)
 def test_what_can_be_seen_is_left_alone(raw):
     assert visible(raw) == [[raw, False]]
 
@@ -104,8 +143,16 @@ def test_what_was_clicked_is_what_is_stored(store):
         assert text(view["texts"][0]) == f"completion {question.left} of {question.prompt_id}"
         answer(screen, word, note=f"note on {word}")
         row = store.rows().iloc[-1]
-        expected = {"left": "first" if question.left == question.i else "second", "right": "second" if question.left == question.i else "first"}.get(word, word)
-        assert (row["answer"], row["shown_left"], row["note"], row["latency"]) == (expected, question.left, f"note on {word}", 2.0)
+        expected = {
+            "left": "first" if question.left == question.i else "second",
+            "right": "second" if question.left == question.i else "first",
+        }.get(word, word)
+        assert (row["answer"], row["shown_left"], row["note"], row["latency"]) == (
+            expected,
+            question.left,
+            f"note on {word}",
+            2.0,
+        )
     assert screen.view()["done"] == 5
 
 
@@ -113,7 +160,10 @@ def test_an_answer_is_durable_before_the_next_comparison_is_shown(store, tmp_pat
     screen = session(store)
     seen = []
     settle = screen._settle
-    screen._settle = lambda *a: (seen.append(len(LabelStore(tmp_path / "labels.sqlite").rows())), settle(*a))
+    screen._settle = lambda *a: (
+        seen.append(len(LabelStore(tmp_path / "labels.sqlite").rows())),
+        settle(*a),
+    )
     answer(screen)
     assert seen == [1]
 
@@ -126,9 +176,21 @@ def test_a_double_click_answers_once(store):
     assert len(store.rows()) == 1 and screen.view()["done"] == 1
 
 
-@pytest.mark.parametrize("message", [None, {}, [], "left", {"do": "answer"}, {"do": "answer", "answer": "left"}, {"do": "explode", "turn": "T"},
-                                     {"do": "answer", "turn": "T", "answer": "first"}, {"do": "answer", "turn": "T", "answer": None},
-                                     {"do": "answer", "turn": "T", "answer": ["left"]}])
+@pytest.mark.parametrize(
+    "message",
+    [
+        None,
+        {},
+        [],
+        "left",
+        {"do": "answer"},
+        {"do": "answer", "answer": "left"},
+        {"do": "explode", "turn": "T"},
+        {"do": "answer", "turn": "T", "answer": "first"},
+        {"do": "answer", "turn": "T", "answer": None},
+        {"do": "answer", "turn": "T", "answer": ["left"]},
+    ],
+)
 def test_a_message_that_makes_no_sense_is_ignored(store, message):
     screen = session(store)
     if isinstance(message, dict) and message.get("turn") == "T":
@@ -159,7 +221,11 @@ def test_undo_shows_the_same_comparison_again_and_keeps_the_row(store):
     answer(screen, "tie")
     undone = screen.asked[1]
     do(screen, "undo")
-    assert screen.shown == undone and screen.view()["done"] == 1 and store.rows()["answer"].tolist()[-1] == "undo"
+    assert (
+        screen.shown == undone
+        and screen.view()["done"] == 1
+        and store.rows()["answer"].tolist()[-1] == "undo"
+    )
     do(screen, "undo")
     do(screen, "undo")
     assert screen.view()["done"] == 0 and not screen.view()["undo"] and len(store.rows()) == 4
@@ -171,9 +237,18 @@ def test_back_shows_what_was_said_and_a_new_answer_replaces_it(store):
         answer(screen, word, note=word)
     do(screen, "back")
     do(screen, "back")
-    assert screen.shown == screen.asked[1] and screen.view()["given"] == "tie" and screen.view()["note"] == "tie" and screen.view()["earlier"]
+    assert (
+        screen.shown == screen.asked[1]
+        and screen.view()["given"] == "tie"
+        and screen.view()["note"] == "tie"
+        and screen.view()["earlier"]
+    )
     answer(screen, "both_bad")
-    assert screen.shown == screen.asked[3] and store.labels()["answer"].tolist()[1] == "both_bad" and len(store.rows()) == 4
+    assert (
+        screen.shown == screen.asked[3]
+        and store.labels()["answer"].tolist()[1] == "both_bad"
+        and len(store.rows()) == 4
+    )
     do(screen, "undo")
     assert screen.view()["given"] == "tie", "the earlier answer stands again"
     do(screen, "resume")
@@ -192,7 +267,10 @@ def test_who_comes_back_tomorrow_is_at_the_same_place(store):
         answer(today)
     do(today, "undo")
     tomorrow = session(store, repeats=0.2)
-    same = [{k: v for k, v in s.view().items() if k not in ("turn", "message")} for s in (today, tomorrow)]
+    same = [
+        {k: v for k, v in s.view().items() if k not in ("turn", "message")}
+        for s in (today, tomorrow)
+    ]
     assert same[0] == same[1] and tomorrow.view()["done"] == 4
 
 
@@ -210,7 +288,9 @@ def test_progress_has_a_rate_and_a_time(store):
     assert screen.view()["per_minute"] is None
     for seconds in (4, 6, 5, 5000):
         answer(screen, seconds=seconds)
-    assert screen.view()["per_minute"] == pytest.approx(60 / ((4 + 6 + 5 + 120) / 4))  # a coffee break counts as two minutes
+    assert screen.view()["per_minute"] == pytest.approx(
+        60 / ((4 + 6 + 5 + 120) / 4)
+    )  # a coffee break counts as two minutes
     assert screen.view()["minutes_left"] == pytest.approx(6 / screen.view()["per_minute"])
 
 
@@ -218,23 +298,43 @@ def test_sources_and_scores_are_hidden_until_the_answer(store):
     screen = session(store)
     assert "reason" not in str(screen.view()) and "shf_cas" not in str(screen.view())
     answer(screen)
-    assert screen.view()["last"] == {"answer": "Left is better", "reason": "reason 0", "strategy": "shf_cas"}
+    assert screen.view()["last"] == {
+        "answer": "Left is better",
+        "reason": "reason 0",
+        "strategy": "shf_cas",
+    }
 
 
 # order and repeats
 
 
 def test_the_side_is_random_fixed_and_each_persons_own():
-    sides = {name: [q.left == q.i for q in questions(comparisons(200), name, seed)] for name, seed in (("anna", 0), ("ben", 0), ("anna ", 1))}
+    sides = {
+        name: [q.left == q.i for q in questions(comparisons(200), name, seed)]
+        for name, seed in (("anna", 0), ("ben", 0), ("anna ", 1))
+    }
     assert all(60 < sum(side) < 140 for side in sides.values()) and sides["anna"] != sides["ben"]
     assert questions(comparisons(200), "anna", 0) == questions(comparisons(200), "anna", 0)
 
 
-@pytest.mark.parametrize("n, share, expected", [(30, 0.1, 3), (15, 0.1, 2), (5, 0.1, 0), (1, 1.0, 0), (0, 0.1, 0), (20, 0.0, 0), (20, 0.5, 10)])
+@pytest.mark.parametrize(
+    "n, share, expected",
+    [
+        (30, 0.1, 3),
+        (15, 0.1, 2),
+        (5, 0.1, 0),
+        (1, 1.0, 0),
+        (0, 0.1, 0),
+        (20, 0.0, 0),
+        (20, 0.5, 10),
+    ],
+)
 def test_a_share_is_asked_again_later_and_never_last(n, share, expected):
     asked = questions(comparisons(n), "anna", 0, share)
     repeats = [k for k, q in enumerate(asked) if q.repeat]
-    assert len(repeats) == expected and [q for q in asked if not q.repeat] == questions(comparisons(n), "anna", 0, 0.0)
+    assert len(repeats) == expected and [q for q in asked if not q.repeat] == questions(
+        comparisons(n), "anna", 0, 0.0
+    )
     for k in repeats:
         first = next(m for m, q in enumerate(asked) if q.key[:3] == asked[k].key[:3])
         assert k - first > min(5, max(1, n // 3)) - 1
@@ -285,7 +385,9 @@ def test_the_same_person_in_two_windows_answers_once(store):
     one, other = session(store), session(store)
     answer(one, "tie")
     answer(other, "both_bad")
-    assert store.rows()["answer"].tolist() == ["tie"] and "another window" in other.view()["message"]
+    assert (
+        store.rows()["answer"].tolist() == ["tie"] and "another window" in other.view()["message"]
+    )
     assert other.shown == other.asked[1]
 
 
@@ -305,8 +407,14 @@ with LabelStore(Path(sys.argv[1])) as store:
 
 
 def start(path, name, people):
-    return subprocess.Popen([sys.executable, "-c", WORKER, str(path), name, str(people)], cwd=ROOT, env=os.environ | {"PYTHONPATH": PATHS},
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(path), name, str(people)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": PATHS},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_kill_9_in_the_middle_of_labelling_loses_nothing_and_doubles_nothing(tmp_path):
@@ -326,7 +434,10 @@ def test_kill_9_in_the_middle_of_labelling_loses_nothing_and_doubles_nothing(tmp
     _, errors = finished.communicate(timeout=120)
     assert finished.returncode == 0, errors
     with LabelStore(path) as store:
-        assert len(store.rows()) == 66 and not store.rows().duplicated(["prompt_id", "i", "j", "repeat"]).any()
+        assert (
+            len(store.rows()) == 66
+            and not store.rows().duplicated(["prompt_id", "i", "j", "repeat"]).any()
+        )
 
 
 def test_people_in_two_processes_at_once_lose_nothing(tmp_path):
@@ -335,19 +446,34 @@ def test_people_in_two_processes_at_once_lose_nothing(tmp_path):
         _, errors = worker.communicate(timeout=120)
         assert worker.returncode == 0, errors
     with LabelStore(tmp_path / "labels.sqlite") as store:
-        assert store.by_annotator()["annotator"].value_counts().to_dict() == {"anna": 66, "ben": 66} and len(store.rows()) == 132
+        assert (
+            store.by_annotator()["annotator"].value_counts().to_dict() == {"anna": 66, "ben": 66}
+            and len(store.rows()) == 132
+        )
 
 
 # ratings
 
 
-@pytest.mark.parametrize("scale, words", [("safety", {"safe", "unsafe", "unsure", "skip"}), ("five", {"1", "2", "3", "4", "5", "skip"})])
+@pytest.mark.parametrize(
+    "scale, words",
+    [("safety", {"safe", "unsafe", "unsure", "skip"}), ("five", {"1", "2", "3", "4", "5", "skip"})],
+)
 def test_single_completions_are_rated_in_the_same_store(tmp_path, scale, words):
     table = completions(comparisons(6))
     screen = widget.rate(table, tmp_path / "labels.sqlite", "anna", scale, repeats=0.2)
     while screen.view["state"] == "ask":
-        assert len(screen.view["texts"]) == 1 and {choice[0] for choice in screen.view["choices"]} == words
-        screen.handle({"do": "answer", "turn": screen.view["turn"], "answer": sorted(words)[screen.view["done"] % len(words)]})
+        assert (
+            len(screen.view["texts"]) == 1
+            and {choice[0] for choice in screen.view["choices"]} == words
+        )
+        screen.handle(
+            {
+                "do": "answer",
+                "turn": screen.view["turn"],
+                "answer": sorted(words)[screen.view["done"] % len(words)],
+            }
+        )
     with LabelStore(tmp_path / "labels.sqlite") as store:
         assert len(store.ratings()) == screen.view["total"] and len(store.labels()) == 0
     screen.export(tmp_path / "out")
@@ -356,7 +482,17 @@ def test_single_completions_are_rated_in_the_same_store(tmp_path, scale, words):
 
 def test_no_two_choices_share_a_key_with_each_other_or_with_a_tool():
     for choices in CHOICES.values():
-        keys = [key for _, key, _ in choices] + ["u", "Backspace", "p", "c", "n", "r", "?", "Enter", "Escape"]
+        keys = [key for _, key, _ in choices] + [
+            "u",
+            "Backspace",
+            "p",
+            "c",
+            "n",
+            "r",
+            "?",
+            "Enter",
+            "Escape",
+        ]
         assert len(keys) == len(set(keys))
 
 
@@ -368,7 +504,14 @@ def finish(screen, choose=lambda view: "left"):
     given = 0
     while screen.view["state"] != "done":
         if screen.view["state"] == "ask":
-            screen.handle({"do": "answer", "turn": screen.view["turn"], "answer": choose(screen.view), "seconds": 1.0})
+            screen.handle(
+                {
+                    "do": "answer",
+                    "turn": screen.view["turn"],
+                    "answer": choose(screen.view),
+                    "seconds": 1.0,
+                }
+            )
             given += 1
         else:
             assert screen.view["finish"] == "Finish the round"
@@ -386,7 +529,11 @@ def test_the_screen_takes_the_loop_through_its_rounds(runs_folder):
     assert screen.view["where"] == "round 1 of 2"
     assert finish(screen) == 14  # twelve comparisons, and one blind repeat a round
     again = loop.run("shf_cas", setting, Person(), stage / "shf_cas")
-    assert len(again.labels) == 12 and set(again.labels["annotator"]) == {"anna"} and len(again.rounds) == 2
+    assert (
+        len(again.labels) == 12
+        and set(again.labels["annotator"]) == {"anna"}
+        and len(again.rounds) == 2
+    )
     assert not [p for p in stage.folder.rglob(".*")], "a temporary file was left behind"
     table = screen.export()
     assert table["measure"].tolist() == ["self-agreement"] and table["items"].tolist() == [2]
@@ -398,20 +545,29 @@ def test_a_screen_made_anew_goes_on_in_the_second_round(runs_folder):
     stage = run.stage("03_feedback")
     screen = widget.annotate(setting, Person(), stage)
     while "round 1" in screen.view.get("where", ""):
-        what = {"do": "answer", "answer": "tie"} if screen.view["state"] == "ask" else {"do": "finish"}
+        what = (
+            {"do": "answer", "answer": "tie"} if screen.view["state"] == "ask" else {"do": "finish"}
+        )
         screen.handle(what | {"turn": screen.view["turn"]})
     screen.handle({"do": "answer", "answer": "right", "turn": screen.view["turn"]})
     anew = widget.annotate(setting, Person(), stage)
-    assert anew.view["where"] == "round 2 of 2" and anew.view["done"] == 1 and anew.view["texts"] == screen.view["texts"]
+    assert (
+        anew.view["where"] == "round 2 of 2"
+        and anew.view["done"] == 1
+        and anew.view["texts"] == screen.view["texts"]
+    )
 
 
 def test_person_and_gold_make_the_same_reward_of_the_same_answers(runs_folder):
-    """The loop does not know who answers: a person who says what the simulated human would gets the same reward."""
+    """The loop does not know who answers: a person who says what the simulated human would gets
+    the same reward."""
     run, setting = tiny_run.make(tiny_run.settings(), hostile=False)
     human = SimulatedHuman(lambda shown: -shown["index"].to_numpy(float))
     expected = loop.run("shf_cas", setting, human, run.stage("03_feedback") / "gold")
     screen = widget.annotate(setting, Person(), run.stage("03_feedback"))
-    finish(screen, lambda view: "left" if text(view["texts"][0]) < text(view["texts"][1]) else "right")
+    finish(
+        screen, lambda view: "left" if text(view["texts"][0]) < text(view["texts"][1]) else "right"
+    )
     outcome = screen.outcomes["shf_cas"]
     columns = ["prompt_id", "i", "j", "answer", "label"]
     pd.testing.assert_frame_equal(outcome.labels[columns], expected.labels[columns])
@@ -430,7 +586,9 @@ def test_two_people_wanted_and_one_done_is_said(runs_folder):
     screen = widget.annotate(setting, Person(people=2), run.stage("03_feedback"), "anna")
     while screen.view["state"] == "ask":
         screen.handle({"do": "answer", "answer": "left", "turn": screen.view["turn"]})
-    assert screen.view["finish"] == "Look again" and "6 comparisons still wait" in screen.view["words"]
+    assert (
+        screen.view["finish"] == "Look again" and "6 comparisons still wait" in screen.view["words"]
+    )
     screen.handle({"do": "finish", "turn": screen.view["turn"]})
     assert screen.view["finish"] == "Look again"
 
@@ -454,14 +612,22 @@ def test_a_round_that_cannot_be_finished_says_so(runs_folder, monkeypatch):
         screen.handle({"do": "answer", "answer": "left", "turn": screen.view["turn"]})
     monkeypatch.setattr(loop.refine, "fit", lambda *a, **k: 1 / 0)
     screen.handle({"do": "finish", "turn": screen.view["turn"]})
-    assert screen.view["lead"] == "The round could not be finished." and "division by zero" in screen.view["words"]
+    assert (
+        screen.view["lead"] == "The round could not be finished."
+        and "division by zero" in screen.view["words"]
+    )
     monkeypatch.undo()
     monkeypatch.setenv("SHFCAS_RUNS", str(runs_folder))
-    assert widget.annotate(setting, Person(), run.stage("03_feedback")).view["where"] == "round 2 of 2"
+    assert (
+        widget.annotate(setting, Person(), run.stage("03_feedback")).view["where"] == "round 2 of 2"
+    )
 
 
 def test_the_running_estimate_comes_with_every_ten_labels_once_they_cover_five_prompts(runs_folder):
-    run, setting = tiny_run.make(tiny_run.settings(selection={"strategies": ["shf_cas"], "budget": 24, "rounds": 1}), hostile=False)
+    run, setting = tiny_run.make(
+        tiny_run.settings(selection={"strategies": ["shf_cas"], "budget": 24, "rounds": 1}),
+        hostile=False,
+    )
     screen = widget.annotate(setting, Person(), run.stage("03_feedback"), repeats=0)
     told = []
     for _ in range(20):
@@ -486,18 +652,40 @@ def test_a_bad_name_or_share_is_refused(runs_folder, bad):
 
 def test_no_front_end_file_writes_html():
     source = (ROOT / "shfcas_lib" / "screen" / "screen.js").read_text()
-    assert not any(word in source for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "srcdoc"))
+    assert not any(
+        word in source
+        for word in (
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            "new Function",
+            "srcdoc",
+        )
+    )
 
 
 # the notebook, headless
 
 
-def test_the_notebook_stops_with_one_sentence_headless_and_goes_through_once_all_is_answered(runs_folder, tmp_path, monkeypatch):
+def test_the_notebook_stops_with_one_sentence_headless_and_goes_through_once_all_is_answered(
+    runs_folder, tmp_path, monkeypatch
+):
     run, setting = tiny_run.make(tiny_run.settings())
     monkeypatch.setenv("PYTHONPATH", PATHS)
     execute = lambda out: papermill.execute_notebook(  # noqa: E731
-        ROOT / "notebooks" / "03_targeted_feedback.ipynb", out, parameters=run.params.model_dump(), cwd=ROOT, kernel_name="python3", progress_bar=False)
-    with pytest.raises(papermill.PapermillExecutionError, match="6 of 6 comparisons .* open notebook 03 in JupyterLab") as stopped:
+        ROOT / "notebooks" / "03_targeted_feedback.ipynb",
+        out,
+        parameters=run.params.model_dump(),
+        cwd=ROOT,
+        kernel_name="python3",
+        progress_bar=False,
+    )
+    with pytest.raises(
+        papermill.PapermillExecutionError,
+        match="6 of 6 comparisons .* open notebook 03 in JupyterLab",
+    ) as stopped:
         execute(tmp_path / "stopped.ipynb")
     assert stopped.value.ename == "Unanswered"
     screen = widget.annotate(setting, Person(), run.stage("03_feedback"), "anna", repeats=0)
@@ -506,11 +694,14 @@ def test_the_notebook_stops_with_one_sentence_headless_and_goes_through_once_all
     written = nbformat.read(tmp_path / "done.ipynb", as_version=4)
     with LabelStore(run.folder / "03_feedback" / "shf_cas" / "labels.sqlite") as store:
         given = store.labels()["label"].notna().sum()
-    assert given == 10 and any(f"shf_cas: {given} labels" in str(cell.get("outputs")) for cell in written.cells)
+    assert given == 10 and any(
+        f"shf_cas: {given} labels" in str(cell.get("outputs")) for cell in written.cells
+    )
 
 
 class EchoJudge:
-    """Prefers the first completion; stands in for the language model, whose own tests are in test_judge."""
+    """Prefers the first completion; stands in for the language model, whose own tests are in
+    test_judge."""
 
     name = "judge:echo"
 
@@ -521,7 +712,9 @@ class EchoJudge:
 
 
 def test_beside_a_judge_the_screen_asks_the_person_for_the_top_conflicts_alone(runs_folder):
-    run, setting = tiny_run.make(tiny_run.settings(selection={"strategies": ["shf_cas"], "budget": 12, "rounds": 1}))
+    run, setting = tiny_run.make(
+        tiny_run.settings(selection={"strategies": ["shf_cas"], "budget": 12, "rounds": 1})
+    )
     stage = run.stage("03_feedback")
     screen = widget.annotate(setting, Mixed(Person(), EchoJudge(), 0.25), stage, "anna", repeats=0)
     for _ in range(3):

@@ -1,4 +1,5 @@
-"""The label store beyond plain answers: undo, several people, ratings, stores of the first version, agreement, exports."""
+"""The label store beyond plain answers: undo, several people, ratings, stores of the first
+version, agreement, exports."""
 
 import sqlite3
 
@@ -39,7 +40,9 @@ def test_an_undo_is_a_row_and_what_was_said_before_stands_again(store):
     store.retract(first)
     assert standing(store) == [] and store.answered() == set()
     rows = store.rows()
-    assert rows["answer"].tolist() == ["first", "second", "undo", "undo"] and rows["retracts"].tolist()[2:] == [second, first]
+    assert rows["answer"].tolist() == ["first", "second", "undo", "undo"] and rows[
+        "retracts"
+    ].tolist()[2:] == [second, first]
 
 
 def test_an_undo_touches_nobody_else(store):
@@ -59,20 +62,47 @@ def test_only_an_answer_can_be_taken_back(store, row):
 
 
 def test_a_row_says_who_when_how_long_and_what_was_on_the_left(store):
-    store.add(question(), "both_bad", "anna", shown_left=1, latency=2.5, note="neither <b>answers</b>", repeat=False)
+    store.add(
+        question(),
+        "both_bad",
+        "anna",
+        shown_left=1,
+        latency=2.5,
+        note="neither <b>answers</b>",
+        repeat=False,
+    )
     row = store.by_annotator().iloc[0]
-    assert (row["annotator"], row["shown_left"], row["latency"], row["note"], row["label"], row["repeat"]) == ("anna", 1, 2.5, "neither <b>answers</b>", 0.5, False)
+    assert (
+        row["annotator"],
+        row["shown_left"],
+        row["latency"],
+        row["note"],
+        row["label"],
+        row["repeat"],
+    ) == ("anna", 1, 2.5, "neither <b>answers</b>", 0.5, False)
     assert row["strategy"] == "shf_cas" and row["reason"] == "K 0.5" and row["time"] > 1.6e9
 
 
-@pytest.mark.parametrize("said, answer, label", [
-    (("first", "first"), "first", 1.0), (("first", "second"), "tie", 0.5), (("first", "tie"), "first", 0.75), (("second", "both_bad"), "second", 0.25),
-    (("first", "first", "second"), "first", 2 / 3), (("first", "skip"), "first", 1.0), (("both_bad", "both_bad"), "both_bad", 0.5), (("tie", "both_bad"), "tie", 0.5)])
+@pytest.mark.parametrize(
+    "said, answer, label",
+    [
+        (("first", "first"), "first", 1.0),
+        (("first", "second"), "tie", 0.5),
+        (("first", "tie"), "first", 0.75),
+        (("second", "both_bad"), "second", 0.25),
+        (("first", "first", "second"), "first", 2 / 3),
+        (("first", "skip"), "first", 1.0),
+        (("both_bad", "both_bad"), "both_bad", 0.5),
+        (("tie", "both_bad"), "tie", 0.5),
+    ],
+)
 def test_the_label_of_several_people_is_the_mean_of_theirs(store, said, answer, label):
     for name, word in zip(("anna", "ben", "cleo"), said):
         store.add(question(), word, name)
     row = store.labels().iloc[0]
-    assert (row["answer"], row["label"]) == (answer, pytest.approx(label)) and len(store.by_annotator()) == len(said)
+    assert (row["answer"], row["label"]) == (answer, pytest.approx(label)) and len(
+        store.by_annotator()
+    ) == len(said)
 
 
 def test_what_everybody_skipped_has_no_label(store):
@@ -86,7 +116,11 @@ def test_a_person_who_changes_their_mind_counts_once(store):
     store.add(question(), "first", "anna")
     store.add(question(), "first", "ben")
     store.add(question(), "second", "anna")
-    assert store.labels().iloc[0]["label"] == 0.5 and store.answered(2) == {("p", 0, 1)} and store.answered(3) == set()
+    assert (
+        store.labels().iloc[0]["label"] == 0.5
+        and store.answered(2) == {("p", 0, 1)}
+        and store.answered(3) == set()
+    )
 
 
 def test_a_blind_repeat_is_kept_and_is_no_label(store):
@@ -112,10 +146,21 @@ def test_ratings_live_beside_comparisons_and_are_none(store):
     store.add(rated, "safe", "ben")
     store.add(question(), "first", "anna")
     assert len(store.labels()) == 1 and store.answered() == {("p", 0, 1)}
-    assert store.ratings()[["index", "rating", "annotator"]].values.tolist() == [[3, "unsafe", "anna"], [3, "safe", "ben"]]
+    assert store.ratings()[["index", "rating", "annotator"]].values.tolist() == [
+        [3, "unsafe", "anna"],
+        [3, "safe", "ben"],
+    ]
 
 
-@pytest.mark.parametrize("row, word", [(question(), "safe"), (question().drop("j"), "first"), (question(), "undo"), (question().drop("j"), "6")])
+@pytest.mark.parametrize(
+    "row, word",
+    [
+        (question(), "safe"),
+        (question().drop("j"), "first"),
+        (question(), "undo"),
+        (question().drop("j"), "6"),
+    ],
+)
 def test_a_word_of_the_other_kind_is_refused(store, row, word):
     with pytest.raises(InputError, match="expected"):
         store.add(row, word, "anna")
@@ -128,13 +173,23 @@ def test_a_word_of_the_other_kind_is_refused(store, row, word):
 def test_a_store_of_the_first_version_opens_and_takes_the_new_answers(tmp_path):
     path = tmp_path / "labels.sqlite"
     with sqlite3.connect(path) as connection:
-        connection.execute("""CREATE TABLE answers (id INTEGER PRIMARY KEY AUTOINCREMENT, prompt_id TEXT NOT NULL, i INTEGER NOT NULL, j INTEGER NOT NULL,
-            answer TEXT NOT NULL CHECK (answer IN ('first', 'second', 'tie')), annotator TEXT NOT NULL, time REAL NOT NULL, strategy TEXT NOT NULL, reason TEXT NOT NULL)""")
-        connection.executemany("INSERT INTO answers VALUES (?, ?, 0, 1, ?, 'gold', 1.5, 's', 'r')", [(3, "a", "first"), (7, "b", "tie")])
+        connection.execute(
+            """CREATE TABLE answers (id INTEGER PRIMARY KEY AUTOINCREMENT, prompt_id TEXT NOT NULL, i INTEGER NOT NULL, j INTEGER NOT NULL,
+            answer TEXT NOT NULL CHECK (answer IN ('first', 'second', 'tie')), annotator TEXT NOT NULL, time REAL NOT NULL, strategy TEXT NOT NULL, reason TEXT NOT NULL)"""
+        )
+        connection.executemany(
+            "INSERT INTO answers VALUES (?, ?, 0, 1, ?, 'gold', 1.5, 's', 'r')",
+            [(3, "a", "first"), (7, "b", "tie")],
+        )
     connection.close()
     with LabelStore(path) as one, LabelStore(path) as other:
-        assert one.labels()[["prompt_id", "answer", "time"]].values.tolist() == [["a", "first", 1.5], ["b", "tie", 1.5]]
-        assert one.add(question(), "both_bad", "anna", shown_left=1) == 8, "ids go on where they were"
+        assert one.labels()[["prompt_id", "answer", "time"]].values.tolist() == [
+            ["a", "first", 1.5],
+            ["b", "tie", 1.5],
+        ]
+        assert one.add(question(), "both_bad", "anna", shown_left=1) == 8, (
+            "ids go on where they were"
+        )
         assert len(other.labels()) == 3
 
 
@@ -142,17 +197,23 @@ def test_a_store_of_the_first_version_opens_and_takes_the_new_answers(tmp_path):
 
 
 def test_self_agreement_is_the_share_of_repeats_answered_alike(store):
-    for k, (once, again) in enumerate([("first", "first"), ("first", "second"), ("tie", "tie"), ("skip", "first")]):
+    for k, (once, again) in enumerate(
+        [("first", "first"), ("first", "second"), ("tie", "tie"), ("skip", "first")]
+    ):
         store.add(question(prompt_id=f"p{k}"), once, "anna")
         store.add(question(prompt_id=f"p{k}"), again, "anna", repeat=True)
     row = agreement(store).iloc[0]
-    assert (row["measure"], row["who"], row["items"]) == ("self-agreement", "anna", 3) and row["value"] == pytest.approx(2 / 3)
+    assert (row["measure"], row["who"], row["items"]) == ("self-agreement", "anna", 3) and row[
+        "value"
+    ] == pytest.approx(2 / 3)
 
 
 def test_kappa_and_alpha_agree_with_their_definitions(store):
     generator = np.random.default_rng(0)
     one = generator.choice(["first", "second", "tie"], 60)
-    other = np.where(generator.random(60) < 0.7, one, generator.choice(["first", "second", "tie"], 60))
+    other = np.where(
+        generator.random(60) < 0.7, one, generator.choice(["first", "second", "tie"], 60)
+    )
     for k in range(60):
         store.add(question(prompt_id=f"p{k:02d}"), one[k], "anna")
         store.add(question(prompt_id=f"p{k:02d}"), other[k], "ben")
@@ -160,10 +221,13 @@ def test_kappa_and_alpha_agree_with_their_definitions(store):
     from sklearn.metrics import cohen_kappa_score
 
     assert table["Cohen's kappa, comparisons"] == pytest.approx(cohen_kappa_score(one, other))
-    # Nominal alpha by hand: 1 - observed / expected disagreement, expected over all pairs of the 120 values without replacement.
+    # Nominal alpha by hand: 1 - observed / expected disagreement, expected over all pairs of the
+    # 120 values without replacement.
     values, counts = np.unique(np.concatenate([one, other]), return_counts=True)
     expected = 1 - (counts * (counts - 1)).sum() / (120 * 119)
-    assert table["Krippendorff's alpha, comparisons"] == pytest.approx(1 - (one != other).mean() / expected)
+    assert table["Krippendorff's alpha, comparisons"] == pytest.approx(
+        1 - (one != other).mean() / expected
+    )
 
 
 def test_agreement_of_one_category_or_one_person_is_not_made_up(store):
@@ -178,20 +242,47 @@ def test_agreement_of_one_category_or_one_person_is_not_made_up(store):
 
 @pytest.fixture
 def completions():
-    return pd.DataFrame({"prompt_id": "p", "index": range(4), "prompt": "What is <b>2+2</b>?\nתשובה", "completion": ["4", "four 🎉", "5\n\t", "\x1b[31mfive"]})
+    return pd.DataFrame(
+        {
+            "prompt_id": "p",
+            "index": range(4),
+            "prompt": "What is <b>2+2</b>?\nתשובה",
+            "completion": ["4", "four 🎉", "5\n\t", "\x1b[31mfive"],
+        }
+    )
 
 
 @pytest.mark.parametrize("conversational", [False, True])
-def test_exports_are_read_back_by_the_project_and_by_pandas(store, completions, tmp_path, conversational):
-    for (i, j), word in {(0, 1): "first", (0, 2): "second", (0, 3): "tie", (1, 2): "both_bad", (1, 3): "skip"}.items():
+def test_exports_are_read_back_by_the_project_and_by_pandas(
+    store, completions, tmp_path, conversational
+):
+    for (i, j), word in {
+        (0, 1): "first",
+        (0, 2): "second",
+        (0, 3): "tie",
+        (1, 2): "both_bad",
+        (1, 3): "skip",
+    }.items():
         store.add(question(i=i, j=j), word, "anna")
     store.add(question().drop("j"), "safe", "anna")
     counts = export(store, completions, tmp_path / "out", conversational)
     assert counts == {"comparisons": 5, "preferences": 2, "ties": 2, "skipped": 1, "ratings": 1}
     pairs = load_pairs(tmp_path / "out" / "preferences.jsonl")
-    assert pairs[["chosen", "rejected"]].values.tolist() == [["4", "four 🎉"], ["5\n\t", "4"]] and pairs["prompt"][0] == completions["prompt"][0]
-    assert list(pd.read_parquet(tmp_path / "out" / "preferences.parquet")) == ["prompt", "chosen", "rejected"]
-    assert pd.read_parquet(tmp_path / "out" / "labels.parquet")["label"].tolist()[:4] == [1.0, 0.0, 0.5, 0.5]
+    assert (
+        pairs[["chosen", "rejected"]].values.tolist() == [["4", "four 🎉"], ["5\n\t", "4"]]
+        and pairs["prompt"][0] == completions["prompt"][0]
+    )
+    assert list(pd.read_parquet(tmp_path / "out" / "preferences.parquet")) == [
+        "prompt",
+        "chosen",
+        "rejected",
+    ]
+    assert pd.read_parquet(tmp_path / "out" / "labels.parquet")["label"].tolist()[:4] == [
+        1.0,
+        0.0,
+        0.5,
+        0.5,
+    ]
     assert set(pd.read_parquet(tmp_path / "out" / "answers.parquet")["annotator"]) == {"anna"}
     assert len(pd.read_parquet(tmp_path / "out" / "ratings.parquet")) == 1
 
@@ -212,5 +303,11 @@ def test_an_export_without_the_texts_names_what_is_missing(store, completions, t
 
 
 def test_an_empty_store_exports_empty_tables(store, completions, tmp_path):
-    assert export(store, completions, tmp_path) == {"comparisons": 0, "preferences": 0, "ties": 0, "skipped": 0, "ratings": 0}
+    assert export(store, completions, tmp_path) == {
+        "comparisons": 0,
+        "preferences": 0,
+        "ties": 0,
+        "skipped": 0,
+        "ratings": 0,
+    }
     assert list(pd.read_parquet(tmp_path / "labels.parquet"))[:3] == ["prompt_id", "i", "j"]

@@ -1,4 +1,5 @@
-"""The run folder: files are whole or absent, tables are made once, other parameters are refused, seeds give named streams."""
+"""The run folder: files are whole or absent, tables are made once, other parameters are refused,
+seeds give named streams."""
 
 import json
 import os
@@ -45,7 +46,11 @@ def refusal(call, *arguments):
 
 def test_atomic_writes_the_file(tmp_path):
     with atomic(tmp_path / "a" / "b.txt") as target:
-        assert target.parent.parent == tmp_path / "a" and target.name == "b.txt" and not (tmp_path / "a" / "b.txt").exists()
+        assert (
+            target.parent.parent == tmp_path / "a"
+            and target.name == "b.txt"
+            and not (tmp_path / "a" / "b.txt").exists()
+        )
         target.write_text("whole")
     assert files(tmp_path) == ["a/b.txt"] and (tmp_path / "a" / "b.txt").read_text() == "whole"
 
@@ -82,10 +87,18 @@ def test_written_files_can_be_read_by_others(tmp_path):
 
 
 def test_a_killed_process_leaves_no_half_file(tmp_path):
-    program = ("import os, signal, sys; from pathlib import Path; from shfcas_lib.storage import files, runs\n"
-               "with runs.atomic(Path(sys.argv[1])) as target:\n    target.write_text('ha'); os.kill(os.getpid(), signal.SIGKILL)")
+    program = (
+        "import os, signal, sys; from pathlib import Path; from shfcas_lib.storage import files,"
+        " runs\nwith runs.atomic(Path(sys.argv[1])) as target:\n    target.write_text('ha');"
+        " os.kill(os.getpid(), signal.SIGKILL)"
+    )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    assert subprocess.run([sys.executable, "-c", program, str(tmp_path / "b.txt")], env=environment).returncode == -9
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path / "b.txt")], env=environment
+        ).returncode
+        == -9
+    )
     assert not (tmp_path / "b.txt").exists()
 
 
@@ -95,7 +108,11 @@ def test_a_killed_process_leaves_no_half_file(tmp_path):
 def test_json_is_written_readably(tmp_path):
     write_json(tmp_path / "a.json", {"b": [1, 0.5, None], "a": "x"})
     text = (tmp_path / "a.json").read_text()
-    assert json.loads(text) == {"b": [1, 0.5, None], "a": "x"} and text.startswith('{\n  "b"') and text.endswith("}\n")
+    assert (
+        json.loads(text) == {"b": [1, 0.5, None], "a": "x"}
+        and text.startswith('{\n  "b"')
+        and text.endswith("}\n")
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -np.inf, np.float64("nan")])
@@ -128,12 +145,19 @@ def test_a_table_is_made_once(runs_folder):
     again = open_run().stage("02_conflict").table("pool", make)
     pd.testing.assert_frame_equal(first, TABLE)
     pd.testing.assert_frame_equal(again, TABLE)
-    assert len(calls) == 1 and files(runs_folder) == ["mine/02_conflict/parameters.json", "mine/02_conflict/pool.parquet"]
+    assert len(calls) == 1 and files(runs_folder) == [
+        "mine/02_conflict/parameters.json",
+        "mine/02_conflict/pool.parquet",
+    ]
 
 
 def test_a_table_is_the_same_fresh_and_read_back():
-    """What a resumed run reads must be what an uninterrupted run had: index, types and nested lists included."""
-    table = pd.DataFrame({"label": [0.5, 1.0], "tokens": [[1, 2], [3]], "ended": [True, False], "i": [0, 1]}, index=[5, 3])
+    """What a resumed run reads must be what an uninterrupted run had: index, types and nested
+    lists included."""
+    table = pd.DataFrame(
+        {"label": [0.5, 1.0], "tokens": [[1, 2], [3]], "ended": [True, False], "i": [0, 1]},
+        index=[5, 3],
+    )
     stage = open_run().stage("02_conflict")
     fresh = stage.table("t", lambda: table)
     pd.testing.assert_frame_equal(fresh, stage.table("t", lambda: None))
@@ -159,31 +183,48 @@ def test_a_sub_folder_has_tables_of_its_own(runs_folder):
     stage = open_run().stage("03_feedback")
     (stage / "shf_cas" / "round_1").table("labels", lambda: TABLE)
     (stage / "random" / "round_1").table("labels", lambda: TABLE.iloc[:1])
-    assert len(pd.read_parquet(runs_folder / "mine/03_feedback/shf_cas/round_1/labels.parquet")) == 2
+    assert (
+        len(pd.read_parquet(runs_folder / "mine/03_feedback/shf_cas/round_1/labels.parquet")) == 2
+    )
     assert len(pd.read_parquet(runs_folder / "mine/03_feedback/random/round_1/labels.parquet")) == 1
 
 
 def test_memory_writes_nothing_and_remembers_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    made = [(runs.Memory() / "a").table("t", lambda k=k: TABLE.assign(k=k))["k"].iloc[0] for k in (1, 2)]
+    made = [
+        (runs.Memory() / "a").table("t", lambda k=k: TABLE.assign(k=k))["k"].iloc[0] for k in (1, 2)
+    ]
     assert made == [1, 2] and files(tmp_path) == []
 
 
 # --- a stage belongs to its parameters
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ({"seed": 1}, "seed: 0 there, 1 now"),
-    ({"sampling": {"n": 4}}, "sampling.n: 8 there, 4 now"),
-    ({"reward": {"lora": {"r": 4}}}, "reward.lora.r: 8 there, 4 now"),
-    ({"model": {"source": "other"}}, 'model.source: "smollm2-135m-instruct" there, "other" now'),
-    ({"bias": [{"kind": "noise", "rate": 0.1}]}, 'bias: [] there, [{"kind": "noise", "rate": 0.1}] now'),
-    ({"prompts": {"n": 3}}, "prompts.n: null there, 3 now"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 1}, "seed: 0 there, 1 now"),
+        ({"sampling": {"n": 4}}, "sampling.n: 8 there, 4 now"),
+        ({"reward": {"lora": {"r": 4}}}, "reward.lora.r: 8 there, 4 now"),
+        (
+            {"model": {"source": "other"}},
+            'model.source: "smollm2-135m-instruct" there, "other" now',
+        ),
+        (
+            {"bias": [{"kind": "noise", "rate": 0.1}]},
+            'bias: [] there, [{"kind": "noise", "rate": 0.1}] now',
+        ),
+        ({"prompts": {"n": 3}}, "prompts.n: null there, 3 now"),
+    ],
+)
 def test_a_folder_of_other_parameters_is_refused_with_the_difference(runs_folder, change, words):
     open_run().stage("01_proxy")
     message = refusal(open_run(**change).stage, "01_proxy")
-    assert str(runs_folder / "mine" / "01_proxy") in message and words in message and "another name" in message
+    assert (
+        str(runs_folder / "mine" / "01_proxy") in message
+        and words in message
+        and "another name" in message
+    )
 
 
 def test_the_refusal_changes_nothing(runs_folder):
@@ -193,26 +234,32 @@ def test_the_refusal_changes_nothing(runs_folder):
     assert {name: (runs_folder / name).read_bytes() for name in files(runs_folder)} == before
 
 
-@pytest.mark.parametrize(("change", "stage"), [
-    ({"evaluation": {"bootstrap": 200}}, "03_feedback"),
-    ({"selection": {"budget": 12}}, "02_conflict"),
-    ({"policy": {"beta": 0.1}}, "01_proxy"),
-    ({"feedback": {"noise": 0.1}}, "02_conflict"),
-])
+@pytest.mark.parametrize(
+    ("change", "stage"),
+    [
+        ({"evaluation": {"bootstrap": 200}}, "03_feedback"),
+        ({"selection": {"budget": 12}}, "02_conflict"),
+        ({"policy": {"beta": 0.1}}, "01_proxy"),
+        ({"feedback": {"noise": 0.1}}, "02_conflict"),
+    ],
+)
 def test_a_parameter_that_a_stage_does_not_depend_on_may_change(change, stage):
     open_run().stage(stage).table("pool", lambda: TABLE)
     again = open_run(**change).stage(stage)
     pd.testing.assert_frame_equal(again.table("pool", lambda: None), TABLE)
 
 
-@pytest.mark.parametrize(("change", "stage"), [
-    ({"evaluation": {"bootstrap": 200}}, "04_evaluation"),
-    ({"selection": {"budget": 12}}, "03_feedback"),
-    ({"policy": {"beta": 0.1}}, "03_feedback"),
-    ({"feedback": {"noise": 0.1}}, "04_evaluation"),
-    ({"gold": {"kind": "safety"}}, "01_proxy"),
-    ({"split": {"train": 0.5, "feedback": 0.2, "evaluate": 0.3}}, "02_conflict"),
-])
+@pytest.mark.parametrize(
+    ("change", "stage"),
+    [
+        ({"evaluation": {"bootstrap": 200}}, "04_evaluation"),
+        ({"selection": {"budget": 12}}, "03_feedback"),
+        ({"policy": {"beta": 0.1}}, "03_feedback"),
+        ({"feedback": {"noise": 0.1}}, "04_evaluation"),
+        ({"gold": {"kind": "safety"}}, "01_proxy"),
+        ({"split": {"train": 0.5, "feedback": 0.2, "evaluate": 0.3}}, "02_conflict"),
+    ],
+)
 def test_a_parameter_that_a_stage_depends_on_may_not(change, stage):
     open_run().stage(stage)
     assert next(iter(change)) in refusal(open_run(**change).stage, stage)
@@ -224,9 +271,15 @@ def test_what_saves_memory_or_a_killed_training_may_change_between_two_attempts(
     open_run(training=change).stage("01_proxy")
 
 
-@pytest.mark.parametrize(("change", "stage"), [
-    ({"training": {"optimiser": "adamw_8bit"}}, "01_proxy"), ({"training": {"micro_batch": 2}}, "03_feedback"),
-    ({"policy": {"generations": 2}}, "03_feedback"), ({"policy": {"prompts": 9}}, "04_evaluation")])
+@pytest.mark.parametrize(
+    ("change", "stage"),
+    [
+        ({"training": {"optimiser": "adamw_8bit"}}, "01_proxy"),
+        ({"training": {"micro_batch": 2}}, "03_feedback"),
+        ({"policy": {"generations": 2}}, "03_feedback"),
+        ({"policy": {"prompts": 9}}, "04_evaluation"),
+    ],
+)
 def test_a_newer_key_counts_once_it_is_set_whichever_comes_first(change, stage, runs_folder):
     open_run().stage(stage)
     assert next(iter(change)) in refusal(open_run(**change).stage, stage)
@@ -237,11 +290,14 @@ def test_a_newer_key_counts_once_it_is_set_whichever_comes_first(change, stage, 
 def test_keys_that_older_runs_did_not_have_are_left_out_at_their_defaults():
     """The stage of a run made before they existed still belongs to it."""
     needed = open_run()._needed("03_feedback")
-    assert not {"sft", "training"} & set(needed) and not {"generations", "prompts"} & set(needed["policy"])
+    assert not {"sft", "training"} & set(needed) and not {"generations", "prompts"} & set(
+        needed["policy"]
+    )
 
 
 def test_every_parameter_belongs_to_a_stage():
-    """All but the name of the run: what is in no stage could be changed without anybody noticing."""
+    """All but the name of the run: what is in no stage could be changed without anybody
+    noticing."""
     assert set(runs.STAGES["04_evaluation"]) == set(Params.model_fields) - {"run"}
 
 
@@ -267,13 +323,16 @@ def test_a_folder_that_cannot_be_made(runs_folder, blocked):
     place = runs_folder.parent / blocked
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text("a file")
-    assert f"cannot write to run folder {runs_folder / 'mine' / '01_proxy'}" in refusal(open_run().stage, "01_proxy")
+    assert f"cannot write to run folder {runs_folder / 'mine' / '01_proxy'}" in refusal(
+        open_run().stage, "01_proxy"
+    )
     assert place.read_text() == "a file"
 
 
 def test_a_folder_that_cannot_be_written(monkeypatch):
     def denied(*_, **__):
         raise PermissionError(13, "Permission denied")
+
     monkeypatch.setattr(storage_files.tempfile, "mkdtemp", denied)
     assert "01_proxy/parameters.json: Permission denied" in refusal(open_run().stage, "01_proxy")
 
@@ -287,9 +346,14 @@ def test_a_stage_that_another_process_took_over_first_is_used(runs_folder, monke
     def late(source, target, **options):
         copytree(source, runs_folder / "two" / "01_proxy")
         return copytree(source, target, **options)
+
     monkeypatch.setattr(runs.shutil, "copytree", late)
     assert open_run(run="two").take_over("01_proxy")
-    assert files(runs_folder / "two") == ["01_proxy/metrics.json", "01_proxy/parameters.json", "01_proxy/pool.parquet"]
+    assert files(runs_folder / "two") == [
+        "01_proxy/metrics.json",
+        "01_proxy/parameters.json",
+        "01_proxy/pool.parquet",
+    ]
 
 
 # --- what an earlier stage must have made
@@ -300,10 +364,15 @@ def test_require_reads_what_the_earlier_stage_wrote():
     pd.testing.assert_frame_equal(open_run().require("01_proxy", "pool"), TABLE)
 
 
-@pytest.mark.parametrize(("stage", "number"), [("01_proxy", "01"), ("02_conflict", "02"), ("03_feedback", "03")])
+@pytest.mark.parametrize(
+    ("stage", "number"), [("01_proxy", "01"), ("02_conflict", "02"), ("03_feedback", "03")]
+)
 def test_require_names_the_notebook_that_is_missing(runs_folder, stage, number):
     message = refusal(open_run().require, stage, "pool")
-    assert f"{runs_folder}/mine/{stage}/pool.parquet is missing" in message and f"run notebook {number}" in message
+    assert (
+        f"{runs_folder}/mine/{stage}/pool.parquet is missing" in message
+        and f"run notebook {number}" in message
+    )
 
 
 def test_require_does_not_claim_the_folder_of_a_stage_that_never_ran():
@@ -329,7 +398,11 @@ def test_record_merges_facts_and_seconds(runs_folder):
     assert (facts["note"], facts["other"], facts["seed"]) == ("a", "b", 7)
     assert facts["seconds"] == {"one": 1.0, "two": 2.0}
     assert facts["parameters"] == json.loads(json.dumps(run.params.model_dump()))
-    assert facts["versions"]["numpy"] == np.__version__ and "commit" in facts and "cores" in facts["machine"]
+    assert (
+        facts["versions"]["numpy"] == np.__version__
+        and "commit" in facts
+        and "cores" in facts["machine"]
+    )
 
 
 def test_timed_records_the_seconds_under_stage_and_name(runs_folder):
@@ -358,11 +431,17 @@ def test_runs_live_where_the_environment_says(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("value", [None, ""])
 def test_or_in_the_project_folder(monkeypatch, tmp_path, value):
-    monkeypatch.delenv("SHFCAS_RUNS", raising=False) if value is None else monkeypatch.setenv("SHFCAS_RUNS", value)
+    (
+        monkeypatch.delenv("SHFCAS_RUNS", raising=False)
+        if value is None
+        else monkeypatch.setenv("SHFCAS_RUNS", value)
+    )
     for name in ("notebooks", "params"):
         (tmp_path / "project" / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "project" / "notebooks")
-    assert places.home() == tmp_path / "project" and places.runs_dir() == tmp_path / "project" / "runs"
+    assert (
+        places.home() == tmp_path / "project" and places.runs_dir() == tmp_path / "project" / "runs"
+    )
 
 
 def test_outside_a_project_home_is_the_working_folder(monkeypatch, tmp_path):
@@ -374,7 +453,8 @@ def test_outside_a_project_home_is_the_working_folder(monkeypatch, tmp_path):
 
 
 def test_derived_seeds_are_the_same_on_every_machine():
-    """First bits of sha256("0/split") and sha256("12/bias/1/noise"): computed apart, by sha256sum."""
+    """First bits of sha256("0/split") and sha256("12/bias/1/noise"): computed apart, by
+    sha256sum."""
     assert derive(0, "split") == 877757775
     assert derive(12, "bias/1/noise") == 192853790
     assert derive(0, "split", bits=8) == 104
@@ -403,8 +483,11 @@ def test_names_and_seeds_give_streams_of_their_own():
 
 
 def test_streams_are_uncorrelated():
-    """Neighbouring seeds and names: 5 standard deviations of a correlation over 4000 draws are 0.08."""
-    draws = np.array([rng(seed, name).normal(size=4000) for seed in (0, 1) for name in ("a", "b", "a/1")])
+    """Neighbouring seeds and names: 5 standard deviations of a correlation over 4000 draws are
+    0.08."""
+    draws = np.array(
+        [rng(seed, name).normal(size=4000) for seed in (0, 1) for name in ("a", "b", "a/1")]
+    )
     correlation = np.corrcoef(draws) - np.eye(len(draws))
     assert np.abs(correlation).max() < 0.08
 
@@ -425,7 +508,9 @@ def test_released_results_do_not_make_the_code_look_changed(tmp_path, monkeypatc
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", "-C", str(tmp_path)]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
         subprocess.run([*git, *command], check=True)
-    monkeypatch.setattr(machine, "__file__", str(tmp_path / "shfcas_lib" / "storage" / "machine.py"))
+    monkeypatch.setattr(
+        machine, "__file__", str(tmp_path / "shfcas_lib" / "storage" / "machine.py")
+    )
     clean = machine.commit()
     assert len(clean) == 40
     (tmp_path / "docs/results/rows.csv").write_text("2")

@@ -1,56 +1,148 @@
-"""Tiny random twins of published model families: the family's own configuration class, template and special tokens, weights at random.
+"""Tiny random twins of published model families: the family's own configuration class, template
+and special tokens, weights at random.
 
     folder = save("gemma2", tmp_path)      # what a download would leave: config, generation config, safetensors, tokenizer
 
-The tokenizers are byte-level, learnt in the process; each has its family's special tokens, and its habits (a start token, no pad token...).
-"""
+The tokenizers are byte-level, learnt in the process; each has its family's special tokens, and
+its habits (a start token, no pad token...)."""
 
 from tiny_model import CORPUS
 
-_CHATML = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-           "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
-_LLAMA3 = ("{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
-           "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}")
-_MISTRAL = ("{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
-            "{% elif m['role'] == 'assistant' %} {{ m['content'] }}{{ eos_token }}{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}"
-            "{% endif %}{% endfor %}")
-_ZEPHYR = ("{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}")
-_GEMMA = ("{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-          "<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
-          "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}")
+_CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role']"
+    " }}<|end_header_id|>\n\n{{ m['content'] | trim }}<|eot_id|>{% endfor %}{% if"
+    " add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+_MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }}"
+    " [/INST]{% elif m['role'] == 'assistant' %} {{ m['content'] }}{{ eos_token }}{% else %}{{"
+    " raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
+)
+_ZEPHYR = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}{{ eos_token }}\n{% endfor %}{%"
+    " if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+_GEMMA = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System"
+    " role not supported') }}{% endif %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else"
+    " m['role'] }}\n{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt"
+    " %}<start_of_turn>model\n{% endif %}"
+)
 
-_SMALL = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=512, initializer_range=0.2)
+_SMALL = dict(
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    max_position_embeddings=512,
+    initializer_range=0.2,
+)
 _GROUPED = _SMALL | {"num_key_value_heads": 2}
 
-# name: configuration class, its keys, special tokens (ids 0, 1, ...), what the tokenizer is told, ids that end a completion, chat template
+# name: configuration class, its keys, special tokens (ids 0, 1, ...), what the tokenizer is told,
+# ids that end a completion, chat template
 FAMILIES = {
-    "llama": ("LlamaConfig", _GROUPED | {"tie_word_embeddings": False},
-              ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"],
-              {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}, [1, 2], _LLAMA3),
-    "zephyr": ("LlamaConfig", _GROUPED | {"tie_word_embeddings": False}, ["<unk>", "<s>", "</s>"],  # TinyLlama: roles in plain text
-               {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}, 2, _ZEPHYR),
-    "smollm": ("LlamaConfig", _GROUPED | {"tie_word_embeddings": True}, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-               {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}, 2, _CHATML),
-    "qwen2": ("Qwen2Config", _GROUPED | {"tie_word_embeddings": False}, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-              {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}, [2, 0], _CHATML),
-    "qwen3": ("Qwen3Config", _GROUPED | {"head_dim": 16, "tie_word_embeddings": True}, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-              {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}, [2, 0], _CHATML),
-    "mistral": ("MistralConfig", _GROUPED | {"sliding_window": 12}, ["<unk>", "<s>", "</s>"],
-                {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}, 2, _MISTRAL),
-    "gemma2": ("Gemma2Config", _GROUPED | {"head_dim": 8, "sliding_window": 12, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0,
-                                           "final_logit_softcapping": 5.0},
-               ["<pad>", "<eos>", "<bos>"], {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}, 1, _GEMMA),
-    "gemma3": ("Gemma3TextConfig", _GROUPED | {"head_dim": 8, "sliding_window": 12, "query_pre_attn_scalar": 8,
-                                               "layer_types": ["sliding_attention", "full_attention"]},
-               ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"],
-               {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}, [1, 4], _GEMMA),
-    "gpt_neox": ("GPTNeoXConfig", _SMALL | {"rotary_pct": 0.25, "tie_word_embeddings": False}, ["<|endoftext|>"],
-                 {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}, 0, None),
+    "llama": (
+        "LlamaConfig",
+        _GROUPED | {"tie_word_embeddings": False},
+        [
+            "<|begin_of_text|>",
+            "<|end_of_text|>",
+            "<|eot_id|>",
+            "<|start_header_id|>",
+            "<|end_header_id|>",
+        ],
+        {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},
+        [1, 2],
+        _LLAMA3,
+    ),
+    "zephyr": (
+        "LlamaConfig",
+        _GROUPED | {"tie_word_embeddings": False},
+        ["<unk>", "<s>", "</s>"],  # TinyLlama: roles in plain text
+        {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"},
+        2,
+        _ZEPHYR,
+    ),
+    "smollm": (
+        "LlamaConfig",
+        _GROUPED | {"tie_word_embeddings": True},
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"},
+        2,
+        _CHATML,
+    ),
+    "qwen2": (
+        "Qwen2Config",
+        _GROUPED | {"tie_word_embeddings": False},
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+        [2, 0],
+        _CHATML,
+    ),
+    "qwen3": (
+        "Qwen3Config",
+        _GROUPED | {"head_dim": 16, "tie_word_embeddings": True},
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+        [2, 0],
+        _CHATML,
+    ),
+    "mistral": (
+        "MistralConfig",
+        _GROUPED | {"sliding_window": 12},
+        ["<unk>", "<s>", "</s>"],
+        {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+        2,
+        _MISTRAL,
+    ),
+    "gemma2": (
+        "Gemma2Config",
+        _GROUPED
+        | {
+            "head_dim": 8,
+            "sliding_window": 12,
+            "query_pre_attn_scalar": 8,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 5.0,
+        },
+        ["<pad>", "<eos>", "<bos>"],
+        {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"},
+        1,
+        _GEMMA,
+    ),
+    "gemma3": (
+        "Gemma3TextConfig",
+        _GROUPED
+        | {
+            "head_dim": 8,
+            "sliding_window": 12,
+            "query_pre_attn_scalar": 8,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"],
+        {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"},
+        [1, 4],
+        _GEMMA,
+    ),
+    "gpt_neox": (
+        "GPTNeoXConfig",
+        _SMALL | {"rotary_pct": 0.25, "tie_word_embeddings": False},
+        ["<|endoftext|>"],
+        {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"},
+        0,
+        None,
+    ),
 }
 
 
 def save(family, folder, head=False, labels=1, **changes):
-    """Write a twin into `folder`: a causal model, or with `head` a sequence classifier with `labels` outputs. changes: configuration keys."""
+    """Write a twin into `folder`: a causal model, or with `head` a sequence classifier with
+    `labels` outputs. changes: configuration keys."""
     import torch
     import transformers
 
@@ -59,8 +151,16 @@ def save(family, folder, head=False, labels=1, **changes):
     tokenizer.save_pretrained(folder)
     first = stop if isinstance(stop, int) else stop[0]
     bos = special.index(told["bos_token"]) if "bos_token" in told else None
-    config = getattr(transformers, name)(**keys | {"vocab_size": len(tokenizer), "bos_token_id": bos, "eos_token_id": stop,
-                                                   "pad_token_id": tokenizer.pad_token_id} | changes)
+    config = getattr(transformers, name)(
+        **keys
+        | {
+            "vocab_size": len(tokenizer),
+            "bos_token_id": bos,
+            "eos_token_id": stop,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        | changes
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if head:
@@ -77,17 +177,38 @@ def save(family, folder, head=False, labels=1, **changes):
 
 
 def _tokenizer(special, told, template):
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import (
+        AddedToken,
+        Tokenizer,
+        decoders,
+        models,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(
-        vocab_size=300, special_tokens=[AddedToken(token, special=True) for token in special],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False))
-    if "bos_token" in told and template and "bos_token" in template:  # Llama, Mistral and Gemma start every text with it
+    tokenizer.pre_tokenizer, tokenizer.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
+    tokenizer.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(
+            vocab_size=300,
+            special_tokens=[AddedToken(token, special=True) for token in special],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        ),
+    )
+    if (
+        "bos_token" in told and template and "bos_token" in template
+    ):  # Llama, Mistral and Gemma start every text with it
         start = told["bos_token"]
-        tokenizer.post_processor = processors.TemplateProcessing(single=f"{start} $A", special_tokens=[(start, special.index(start))])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{start} $A", special_tokens=[(start, special.index(start))]
+        )
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **told)
     wrapped.chat_template = template
     return wrapped

@@ -1,4 +1,5 @@
-"""A chat endpoint on loopback for tests: /v1/chat/completions, and whatever trouble a test asks for."""
+"""A chat endpoint on loopback for tests: /v1/chat/completions, and whatever trouble a test asks
+for."""
 
 import json
 import re
@@ -17,9 +18,12 @@ def longer(a, b):
 
 
 class Server:
-    """speak(a, b) -> what the model says; before(number, payload) -> None, or (status, headers, body) to answer instead, or 'drop'."""
+    """speak(a, b) -> what the model says; before(number, payload) -> None, or (status, headers,
+    body) to answer instead, or 'drop'."""
 
-    def __init__(self, speak=longer, before=lambda number, payload: None, delay=0.0, usage=(100, 10)):
+    def __init__(
+        self, speak=longer, before=lambda number, payload: None, delay=0.0, usage=(100, 10)
+    ):
         self.speak, self.before, self.delay, self.usage = speak, before, delay, usage
         self.payloads, self.keys, self.flying, self.most_flying, self.answered = [], [], 0, 0, 0
         self.lock = threading.Lock()
@@ -50,7 +54,11 @@ class Server:
                 outer.answered += status == 200
                 data = body.encode()
                 self.send_response(status)
-                for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}.items():
+                for name, value in {
+                    "Content-Type": "application/json",
+                    "Content-Length": str(len(data)),
+                    **headers,
+                }.items():
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(data)
@@ -72,12 +80,25 @@ class Server:
 
         self.http = Quiet(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(
+            target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
 
     def completion(self, payload):
         said = self.speak(*shown_in(payload))
-        usage = {"usage": dict(zip(("prompt_tokens", "completion_tokens"), self.usage))} if self.usage else {}
-        return json.dumps({"id": "x", "object": "chat.completion", "choices": [{"index": 0, "message": {"role": "assistant", "content": said}}], **usage})
+        usage = (
+            {"usage": dict(zip(("prompt_tokens", "completion_tokens"), self.usage))}
+            if self.usage
+            else {}
+        )
+        return json.dumps(
+            {
+                "id": "x",
+                "object": "chat.completion",
+                "choices": [{"index": 0, "message": {"role": "assistant", "content": said}}],
+                **usage,
+            }
+        )
 
     def close(self):
         self.http.shutdown()
@@ -87,4 +108,7 @@ class Server:
 def shown_in(payload):
     """The two completions of a request, as the judge sees them."""
     text = payload["messages"][1]["content"]
-    return [re.search(rf"<answer {side} (\w+)>\n(.*)\n</answer {side} \1>", text, re.DOTALL)[2] for side in "AB"]
+    return [
+        re.search(rf"<answer {side} (\w+)>\n(.*)\n</answer {side} \1>", text, re.DOTALL)[2]
+        for side in "AB"
+    ]

@@ -1,8 +1,10 @@
-"""A gold reward and bias attributes for tests with a random tiny model: plain functions of the text, importable by name."""
+"""A gold reward and bias attributes for tests with a random tiny model: plain functions of the
+text, importable by name."""
 
 
 def vowels(prompt: str, completion: str) -> float:
-    """Share of vowels: something a linear probe can learn and that has nothing to do with length."""
+    """Share of vowels: something a linear probe can learn and that has nothing to do with
+    length."""
     return sum(c in "aeiou" for c in completion.lower()) / (1 + len(completion))
 
 

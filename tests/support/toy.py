@@ -1,9 +1,14 @@
-"""A toy on which training can be seen to work: prompts whose completions are words (good) or figures (bad), and a backbone for it."""
+"""A toy on which training can be seen to work: prompts whose completions are words (good) or
+figures (bad), and a backbone for it."""
 
 import pandas as pd
 
 KEY = ["prompt_id", "i", "j"]
-GOOD = ["a good answer", "the honest cat sat on the mat in the rain", "an honest user and a good dog"]
+GOOD = [
+    "a good answer",
+    "the honest cat sat on the mat in the rain",
+    "an honest user and a good dog",
+]
 BAD = ["42 17 99", "0 1 2 3 4 5 6 7 8 9 10 11", "7777 8888 9999 10"]
 
 
@@ -16,7 +21,8 @@ def load_tiny(folder):
 
 
 def make_pool():
-    """16 prompts x 4 completions: at even indices words, at odd ones figures, of several lengths."""
+    """16 prompts x 4 completions: at even indices words, at odd ones figures, of several
+    lengths."""
     rows = []
     for k in range(16):
         for i in range(4):
@@ -27,18 +33,31 @@ def make_pool():
 
 def make_preferences(pool):
     """Words are preferred over figures; pairs of the same kind are ties."""
-    rows = [(prompt, i, j, 0.5 if i % 2 == j % 2 else float(i % 2 == 0)) for prompt in pool["prompt_id"].unique()
-            for i in range(4) for j in range(i + 1, 4)]
+    rows = [
+        (prompt, i, j, 0.5 if i % 2 == j % 2 else float(i % 2 == 0))
+        for prompt in pool["prompt_id"].unique()
+        for i in range(4)
+        for j in range(i + 1, 4)
+    ]
     return pd.DataFrame(rows, columns=[*KEY, "label"])
 
 
 def weights_of(backbone, but=None):
-    """Copies of all weights on the backbone, adapters too, by name; `but`: without the adapter of that name."""
-    return {key: weight.detach().clone() for key, weight in backbone.causal.named_parameters() if f".{but}." not in key}
+    """Copies of all weights on the backbone, adapters too, by name; `but`: without the adapter of
+    that name."""
+    return {
+        key: weight.detach().clone()
+        for key, weight in backbone.causal.named_parameters()
+        if f".{but}." not in key
+    }
 
 
 def adapter_weights(backbone, name):
-    return {key: weight.detach().clone() for key, weight in backbone.causal.named_parameters() if f".{name}." in key}
+    return {
+        key: weight.detach().clone()
+        for key, weight in backbone.causal.named_parameters()
+        if f".{name}." in key
+    }
 
 
 def assert_same_weights(one, other):

@@ -1,7 +1,8 @@
-"""The same sweep on a real SLURM: results equal to local ones, and jobs of a driver that died are cancelled before they are submitted again.
+"""The same sweep on a real SLURM: results equal to local ones, and jobs of a driver that died are
+cancelled before they are submitted again.
 
-`.ci/run` starts a SLURM of one node (`.ci/slurm`) and sets SHFCAS_TEST_SLURM; no test submits to a cluster it was not told of.
-"""
+`.ci/run` starts a SLURM of one node (`.ci/slurm`) and sets SHFCAS_TEST_SLURM; no test submits to
+a cluster it was not told of."""
 
 import os
 import shutil
@@ -17,17 +18,39 @@ from tiny_sweep import assert_same, drive, results, write_sweep
 PROFILE = ("--profile", "profiles/slurm")
 
 if os.environ.get("SHFCAS_TEST_SLURM") != "1" or not shutil.which("sbatch"):
-    pytest.skip("NOT TESTED: SLURM. To test it on this machine: apt-get install slurmctld slurmd slurm-client munge, then, as root, `.ci/slurm`, "
-                "and SHFCAS_TEST_SLURM=1 make test", allow_module_level=True)
+    pytest.skip(
+        "NOT TESTED: SLURM. To test it on this machine: apt-get install slurmctld slurmd"
+        " slurm-client munge, then, as root, `.ci/slurm`, and SHFCAS_TEST_SLURM=1 make test",
+        allow_module_level=True,
+    )
 
 
 def queue():
-    return subprocess.run(["squeue", "--noheader", "--format=%i %j %T"], capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
+    return subprocess.run(
+        ["squeue", "--noheader", "--format=%i %j %T"], capture_output=True, text=True, check=True
+    ).stdout.split("\n")[:-1]
 
 
 def start(path, runs_folder, log):
-    return subprocess.Popen([sys.executable, "-m", "shfcas_lib", "sweep", str(path), "--cores", "1", "--gpus", "1", *PROFILE], cwd=ROOT,
-                            env=environment(runs_folder), stdout=log, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "shfcas_lib",
+            "sweep",
+            str(path),
+            "--cores",
+            "1",
+            "--gpus",
+            "1",
+            *PROFILE,
+        ],
+        cwd=ROOT,
+        env=environment(runs_folder),
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 @pytest.mark.timeout(1200)
@@ -56,5 +79,7 @@ def test_slurm_gives_the_same_results_and_a_dead_driver_is_cleaned_up(tiny_model
     assert "jobs of a driver that died" in said and " 4 to run" in said
     assert_same(results(mine), results(tmp_path / "local"))
     assert not [line for line in queue() if line.split()[2] in ("RUNNING", "PENDING")]
-    submitted = subprocess.run(["scontrol", "show", "jobs"], capture_output=True, text=True, check=True).stdout
+    submitted = subprocess.run(
+        ["scontrol", "show", "jobs"], capture_output=True, text=True, check=True
+    ).stdout
     assert "TresPerJob=gres" in submitted  # the job that loads the model asked for the GPU

@@ -1,5 +1,5 @@
-"""Sweeps: what a file means, what shares what, and that nothing but what changed is run again; then real sweeps on a tiny model,
-killed, resumed, with a failing point, with two drivers."""
+"""Sweeps: what a file means, what shares what, and that nothing but what changed is run again;
+then real sweeps on a tiny model, killed, resumed, with a failing point, with two drivers."""
 
 import fcntl
 import json
@@ -29,7 +29,9 @@ from shfcas_lib.sweeps import plan as sweep_plan
 @pytest.fixture
 def base(tmp_path):
     path = tmp_path / "base.yaml"
-    path.write_text("prompts: {n: 60}\nsampling: {n: 4}\nselection: {budget: 12}\nevaluation: {replicates: 2}\n")
+    path.write_text(
+        "prompts: {n: 60}\nsampling: {n: 4}\nselection: {budget: 12}\nevaluation: {replicates: 2}\n"
+    )
     return path
 
 
@@ -48,68 +50,139 @@ def kinds(plan):
 
 def test_axes_are_crossed(base, tmp_path):
     plan = planned(tmp_path, cross={"seed": [0, 1], "selection.budget": [5, 10, 15]})
-    assert [point["label"] for point in plan.points] == [{"seed": s, "budget": b} for s in "01" for b in ("5", "10", "15")]
+    assert [point["label"] for point in plan.points] == [
+        {"seed": s, "budget": b} for s in "01" for b in ("5", "10", "15")
+    ]
     budgets = [plan.jobs[point["place"]]["params"]["selection"]["budget"] for point in plan.points]
     assert budgets == [5, 10, 15, 5, 10, 15]
 
 
 def test_a_case_sets_several_keys_and_set_applies_to_all(base, tmp_path):
-    plan = planned(tmp_path, set={"selection.rounds": 1}, cross={"flaw": {"noise": {"bias": [{"kind": "noise", "rate": 0.3}], "selection.budget": 7}, "none": {"bias": []}}})
+    plan = planned(
+        tmp_path,
+        set={"selection.rounds": 1},
+        cross={
+            "flaw": {
+                "noise": {"bias": [{"kind": "noise", "rate": 0.3}], "selection.budget": 7},
+                "none": {"bias": []},
+            }
+        },
+    )
     first, second = (plan.jobs[point["place"]]["params"] for point in plan.points)
-    assert (first["bias"][0]["rate"], first["selection"]["budget"], first["selection"]["rounds"]) == (0.3, 7, 1)
-    assert (second["bias"], second["selection"]["budget"], second["selection"]["rounds"]) == ([], 12, 1)
+    assert (
+        first["bias"][0]["rate"],
+        first["selection"]["budget"],
+        first["selection"]["rounds"],
+    ) == (0.3, 7, 1)
+    assert (second["bias"], second["selection"]["budget"], second["selection"]["rounds"]) == (
+        [],
+        12,
+        1,
+    )
 
 
 def test_grids_share_the_common_axes_and_may_replace_them(base, tmp_path):
-    plan = planned(tmp_path, cross={"seed": [0, 1]}, grids={"a": {"selection.budget": [5]}, "b": {"seed": [0], "selection.rounds": [1, 2]}})
+    plan = planned(
+        tmp_path,
+        cross={"seed": [0, 1]},
+        grids={"a": {"selection.budget": [5]}, "b": {"seed": [0], "selection.rounds": [1, 2]}},
+    )
     assert [point["label"] for point in plan.points] == [
-        {"grid": "a", "seed": "0", "budget": "5"}, {"grid": "a", "seed": "1", "budget": "5"},
-        {"grid": "b", "seed": "0", "rounds": "1"}, {"grid": "b", "seed": "0", "rounds": "2"}]
+        {"grid": "a", "seed": "0", "budget": "5"},
+        {"grid": "a", "seed": "1", "budget": "5"},
+        {"grid": "b", "seed": "0", "rounds": "1"},
+        {"grid": "b", "seed": "0", "rounds": "2"},
+    ]
 
 
 def test_points_share_one_pool_per_sampling_and_one_set_of_cases_per_bias(base, tmp_path):
-    plan = planned(tmp_path, cross={"seed": [0, 1], "bias": [[], [{"kind": "noise", "rate": 0.2}]], "selection.budget": [5, 10], "selection.strategies": [["random"], ["shf_cas"]]})
+    plan = planned(
+        tmp_path,
+        cross={
+            "seed": [0, 1],
+            "bias": [[], [{"kind": "noise", "rate": 0.2}]],
+            "selection.budget": [5, 10],
+            "selection.strategies": [["random"], ["shf_cas"]],
+        },
+    )
     assert kinds(plan) == {"pool": 2, "cases": 4, "point": 16}
 
 
 def test_points_that_differ_in_n_share_the_largest_pool(base, tmp_path):
     plan = planned(tmp_path, cross={"sampling.n": [3, 4]})
     assert kinds(plan) == {"pool": 1, "cases": 2, "point": 2}
-    assert next(job for job in plan.jobs.values() if job["kind"] == "pool")["params"]["sampling"]["n"] == 4
+    assert (
+        next(job for job in plan.jobs.values() if job["kind"] == "pool")["params"]["sampling"]["n"]
+        == 4
+    )
 
 
 def test_two_points_that_mean_the_same_share_one_job(base, tmp_path):
-    plan = planned(tmp_path, grids={"a": {"selection.budget": [12]}, "b": {"selection.rounds": [2]}})
+    plan = planned(
+        tmp_path, grids={"a": {"selection.budget": [12]}, "b": {"selection.rounds": [2]}}
+    )
     assert len(plan.points) == 2 and kinds(plan) == {"pool": 1, "cases": 1, "point": 1}
 
 
 def test_trained_policies_share_the_pool_and_the_proxies_of_the_closed_form(base, tmp_path):
-    plan = planned(tmp_path, set={"evaluation.replicates": 0, "policy.learning_rate": 1.0e-4}, cross={"policy.kind": ["dpo", "rso"]}, grids={
-        "trained": {"selection.budget": [5, 6]}, "closed": {"policy.kind": ["tilt"], "evaluation.replicates": [1], "policy.learning_rate": [5.0e-4]}})
+    plan = planned(
+        tmp_path,
+        set={"evaluation.replicates": 0, "policy.learning_rate": 1.0e-4},
+        cross={"policy.kind": ["dpo", "rso"]},
+        grids={
+            "trained": {"selection.budget": [5, 6]},
+            "closed": {
+                "policy.kind": ["tilt"],
+                "evaluation.replicates": [1],
+                "policy.learning_rate": [5.0e-4],
+            },
+        },
+    )
     assert kinds(plan) == {"pool": 1, "cases": 1, "policies": 4, "point": 1}
 
 
 def test_a_point_with_a_trained_reward_is_a_whole_run(base, tmp_path):
-    plan = planned(tmp_path, set={"evaluation.replicates": 0, "reward.kind": "lora"}, cross={"policy.kind": ["tilt", "dpo"]})
+    plan = planned(
+        tmp_path,
+        set={"evaluation.replicates": 0, "reward.kind": "lora"},
+        cross={"policy.kind": ["tilt", "dpo"]},
+    )
     assert kinds(plan) == {"run": 2}
 
 
-@pytest.mark.parametrize("values, words", [
-    ({"cross": {"seed": [0]}, "grid": {}}, ["unknown key 'grid'", "grids"]),
-    ({}, ["expected axes"]),
-    ({"cross": {"seed": 3}}, ["cross.seed", "found 3", "list of values"]),
-    ({"cross": {"seed": [0, 0]}}, ["cross.seed", "twice"]), ({"grids": [1]}, ["grids: found [1]"]), ({"cross": {"seed": [0]}, "set": [1]}, ["set: found [1]"]),
-    ({"cross": {"seed": []}}, ["cross.seed", "list of values"]),
-    ({"cross": {"flaw": {"noise": 3}}}, ["cross.flaw", "every case must be a mapping"]),
-    ({"cross": {"seed": [0], "selection.budgte": [5]}}, ["point seed 0, budgte 5", "unknown parameter 'selection.budgte'", "did you mean 'budget'"]),
-    ({"cross": {"selection.budget": [5, 100000]}}, ["selection.budget", "100000", "at most"]),
-    ({"cross": {"seed": [0]}, "base": "other.yaml"}, ["cannot read", "other.yaml"]),
-    ({"cross": {"seed": [0]}, "base": 3}, ["base: found 3"]),
-    ({"cross": {"seed": [0]}, "sweep": "a/b"}, ["sweep: found 'a/b'"]),
-    ({"cross": {"seed": [0]}, "set": {"evaluation.replicates": 0}}, ["evaluation.replicates above 0"]),
-    ({"cross": {"seed.deep": [0]}, "set": {"seed": 3}}, ["seed.deep", "no block"]),
-])
-def test_a_bad_sweep_stops_in_one_sentence_before_any_work(base, tmp_path, runs_folder, values, words):
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"cross": {"seed": [0]}, "grid": {}}, ["unknown key 'grid'", "grids"]),
+        ({}, ["expected axes"]),
+        ({"cross": {"seed": 3}}, ["cross.seed", "found 3", "list of values"]),
+        ({"cross": {"seed": [0, 0]}}, ["cross.seed", "twice"]),
+        ({"grids": [1]}, ["grids: found [1]"]),
+        ({"cross": {"seed": [0]}, "set": [1]}, ["set: found [1]"]),
+        ({"cross": {"seed": []}}, ["cross.seed", "list of values"]),
+        ({"cross": {"flaw": {"noise": 3}}}, ["cross.flaw", "every case must be a mapping"]),
+        (
+            {"cross": {"seed": [0], "selection.budgte": [5]}},
+            [
+                "point seed 0, budgte 5",
+                "unknown parameter 'selection.budgte'",
+                "did you mean 'budget'",
+            ],
+        ),
+        ({"cross": {"selection.budget": [5, 100000]}}, ["selection.budget", "100000", "at most"]),
+        ({"cross": {"seed": [0]}, "base": "other.yaml"}, ["cannot read", "other.yaml"]),
+        ({"cross": {"seed": [0]}, "base": 3}, ["base: found 3"]),
+        ({"cross": {"seed": [0]}, "sweep": "a/b"}, ["sweep: found 'a/b'"]),
+        (
+            {"cross": {"seed": [0]}, "set": {"evaluation.replicates": 0}},
+            ["evaluation.replicates above 0"],
+        ),
+        ({"cross": {"seed.deep": [0]}, "set": {"seed": 3}}, ["seed.deep", "no block"]),
+    ],
+)
+def test_a_bad_sweep_stops_in_one_sentence_before_any_work(
+    base, tmp_path, runs_folder, values, words
+):
     with pytest.raises(InputError) as error:
         planned(tmp_path, **values)
     assert all(word in str(error.value) for word in words), str(error.value)
@@ -119,18 +192,36 @@ def test_a_bad_sweep_stops_in_one_sentence_before_any_work(base, tmp_path, runs_
 # --- what is run again after a change: exactly what depends on it
 
 
-@pytest.mark.parametrize("changed, again", [
-    ("strategies.py", {"point", "cases"}),  # cases know the loop, which knows the strategies
-    ("figures.py", set()), ("report.py", set()), ("sweep.py", set()), ("driver.py", set()), ("widget.py", set()),
-    ("models.py", {"pool", "cases", "point"}), ("gold.py", {"pool", "cases", "point"}),
-    ("sweep/point.ipynb", {"point"}), ("sweep/cases.ipynb", {"cases", "point"}), ("05_sweep_report.ipynb", set()),
-    ("04_evaluation.ipynb", set()),
-])
-def test_a_change_of_code_makes_exactly_the_jobs_that_depend_on_it_new(base, tmp_path, monkeypatch, changed, again):
+@pytest.mark.parametrize(
+    "changed, again",
+    [
+        ("strategies.py", {"point", "cases"}),  # cases know the loop, which knows the strategies
+        ("figures.py", set()),
+        ("report.py", set()),
+        ("sweep.py", set()),
+        ("driver.py", set()),
+        ("widget.py", set()),
+        ("models.py", {"pool", "cases", "point"}),
+        ("gold.py", {"pool", "cases", "point"}),
+        ("sweep/point.ipynb", {"point"}),
+        ("sweep/cases.ipynb", {"cases", "point"}),
+        ("05_sweep_report.ipynb", set()),
+        ("04_evaluation.ipynb", set()),
+    ],
+)
+def test_a_change_of_code_makes_exactly_the_jobs_that_depend_on_it_new(
+    base, tmp_path, monkeypatch, changed, again
+):
     before = planned(tmp_path, cross={"selection.budget": [5, 10]})
     digest, cells = digests._digest_of, digests._cells
-    monkeypatch.setattr(sweep_plan, "_digest_of", lambda path: "changed" if path.name == changed else digest(path))
-    monkeypatch.setattr(sweep_plan, "_cells", lambda path: (*cells(path), "1") if str(path).endswith(changed) else cells(path))
+    monkeypatch.setattr(
+        sweep_plan, "_digest_of", lambda path: "changed" if path.name == changed else digest(path)
+    )
+    monkeypatch.setattr(
+        sweep_plan,
+        "_cells",
+        lambda path: (*cells(path), "1") if str(path).endswith(changed) else cells(path),
+    )
     digests.code_of.cache_clear()
     after = planned(tmp_path, cross={"selection.budget": [5, 10]})
     digests.code_of.cache_clear()
@@ -152,11 +243,19 @@ def test_comments_and_dates_of_files_change_nothing(tmp_path):
     assert digests._digest_of(path) != first
 
 
-@pytest.mark.parametrize("change, again", [
-    ({"selection.top_share": 0.3}, {"point"}), ({"reward.l2": 7.0}, {"cases", "point"}), ({"split.train": 0.3, "split.evaluate": 0.4}, {"cases", "point"}),
-    ({"sampling.temperature": 0.9}, {"pool", "cases", "point"}), ({"feedback.noise": 0.1}, {"point"}),
-])
-def test_a_change_of_a_parameter_makes_exactly_the_jobs_that_depend_on_it_new(base, tmp_path, change, again):
+@pytest.mark.parametrize(
+    "change, again",
+    [
+        ({"selection.top_share": 0.3}, {"point"}),
+        ({"reward.l2": 7.0}, {"cases", "point"}),
+        ({"split.train": 0.3, "split.evaluate": 0.4}, {"cases", "point"}),
+        ({"sampling.temperature": 0.9}, {"pool", "cases", "point"}),
+        ({"feedback.noise": 0.1}, {"point"}),
+    ],
+)
+def test_a_change_of_a_parameter_makes_exactly_the_jobs_that_depend_on_it_new(
+    base, tmp_path, change, again
+):
     before = planned(tmp_path, cross={"selection.budget": [5, 10]})
     after = planned(tmp_path, set=change, cross={"selection.budget": [5, 10]})
     assert {job["kind"] for place, job in after.jobs.items() if place not in before.jobs} == again
@@ -167,7 +266,15 @@ def test_a_change_of_a_file_or_module_of_the_users_makes_what_reads_it_new(tmp_p
     prompts.write_text("prompt\n" + "\n".join(f"question {k}" for k in range(60)))
     module.write_text("def good(prompt, completion):\n    return 1.0\n")
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"prompts": {"file": str(prompts)}, "gold": {"kind": "mine_gold:good"}, "selection": {"budget": 4}}))
+    (tmp_path / "base.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "prompts": {"file": str(prompts)},
+                "gold": {"kind": "mine_gold:good"},
+                "selection": {"budget": 4},
+            }
+        )
+    )
     seen = [set(planned(tmp_path, cross={"seed": [0]}).jobs)]
     for path in (prompts, module):
         path.write_text(path.read_text() + "\n")
@@ -190,14 +297,22 @@ def test_a_relative_runs_folder_is_made_absolute(base, tmp_path, monkeypatch):
     assert planned(tmp_path, cross={"seed": [0]}).folder == tmp_path / "my runs/sweeps/s"
 
 
-@pytest.mark.parametrize("feedback", [{"kind": "person"}, {"kind": "team"}, {"kind": "mixed", "person": "person"}])
+@pytest.mark.parametrize(
+    "feedback", [{"kind": "person"}, {"kind": "team"}, {"kind": "mixed", "person": "person"}]
+)
 def test_a_sweep_does_not_wait_for_people(base, tmp_path, feedback):
     with pytest.raises(InputError, match="a sweep cannot wait for people"):
-        planned(tmp_path, set={"feedback": feedback, "evaluation.replicates": 0}, cross={"seed": [0]})
+        planned(
+            tmp_path, set={"feedback": feedback, "evaluation.replicates": 0}, cross={"seed": [0]}
+        )
 
 
 def test_a_job_refuses_to_run_with_other_code_than_it_was_planned_with(base, tmp_path):
-    job = next(job for job in planned(tmp_path, cross={"seed": [0]}).jobs.values() if job["kind"] == "point")
+    job = next(
+        job
+        for job in planned(tmp_path, cross={"seed": [0]}).jobs.values()
+        if job["kind"] == "point"
+    )
     assert jobs._changed(job) is None
     job["code"]["strategies.py"] = "another"
     assert jobs._changed(job) == "strategies.py changed after the sweep was started: start it again"
@@ -219,26 +334,46 @@ def test_a_clock_that_is_set_back_makes_no_negative_seconds(tmp_path, monkeypatc
 
 
 def measured(policies, budgets=(10, 20), pools=2, seeds=4, settings=("a",)):
-    rows = [(s, b, p, k, name, 0.5 + 0.001 * b * j + 0.01 * ((7 * k + 3 * j + p) % 5), 0.1) for s in settings for b in budgets for p in range(pools)
-            for k in range(seeds) for j, name in enumerate(policies)]
-    return pd.DataFrame(rows, columns=["setting", "budget", "pool", "seed", "policy", "gold", "gap"])
+    rows = [
+        (s, b, p, k, name, 0.5 + 0.001 * b * j + 0.01 * ((7 * k + 3 * j + p) % 5), 0.1)
+        for s in settings
+        for b in budgets
+        for p in range(pools)
+        for k in range(seeds)
+        for j, name in enumerate(policies)
+    ]
+    return pd.DataFrame(
+        rows, columns=["setting", "budget", "pool", "seed", "policy", "gold", "gap"]
+    )
 
 
-@pytest.mark.parametrize("policies", [("proxy", "shf_cas"), ("proxy", "random"), ("proxy", "shf_cas", "random")])
+@pytest.mark.parametrize(
+    "policies", [("proxy", "shf_cas"), ("proxy", "random"), ("proxy", "shf_cas", "random")]
+)
 def test_tables_of_a_sweep_with_or_without_random(policies):
     measures = measured(policies)
     against = report.comparisons(measures)
     assert len(against) == (2 if len(policies) == 3 else 0)
-    assert len(report.matrix(report.at(measures, *report.main_setting(measures)))) == len(policies) * (len(policies) - 1)
-    assert len(report.efficiency(report.budget_curves(measures))) == (0 if "random" not in policies else len(policies) - 1)
+    assert len(report.matrix(report.at(measures, *report.main_setting(measures)))) == len(
+        policies
+    ) * (len(policies) - 1)
+    assert len(report.efficiency(report.budget_curves(measures))) == (
+        0 if "random" not in policies else len(policies) - 1
+    )
 
 
 def test_the_matrix_says_the_same_on_both_sides():
-    table = report.matrix(report.at(measured(("proxy", "random", "shf_cas", "pacs")), "a", 10)).set_index(["policy", "against"])
+    table = report.matrix(
+        report.at(measured(("proxy", "random", "shf_cas", "pacs")), "a", 10)
+    ).set_index(["policy", "against"])
     mirror = {"higher": "lower", "lower": "higher", "not significant": "not significant"}
     for (policy, against), row in table.iterrows():
         other = table.loc[(against, policy)]
-        assert (row["difference"], row["p_holm"], row["verdict"]) == (-other["difference"], other["p_holm"], mirror[other["verdict"]])
+        assert (row["difference"], row["p_holm"], row["verdict"]) == (
+            -other["difference"],
+            other["p_holm"],
+            mirror[other["verdict"]],
+        )
 
 
 def test_bands_leave_out_units_without_a_value():
@@ -248,18 +383,29 @@ def test_bands_leave_out_units_without_a_value():
 
 
 def test_trained_policies_of_different_settings_stay_apart_and_one_run_has_no_interval():
-    table = measured(("proxy", "shf_cas"), budgets=(10,), settings=("dpo", "rso")).rename(columns={"seed": "prompt_id"})
+    table = measured(("proxy", "shf_cas"), budgets=(10,), settings=("dpo", "rso")).rename(
+        columns={"seed": "prompt_id"}
+    )
     found = report.trained(table)
-    assert found.set_index(["setting", "policy"])["pools"].to_dict() == {(s, p): 2 for s in ("dpo", "rso") for p in ("proxy", "shf_cas")}
+    assert found.set_index(["setting", "policy"])["pools"].to_dict() == {
+        (s, p): 2 for s in ("dpo", "rso") for p in ("proxy", "shf_cas")
+    }
     assert report.trained(table[table["pool"] == 0])["low"].isna().all()
     one = found.query("setting == 'dpo' and policy == 'shf_cas'").iloc[0]
-    here = table.query("setting == 'dpo'").pivot(index=["pool", "prompt_id"], columns="policy", values="gold")
-    assert one["over"] == pytest.approx((here["shf_cas"] - here["proxy"]).mean()) and one["over_low"] < one["over"] < one["over_high"]
+    here = table.query("setting == 'dpo'").pivot(
+        index=["pool", "prompt_id"], columns="policy", values="gold"
+    )
+    assert (
+        one["over"] == pytest.approx((here["shf_cas"] - here["proxy"]).mean())
+        and one["over_low"] < one["over"] < one["over_high"]
+    )
     assert (found.query("policy == 'proxy'")[["over", "over_low", "over_high"]] == 0).all(axis=None)
 
 
 def test_overhead_is_for_one_selection_in_one_setting():
-    timing = pd.DataFrame({"setting": ["a", "b"], "budget": 10, "policy": "shf_cas", "seconds": [4.0, 100.0]})
+    timing = pd.DataFrame(
+        {"setting": ["a", "b"], "budget": 10, "policy": "shf_cas", "seconds": [4.0, 100.0]}
+    )
     rounds = pd.DataFrame({"setting": ["a", "b"], "budget": 10, "round": [2, 1]})
     assert report.overhead(timing, rounds, "a", 10)["seconds"].tolist() == [2.0]
 
@@ -289,8 +435,19 @@ def test_tables_hold_every_point_seed_and_policy(finished):
     tables = results(finished[1])
     assert (tables["points"]["state"] == "done").all() and len(tables["points"]) == 4
     rows = tables["measures"]
-    assert set(rows["policy"]) == {"base", "proxy", "full", "clean", "shf_cas", "uncertainty", "random"}
-    assert len(rows) == 4 * 3 * 7 and not rows.duplicated(["setting", "budget", "pool", "seed", "policy"]).any()
+    assert set(rows["policy"]) == {
+        "base",
+        "proxy",
+        "full",
+        "clean",
+        "shf_cas",
+        "uncertainty",
+        "random",
+    }
+    assert (
+        len(rows) == 4 * 3 * 7
+        and not rows.duplicated(["setting", "budget", "pool", "seed", "policy"]).any()
+    )
     assert set(tables["predicts"]["seed"]) == {0, 1, 2}
 
 
@@ -304,7 +461,12 @@ def test_a_point_equals_the_replicates_of_a_whole_run(finished, tiny_model):
     root = folder / "sweeps" / "tiny"
     pool = root / plan.jobs[point]["needs"]["pool"]
     values = reading.check(plan.jobs[point]["params"], "point")
-    again = replication.replicates(values, pd.read_parquet(pool / "prompts.parquet"), pd.read_parquet(pool / "pool.parquet"), pd.read_parquet(pool / "gold.parquet")["gold"].to_numpy())
+    again = replication.replicates(
+        values,
+        pd.read_parquet(pool / "prompts.parquet"),
+        pd.read_parquet(pool / "pool.parquet"),
+        pd.read_parquet(pool / "gold.parquet")["gold"].to_numpy(),
+    )
     swept = pd.read_parquet(root / point / "measures.parquet")
     both = again.merge(swept, on=["seed", "policy"], suffixes=("", "_swept"))
     assert len(both) == 9
@@ -313,7 +475,12 @@ def test_a_point_equals_the_replicates_of_a_whole_run(finished, tiny_model):
 
 def test_a_finished_sweep_runs_nothing_again_even_when_files_are_touched(finished):
     path, folder, _ = finished
-    for touched in (ROOT / "shfcas_lib" / "pool.py", ROOT / "notebooks" / "sweep" / "point.ipynb", path, *(folder / "sweeps/tiny").glob("pool/*/done.json")):
+    for touched in (
+        ROOT / "shfcas_lib" / "pool.py",
+        ROOT / "notebooks" / "sweep" / "point.ipynb",
+        path,
+        *(folder / "sweeps/tiny").glob("pool/*/done.json"),
+    ):
         os.utime(touched)
     stamps = {p: p.stat().st_mtime_ns for p in (folder / "sweeps/tiny").glob("point/*/*.parquet")}
     done = drive(path, folder)
@@ -328,15 +495,26 @@ def test_dry_run_says_what_would_run_and_why(finished, tmp_path):
     more = path.parent / "more.yaml"
     more.write_text(yaml.safe_dump(values))
     said = drive(more, folder, "--dry-run").stdout
-    assert "6 points, 10 jobs, 2 to run" in said and said.count("not run yet") == 2 and "point/0.18-" in said
+    assert (
+        "6 points, 10 jobs, 2 to run" in said
+        and said.count("not run yet") == 2
+        and "point/0.18-" in said
+    )
     values["set"] = {"reward.l2": 21.0}
     more.write_text(yaml.safe_dump(values))
     said = drive(more, folder, "--dry-run").stdout
-    assert "8 to run" in said and said.count("other parameters than before") == 2 and said.count("needs cases/") == 6
+    assert (
+        "8 to run" in said
+        and said.count("other parameters than before") == 2
+        and said.count("needs cases/") == 6
+    )
 
 
 def said_of_pools(runs_folder, name):
-    return [json.loads(path.read_text()) for path in (runs_folder / "sweeps/tiny").glob(f"pool/*/{name}.json")]
+    return [
+        json.loads(path.read_text())
+        for path in (runs_folder / "sweeps/tiny").glob(f"pool/*/{name}.json")
+    ]
 
 
 def test_jobs_that_load_the_model_never_overlap_on_a_gpu(tiny_model, tmp_path):
@@ -344,27 +522,60 @@ def test_jobs_that_load_the_model_never_overlap_on_a_gpu(tiny_model, tmp_path):
     path = write_sweep(tmp_path, tiny_model, cross={"seed": [0, 1, 2]})
     done = drive(path, tmp_path / "runs", "--gpus", "1")
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    times = sorted((one["started"], one["started"] + one["seconds"]) for one in said_of_pools(tmp_path / "runs", "done"))
+    times = sorted(
+        (one["started"], one["started"] + one["seconds"])
+        for one in said_of_pools(tmp_path / "runs", "done")
+    )
     assert len(times) == 3 and times[0][1] <= times[1][0] and times[1][1] <= times[2][0]
     assert {one["threads"] for one in said_of_pools(tmp_path / "runs", "job")} == {2}
 
 
 def test_on_a_cpu_two_of_them_share_the_cores(finished):
     assert [one["threads"] for one in said_of_pools(finished[1], "job")] == [1, 1]
-    assert [driver._at_once(*asked) for asked in ((1, 0, None), (2, 0, None), (16, 0, None), (16, 1, None), (16, 0, Path("profile")))] == [1, 2, 2, 1, 1]
+    assert [
+        driver._at_once(*asked)
+        for asked in (
+            (1, 0, None),
+            (2, 0, None),
+            (16, 0, None),
+            (16, 1, None),
+            (16, 0, Path("profile")),
+        )
+    ] == [1, 2, 2, 1, 1]
 
 
 def test_the_report_opens_without_a_network(finished):
     page = (finished[1] / "sweeps/tiny/report.html").read_text()
     assert "What a label buys" in page and page.count("data:image/png;base64") >= 6
-    for mark in ('src="http', "src='http", 'href="http', "url(http", "@import url", 'import("http', "cdnjs", "unpkg", "jsdelivr"):
+    for mark in (
+        'src="http',
+        "src='http",
+        'href="http',
+        "url(http",
+        "@import url",
+        'import("http',
+        "cdnjs",
+        "unpkg",
+        "jsdelivr",
+    ):
         assert mark not in page, mark
 
 
 def test_the_report_holds_its_figures_beside_their_tables(finished):
     figures = finished[1] / "sweeps/tiny/figures"
-    for name in ("gain_by_budget", "strategies", "significance", "predicts_error", "over_optimisation", "category_gains", "overhead"):
-        assert all((figures / f"{name}{suffix}").stat().st_size > 100 for suffix in (".png", ".svg", ".csv"))
+    for name in (
+        "gain_by_budget",
+        "strategies",
+        "significance",
+        "predicts_error",
+        "over_optimisation",
+        "category_gains",
+        "overhead",
+    ):
+        assert all(
+            (figures / f"{name}{suffix}").stat().st_size > 100
+            for suffix in (".png", ".svg", ".csv")
+        )
 
 
 def alive(text):
@@ -372,20 +583,42 @@ def alive(text):
     found = []
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit() and int(entry.name) != os.getpid() and (text in (entry / "cmdline").read_bytes().decode(errors="replace")
-                                                                           or text in (entry / "environ").read_bytes().decode(errors="replace")):
-                found.append((int(entry.name), (entry / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")[:90]))
+            if (
+                entry.name.isdigit()
+                and int(entry.name) != os.getpid()
+                and (
+                    text in (entry / "cmdline").read_bytes().decode(errors="replace")
+                    or text in (entry / "environ").read_bytes().decode(errors="replace")
+                )
+            ):
+                found.append(
+                    (
+                        int(entry.name),
+                        (entry / "cmdline")
+                        .read_bytes()
+                        .decode(errors="replace")
+                        .replace("\0", " ")[:90],
+                    )
+                )
         except OSError:
             continue
     return found
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_killed_sweep_leaves_no_orphan_and_resumes_to_the_same_results(finished, tiny_model, tmp_path, stop):
+def test_a_killed_sweep_leaves_no_orphan_and_resumes_to_the_same_results(
+    finished, tiny_model, tmp_path, stop
+):
     path = write_sweep(tmp_path, tiny_model)
     mine = tmp_path / "runs"
-    process = subprocess.Popen([sys.executable, "-m", "shfcas_lib", "sweep", str(path), "--cores", "2", "--gpus", "0"], cwd=ROOT,
-                               env=environment(mine), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shfcas_lib", "sweep", str(path), "--cores", "2", "--gpus", "0"],
+        cwd=ROOT,
+        env=environment(mine),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     for line in process.stdout:  # in the middle: some jobs done, others at work
         if line.startswith("[3/"):
             break
@@ -409,45 +642,102 @@ def test_a_second_driver_is_refused(finished):
     with open(folder / "sweeps/tiny/.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = drive(path, folder)
-    assert done.returncode == 2 and "another driver is already running this sweep" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "another driver is already running this sweep" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_a_failed_point_keeps_its_notebook_and_the_others_go_on(tiny_model, tmp_path):
-    """One case raises, one takes its kernel with it; strategies are an axis, so that points share references."""
-    flawed = {name: {"bias": [{"kind": "attribute", "attribute": f"tiny_gold:{name}", "strength": 0.5}]} for name in ("broken", "deadly")}
-    path = write_sweep(tmp_path, tiny_model, cross={"flaw": flawed | {"good": {}}, "selection.strategies": [["shf_cas"], ["random"]]})
+    """One case raises, one takes its kernel with it; strategies are an axis, so that points share
+    references."""
+    flawed = {
+        name: {"bias": [{"kind": "attribute", "attribute": f"tiny_gold:{name}", "strength": 0.5}]}
+        for name in ("broken", "deadly")
+    }
+    path = write_sweep(
+        tmp_path,
+        tiny_model,
+        cross={"flaw": flawed | {"good": {}}, "selection.strategies": [["shf_cas"], ["random"]]},
+    )
     done = drive(path, tmp_path / "runs")
     assert done.returncode == 1, done.stdout + done.stderr[-2000:]
-    assert "FAILED  sweep/cases stopped in cell" in done.stdout and "DeadKernelError" in done.stdout and done.stdout.count("not run: point/") == 4
+    assert (
+        "FAILED  sweep/cases stopped in cell" in done.stdout
+        and "DeadKernelError" in done.stdout
+        and done.stdout.count("not run: point/") == 4
+    )
     root = tmp_path / "runs/sweeps/tiny"
-    notebooks = [nbformat.read(p.parent / json.loads(p.read_text())["notebook"], 4) for p in root.glob("cases/*/failed.json")]
+    notebooks = [
+        nbformat.read(p.parent / json.loads(p.read_text())["notebook"], 4)
+        for p in root.glob("cases/*/failed.json")
+    ]
     assert len(notebooks) == 2
-    assert any(output.get("ename") == "ZeroDivisionError" for notebook in notebooks for cell in notebook.cells for output in cell.get("outputs", []))
-    states = pd.read_parquet(root / "tables/points.parquet").groupby("flaw")["state"].agg(list).to_dict()
+    assert any(
+        output.get("ename") == "ZeroDivisionError"
+        for notebook in notebooks
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+    )
+    states = (
+        pd.read_parquet(root / "tables/points.parquet").groupby("flaw")["state"].agg(list).to_dict()
+    )
     assert states == {"broken": ["not run"] * 2, "deadly": ["not run"] * 2, "good": ["done"] * 2}
     tables = report.open_tables(root)
-    assert tables["comparisons"]["policy"].tolist() == ["shf_cas"] and not tables["measures"].duplicated([*report.UNITS, "policy"]).any()
+    assert (
+        tables["comparisons"]["policy"].tolist() == ["shf_cas"]
+        and not tables["measures"].duplicated([*report.UNITS, "policy"]).any()
+    )
     again = drive(path, tmp_path / "runs", "--dry-run").stdout
     assert "6 to run" in again and again.count("failed before") == 2
 
 
 def test_a_sweep_of_trained_policies(tiny_model, tmp_path):
-    """With a probe they start from the shared pool and proxies; a trained reward makes each a run of the four notebooks."""
-    path = write_sweep(tmp_path, tiny_model, set={"policy": {"kind": "dpo", "pairs": 4}, "evaluation.replicates": 0, "evaluation.answers": 3, "selection.budget": 6,
-                                                  "selection.rounds": 2, "prompts.n": 30, "selection.strategies": ["shf_cas", "random"]},
-                       cross={"seed": [0], "reward.kind": ["probe", "lora"]})
+    """With a probe they start from the shared pool and proxies; a trained reward makes each a run
+    of the four notebooks."""
+    path = write_sweep(
+        tmp_path,
+        tiny_model,
+        set={
+            "policy": {"kind": "dpo", "pairs": 4},
+            "evaluation.replicates": 0,
+            "evaluation.answers": 3,
+            "selection.budget": 6,
+            "selection.rounds": 2,
+            "prompts.n": 30,
+            "selection.strategies": ["shf_cas", "random"],
+        },
+        cross={"seed": [0], "reward.kind": ["probe", "lora"]},
+    )
     done = drive(path, tmp_path / "runs")
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     table = report.open_tables(tmp_path / "runs/sweeps/tiny")["trained"]
-    policies = {setting: set(part["policy"]) for setting, part in report.trained(table).groupby("setting")}
-    assert policies == {"probe": {"base", "proxy", "shf_cas", "random", "clean"}, "lora": {"base", "proxy", "shf_cas", "random"}}
+    policies = {
+        setting: set(part["policy"]) for setting, part in report.trained(table).groupby("setting")
+    }
+    assert policies == {
+        "probe": {"base", "proxy", "shf_cas", "random", "clean"},
+        "lora": {"base", "proxy", "shf_cas", "random"},
+    }
     probe = table[table["setting"] == "probe"]
     base = probe[probe["policy"] == "base"]
-    np.testing.assert_allclose(base["gold"], base["tilted_gold"])  # the same prompts, the same gold: the two tables meet where they should
+    np.testing.assert_allclose(
+        base["gold"], base["tilted_gold"]
+    )  # the same prompts, the same gold: the two tables meet where they should
     moved = probe[probe["policy"] != "base"]
-    assert (moved["tilted_kl"] > -1e-9).all() and moved["tilted_kl"].mean() > 0 and (moved["kl"] != 0).any()
-    written = [pd.read_parquet(path) for path in (tmp_path / "runs/sweeps/tiny").rglob("pool_shf_cas.parquet")]
-    assert len(written) == 2 and all((part.groupby("prompt_id").size() == 3).all() for part in written)  # evaluation.answers
+    assert (
+        (moved["tilted_kl"] > -1e-9).all()
+        and moved["tilted_kl"].mean() > 0
+        and (moved["kl"] != 0).any()
+    )
+    written = [
+        pd.read_parquet(path)
+        for path in (tmp_path / "runs/sweeps/tiny").rglob("pool_shf_cas.parquet")
+    ]
+    assert len(written) == 2 and all(
+        (part.groupby("prompt_id").size() == 3).all() for part in written
+    )  # evaluation.answers
 
 
 def test_without_snakemake_one_sentence_says_how_to_get_it(base, tmp_path, monkeypatch):
@@ -484,7 +774,10 @@ def test_a_sweep_is_released_with_its_trace_and_without_keys(finished, tmp_path,
 def test_ticks_of_a_log_axis_are_numbers_and_no_formula(tmp_path):
     from shfcas_lib.sweeps import figures as sweep_figures
 
-    figure = sweep_figures.overhead(pd.DataFrame({"policy": ["random", "shf_cas"], "seconds": [0.01, 3.0]}), tmp_path / "overhead")
+    figure = sweep_figures.overhead(
+        pd.DataFrame({"policy": ["random", "shf_cas"], "seconds": [0.01, 3.0]}),
+        tmp_path / "overhead",
+    )
     figure.canvas.draw()
     labels = [tick.get_text() for tick in figure.axes[0].get_xticklabels(which="both")]
     assert "0.1" in labels and not any("$" in label for label in labels)

@@ -1,4 +1,5 @@
-"""Step 0: the fine-tuned model is a model of its own, and with it everything that is called the base policy."""
+"""Step 0: the fine-tuned model is a model of its own, and with it everything that is called the
+base policy."""
 
 import gc
 import json
@@ -24,13 +25,28 @@ def run(tiny_model, tmp_path):
     """A run whose preferences say that words are better than figures; one pair is a tie."""
     pool = make_pool()
     pairs = pool[pool["index"] == 0].merge(pool[pool["index"] == 1], on="prompt")
-    rows = [{"prompt": row.prompt, "chosen": row.completion_x, "rejected": row.completion_y} for row in pairs.itertuples()]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in [*rows, rows[0] | {"chosen": "tied", "label": 0.5}]))
+    rows = [
+        {"prompt": row.prompt, "chosen": row.completion_x, "rejected": row.completion_y}
+        for row in pairs.itertuples()
+    ]
+    (tmp_path / "pairs.jsonl").write_text(
+        "\n".join(json.dumps(row) for row in [*rows, rows[0] | {"chosen": "tied", "label": 0.5}])
+    )
 
     def make(quantisation="none", **changes):
-        values = {"run": f"sft_{quantisation}", "model": {"source": str(tiny_model), "quantisation": quantisation, "device": "cpu"},
-                  "preferences": {"file": str(tmp_path / "pairs.jsonl")}, "prompts": {"n": 40}, "evaluation": {"replicates": 0},
-                  "sft": {"answers": "chosen", "learning_rate": 5.0e-3, "epochs": 4, "lora": {"dropout": 0.0}}}
+        values = {
+            "run": f"sft_{quantisation}",
+            "model": {"source": str(tiny_model), "quantisation": quantisation, "device": "cpu"},
+            "preferences": {"file": str(tmp_path / "pairs.jsonl")},
+            "prompts": {"n": 40},
+            "evaluation": {"replicates": 0},
+            "sft": {
+                "answers": "chosen",
+                "learning_rate": 5.0e-3,
+                "epochs": 4,
+                "lora": {"dropout": 0.0},
+            },
+        }
         return runs.open_run(reading.check(values | changes, "test"))
 
     return make
@@ -51,7 +67,9 @@ def test_the_fine_tuned_model_imitates_and_is_found_again(run, quantisation, mon
     before = imitated(load_backbone(this.params.model), this)
     model = sft.base(this, prompts)
     backbone = load_backbone(model)
-    assert backbone.peft is None and model.quantisation == quantisation, "no adapter: with all of them off, this is the reference"
+    assert backbone.peft is None and model.quantisation == quantisation, (
+        "no adapter: with all of them off, this is the reference"
+    )
     assert imitated(backbone, this) > before + 10
     folder = this.folder / "01_proxy" / "base"
     assert not list(folder.glob(".*")) and not (folder / "checkpoints").exists()
@@ -62,14 +80,18 @@ def test_the_fine_tuned_model_imitates_and_is_found_again(run, quantisation, mon
         start.load_adapter(POLICY, folder / "adapter")
         pool = make_pool().head(8)
         with start.using(POLICY):
-            np.testing.assert_allclose(score(backbone, pool)["logp"], score(start, pool)["logp"], atol=1e-3)
+            np.testing.assert_allclose(
+                score(backbone, pool)["logp"], score(start, pool)["logp"], atol=1e-3
+            )
 
 
 def test_only_training_prompts_are_imitated_and_ties_are_not(run):
     this = run()
     prompts = checks.check(this.params)
     rows = sft.answers(this.params, prompts)
-    assert set(rows["prompt"]) == set(prompts.loc[prompts["split"] == "train", "prompt"]) and "tied" not in set(rows["completion"])
+    assert set(rows["prompt"]) == set(
+        prompts.loc[prompts["split"] == "train", "prompt"]
+    ) and "tied" not in set(rows["completion"])
     assert rows["completion"].str.contains("a").all()
 
 
@@ -97,7 +119,8 @@ def test_an_adapter_half_saved_is_no_finished_training(run, monkeypatch):
 
 
 def test_two_backbones_never_stand_side_by_side(run, monkeypatch):
-    """The one that was trained is gone when the copy to merge into is loaded, and that one when the caller loads what came out."""
+    """The one that was trained is gone when the copy to merge into is loaded, and that one when
+    the caller loads what came out."""
     alive, load = [], load_backbone
 
     def loading(model):
@@ -105,6 +128,7 @@ def test_two_backbones_never_stand_side_by_side(run, monkeypatch):
         backbone = load(model)
         alive.append(weakref.ref(backbone.causal))
         return backbone
+
     monkeypatch.setattr(model_loading, "load_backbone", loading)
     this = run()
     prompts = checks.check(this.params)

@@ -1,4 +1,5 @@
-"""What TRL trains on the tiny model: the LoRA reward and the policies. Importing TRL takes most of this file's time."""
+"""What TRL trains on the tiny model: the LoRA reward and the policies. Importing TRL takes most
+of this file's time."""
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,11 @@ from shfcas_lib.training import policy as policy_training
 from shfcas_lib.training import reward as lora_reward
 
 REWARD = Reward(kind="lora", learning_rate=3e-3, epochs=4, batch_size=8, lora=Lora(dropout=0.0))
-GOOD = ["a good answer", "the honest cat sat on the mat in the rain", "an honest user and a good dog"]
+GOOD = [
+    "a good answer",
+    "the honest cat sat on the mat in the rain",
+    "an honest user and a good dog",
+]
 BAD = ["42 17 99", "0 1 2 3 4 5 6 7 8 9 10 11", "7777 8888 9999 10"]
 
 
@@ -36,12 +41,15 @@ def preferences(pool):
 
 @pytest.fixture(scope="module")
 def trained(tiny_model, pool, preferences):
-    """A LoRA reward trained on the preferences, on a backbone of its own. Tests leave it as it is."""
+    """A LoRA reward trained on the preferences, on a backbone of its own. Tests leave it as it
+    is."""
     return lora_reward.train(load_tiny(tiny_model), "proxy", pool, preferences, REWARD, seed=0)
 
 
 def base_weights(backbone):
-    return {name: weight for name, weight in backbone.causal.named_parameters() if "lora" not in name}
+    return {
+        name: weight for name, weight in backbone.causal.named_parameters() if "lora" not in name
+    }
 
 
 def accuracy(pool, scores, quality):
@@ -68,11 +76,22 @@ def test_an_untrained_reward_does_not_know_them(tiny_model, pool, quality):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         head = lora_reward._new_head(backbone)
-    assert 0.1 < accuracy(pool, lora_reward.LoraReward(backbone, "proxy", head).score(pool), quality) < 0.9
+    assert (
+        0.1
+        < accuracy(pool, lora_reward.LoraReward(backbone, "proxy", head).score(pool), quality)
+        < 0.9
+    )
 
 
 def test_reversed_labels_teach_the_reverse(tiny_model, pool, preferences, quality):
-    reward = lora_reward.train(load_tiny(tiny_model), "proxy", pool, preferences.assign(label=1 - preferences["label"]), REWARD, seed=0)
+    reward = lora_reward.train(
+        load_tiny(tiny_model),
+        "proxy",
+        pool,
+        preferences.assign(label=1 - preferences["label"]),
+        REWARD,
+        seed=0,
+    )
     assert accuracy(pool, reward.score(pool), quality) == 0
 
 
@@ -82,19 +101,24 @@ def test_training_repeats_with_its_seed(tiny_model, trained, pool, preferences):
 
 
 def test_scores_have_unit_spread_within_prompts(trained, pool):
-    assert pd.Series(trained.score(pool)).groupby(pool["prompt_id"]).std(ddof=0).mean() == pytest.approx(1)
+    assert pd.Series(trained.score(pool)).groupby(pool["prompt_id"]).std(
+        ddof=0
+    ).mean() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
 def test_scores_do_not_depend_on_the_batch(trained, pool, batch_size):
     shuffled = pool.sample(frac=1, random_state=batch_size)
     expected = pd.Series(trained.score(pool), index=pool.index)
-    np.testing.assert_allclose(trained.score(shuffled, batch_size=batch_size), expected[shuffled.index], atol=1e-5)
+    np.testing.assert_allclose(
+        trained.score(shuffled, batch_size=batch_size), expected[shuffled.index], atol=1e-5
+    )
 
 
 def test_scores_are_those_of_a_plain_computation(trained, pool):
-    """One example at a time, no padding: the head on the final hidden state of the last token before the end token, which is the
-    pad token of this model and so the position that transformers' classifiers, and TRL with them, read."""
+    """One example at a time, no padding: the head on the final hidden state of the last token
+    before the end token, which is the pad token of this model and so the position that
+    transformers' classifiers, and TRL with them, read."""
     import torch
 
     backbone = trained.backbone
@@ -106,20 +130,33 @@ def test_scores_are_those_of_a_plain_computation(trained, pool):
         assert trained.score(pd.DataFrame([row._asdict()]))[0] == pytest.approx(expected, abs=1e-5)
 
 
-def test_score_reads_the_position_that_the_trainer_trains(tiny_model, pool, preferences, monkeypatch):
-    """Both must read the same position of the same tokens; the pad token of this model is its end token."""
+def test_score_reads_the_position_that_the_trainer_trains(
+    tiny_model, pool, preferences, monkeypatch
+):
+    """Both must read the same position of the same tokens; the pad token of this model is its end
+    token."""
     import torch
 
     seen, build = [], lora_reward.classifier
-    monkeypatch.setattr(lora_reward, "classifier", lambda backbone, head: seen.append(build(backbone, head)) or seen[-1])
+    monkeypatch.setattr(
+        lora_reward,
+        "classifier",
+        lambda backbone, head: seen.append(build(backbone, head)) or seen[-1],
+    )
     backbone = load_tiny(tiny_model)
-    reward = lora_reward.train(backbone, "proxy", pool, preferences, REWARD.model_copy(update={"epochs": 1}), seed=0)
+    reward = lora_reward.train(
+        backbone, "proxy", pool, preferences, REWARD.model_copy(update={"epochs": 1}), seed=0
+    )
     model, rows = seen[0], pool.head(2)
     ids = [lora_reward._ids(backbone, row.prompt, row.completion) for row in rows.itertuples()]
     width = max(map(len, ids))
     assert width > min(map(len, ids))
-    batch = {"input_ids": torch.tensor([i + [model.config.pad_token_id] * (width - len(i)) for i in ids]),
-             "attention_mask": torch.tensor([[1] * len(i) + [0] * (width - len(i)) for i in ids])}  # as TRL's collator pads
+    batch = {
+        "input_ids": torch.tensor(
+            [i + [model.config.pad_token_id] * (width - len(i)) for i in ids]
+        ),
+        "attention_mask": torch.tensor([[1] * len(i) + [0] * (width - len(i)) for i in ids]),
+    }  # as TRL's collator pads
     with backbone.using("proxy"), torch.no_grad():
         in_training = model(**batch).logits[:, 0].double().numpy()
     np.testing.assert_allclose(reward.score(rows) * reward.spread, in_training, atol=1e-4)
@@ -158,21 +195,29 @@ def test_a_folder_without_its_marker_is_no_reward(trained, tiny_model, tmp_path)
 
 def test_refine_reads_back_a_reward_that_was_trained(trained, tiny_model, pool, tmp_path):
     trained.save(tmp_path)
-    again = refine.fit(REWARD, None, None, seed=0, name="again", folder=tmp_path, backbone=load_tiny(tiny_model))
+    again = refine.fit(
+        REWARD, None, None, seed=0, name="again", folder=tmp_path, backbone=load_tiny(tiny_model)
+    )
     np.testing.assert_allclose(again.score(pool), trained.score(pool), rtol=0, atol=1e-6)
 
 
 def test_the_classifier_holds_the_backbones_own_weights(trained):
     model = lora_reward.classifier(trained.backbone, trained.head)
     own = {weight.data_ptr() for weight in trained.backbone.causal.model.parameters()}
-    assert own == {weight.data_ptr() for name, weight in model.named_parameters() if not name.startswith("score")}
+    assert own == {
+        weight.data_ptr()
+        for name, weight in model.named_parameters()
+        if not name.startswith("score")
+    }
     assert model.score is trained.head
 
 
 def test_training_leaves_the_backbone_where_and_as_it_was(tiny_model, pool, preferences):
     backbone = load_tiny(tiny_model)
     before = {weight.data_ptr(): weight.detach().clone() for weight in backbone.causal.parameters()}
-    lora_reward.train(backbone, "proxy", pool, preferences, REWARD.model_copy(update={"epochs": 1}), seed=0)
+    lora_reward.train(
+        backbone, "proxy", pool, preferences, REWARD.model_copy(update={"epochs": 1}), seed=0
+    )
     after = {weight.data_ptr(): weight for weight in base_weights(backbone).values()}
     assert set(before) == set(after)
     assert all(bool((before[key] == after[key]).all()) for key in before)
@@ -180,27 +225,38 @@ def test_training_leaves_the_backbone_where_and_as_it_was(tiny_model, pool, pref
 
 def test_training_leaves_no_adapter_in_use(trained, tiny_model, pool):
     assert trained.backbone.active is None
-    np.testing.assert_array_equal(score(trained.backbone, pool)["logp"], score(load_tiny(tiny_model), pool)["logp"])
+    np.testing.assert_array_equal(
+        score(trained.backbone, pool)["logp"], score(load_tiny(tiny_model), pool)["logp"]
+    )
 
 
 def test_two_rewards_live_side_by_side(tiny_model, pool, preferences, quality):
     backbone = load_tiny(tiny_model)
-    proxy = lora_reward.train(backbone, "proxy", pool, preferences.assign(label=1 - preferences["label"]), REWARD, seed=0)
+    proxy = lora_reward.train(
+        backbone, "proxy", pool, preferences.assign(label=1 - preferences["label"]), REWARD, seed=0
+    )
     before = proxy.score(pool)
     refined = lora_reward.train(backbone, "refined", pool, preferences, REWARD, seed=0)
     np.testing.assert_allclose(proxy.score(pool), before, atol=1e-6)
-    assert accuracy(pool, refined.score(pool), quality) == 1 and accuracy(pool, proxy.score(pool), quality) == 0
+    assert (
+        accuracy(pool, refined.score(pool), quality) == 1
+        and accuracy(pool, proxy.score(pool), quality) == 0
+    )
 
 
 def test_ties_alone_are_nothing_to_train_on(tiny_model, pool, preferences):
     with pytest.raises(InputError, match="no preferences"):
-        lora_reward.train(load_tiny(tiny_model), "proxy", pool, preferences.assign(label=0.5), REWARD, seed=0)
+        lora_reward.train(
+            load_tiny(tiny_model), "proxy", pool, preferences.assign(label=0.5), REWARD, seed=0
+        )
 
 
 def rows_given_to_trl(backbone, pool, preferences, monkeypatch):
     """The preferences as they reach TRL's format; training stops there."""
     seen = []
-    monkeypatch.setattr(lora_reward, "to_trl", lambda table, _: seen.append(table) or pd.DataFrame())
+    monkeypatch.setattr(
+        lora_reward, "to_trl", lambda table, _: seen.append(table) or pd.DataFrame()
+    )
     with pytest.raises(InputError):
         lora_reward.train(backbone, "proxy", pool, preferences, REWARD, seed=0)
     return seen[0].value_counts(KEY).to_dict()
@@ -208,12 +264,18 @@ def rows_given_to_trl(backbone, pool, preferences, monkeypatch):
 
 def test_a_pair_of_weight_three_is_repeated_three_times(backbone, pool, preferences, monkeypatch):
     weighted = preferences.head(3).assign(weight=[1.0, 3.0, 2.4])
-    assert rows_given_to_trl(backbone, pool, weighted, monkeypatch) == {("p00", 0, 1): 1, ("p00", 0, 2): 3, ("p00", 0, 3): 2}
+    assert rows_given_to_trl(backbone, pool, weighted, monkeypatch) == {
+        ("p00", 0, 1): 1,
+        ("p00", 0, 2): 3,
+        ("p00", 0, 3): 2,
+    }
 
 
 def test_weights_hold_for_tables_put_together_from_two(backbone, pool, preferences, monkeypatch):
     """Such a table names its rows 0, 1, 0, 1."""
-    both = pd.concat([preferences.head(2), preferences.iloc[6:8].reset_index(drop=True)]).assign(weight=[1.0, 2.0, 1.0, 3.0])
+    both = pd.concat([preferences.head(2), preferences.iloc[6:8].reset_index(drop=True)]).assign(
+        weight=[1.0, 2.0, 1.0, 3.0]
+    )
     expected = {("p00", 0, 1): 1, ("p00", 0, 2): 2, ("p01", 0, 1): 1, ("p01", 0, 2): 3}
     assert rows_given_to_trl(backbone, pool, both, monkeypatch) == expected
 
@@ -222,7 +284,16 @@ def test_weights_hold_for_tables_put_together_from_two(backbone, pool, preferenc
 
 
 def policy(kind, **changes):
-    return Policy(**{"kind": kind, "pairs": 32, "learning_rate": 3e-3, "epochs": 2, "lora": Lora(dropout=0.0), **changes})
+    return Policy(
+        **{
+            "kind": kind,
+            "pairs": 32,
+            "learning_rate": 3e-3,
+            "epochs": 2,
+            "lora": Lora(dropout=0.0),
+            **changes,
+        }
+    )
 
 
 @pytest.fixture
@@ -237,7 +308,10 @@ def test_pairs_obey_the_reward(scored, kind):
     value = dict(zip(zip(pool["prompt"], pool["completion"]), reward))
     pairs = policy_training.pairs(pool, reward, policy(kind), np.random.default_rng(0))
     assert len(pairs) > 8
-    assert all(value[row.prompt, row.chosen] > value[row.prompt, row.rejected] for row in pairs.itertuples())
+    assert all(
+        value[row.prompt, row.chosen] > value[row.prompt, row.rejected]
+        for row in pairs.itertuples()
+    )
 
 
 @pytest.mark.parametrize("kind", ["dpo", "rso"])
@@ -248,13 +322,17 @@ def test_pairs_are_at_most_as_many_as_asked_for_and_touch_many_prompts(scored, k
 
 @pytest.mark.parametrize("kind", ["dpo", "rso"])
 def test_pairs_repeat_with_their_generator(scored, kind):
-    one, other = (policy_training.pairs(*scored, policy(kind), np.random.default_rng(4)) for _ in range(2))
+    one, other = (
+        policy_training.pairs(*scored, policy(kind), np.random.default_rng(4)) for _ in range(2)
+    )
     pd.testing.assert_frame_equal(one, other)
 
 
 def test_dpo_compares_best_with_worst_first(scored):
     pool, reward = scored
-    pairs = policy_training.pairs(pool, reward, policy("dpo", pairs=16), np.random.default_rng(0)).set_index("prompt")
+    pairs = policy_training.pairs(
+        pool, reward, policy("dpo", pairs=16), np.random.default_rng(0)
+    ).set_index("prompt")
     for prompt, part in pool.assign(reward=reward).groupby("prompt"):
         assert pairs.loc[prompt, "chosen"] == part.loc[part["reward"].idxmax(), "completion"]
         assert pairs.loc[prompt, "rejected"] == part.loc[part["reward"].idxmin(), "completion"]
@@ -262,13 +340,27 @@ def test_dpo_compares_best_with_worst_first(scored):
 
 def test_dpo_never_uses_a_pair_twice(scored):
     pairs = policy_training.pairs(*scored, policy("dpo", pairs=500), np.random.default_rng(0))
-    assert len(pairs) == 32 and not pairs.duplicated().any()  # 4 completions give 2 pairs: best-worst and second-third
+    assert (
+        len(pairs) == 32 and not pairs.duplicated().any()
+    )  # 4 completions give 2 pairs: best-worst and second-third
 
 
 def test_rso_draws_from_the_tilted_policy():
     """Of three completions the tilt makes one nearly impossible: the two others are drawn."""
-    pool = pd.DataFrame({"prompt_id": "p", "index": range(3), "prompt": "hi", "completion": ["best", "second", "hopeless"]})
-    pairs = policy_training.pairs(pool, np.array([1.0, 0.9, -50.0]), policy("rso", beta=1.0, pairs=20), np.random.default_rng(0))
+    pool = pd.DataFrame(
+        {
+            "prompt_id": "p",
+            "index": range(3),
+            "prompt": "hi",
+            "completion": ["best", "second", "hopeless"],
+        }
+    )
+    pairs = policy_training.pairs(
+        pool,
+        np.array([1.0, 0.9, -50.0]),
+        policy("rso", beta=1.0, pairs=20),
+        np.random.default_rng(0),
+    )
     assert set(map(tuple, pairs.to_numpy())) == {("hi", "best", "second")}
 
 
@@ -280,8 +372,17 @@ def test_a_reward_that_tells_nothing_apart_is_an_error(pool, kind):
 
 @pytest.mark.parametrize("kind", ["dpo", "rso"])
 def test_completions_of_the_same_text_make_no_pair(kind):
-    pool = pd.DataFrame({"prompt_id": "p", "index": range(4), "prompt": "hi", "completion": ["same", "same", "same", "other"]})
-    pairs = policy_training.pairs(pool, np.array([3.0, 2.0, 0.0, 1.0]), policy(kind, beta=5.0), np.random.default_rng(0))
+    pool = pd.DataFrame(
+        {
+            "prompt_id": "p",
+            "index": range(4),
+            "prompt": "hi",
+            "completion": ["same", "same", "same", "other"],
+        }
+    )
+    pairs = policy_training.pairs(
+        pool, np.array([3.0, 2.0, 0.0, 1.0]), policy(kind, beta=5.0), np.random.default_rng(0)
+    )
     assert all(row.chosen != row.rejected for row in pairs.itertuples())
 
 
@@ -290,9 +391,12 @@ def test_completions_of_the_same_text_make_no_pair(kind):
 
 @pytest.fixture(scope="module", params=["dpo", "rso"])
 def aligned(request, tiny_model, pool, preferences, quality):
-    """A policy trained against quality beside a reward: (backbone, pairs, reward, reward's scores before, its weights before)."""
+    """A policy trained against quality beside a reward: (backbone, pairs, reward, reward's scores
+    before, its weights before)."""
     backbone = load_tiny(tiny_model)
-    reward = lora_reward.train(backbone, "proxy", pool, preferences, REWARD.model_copy(update={"epochs": 1}), seed=0)
+    reward = lora_reward.train(
+        backbone, "proxy", pool, preferences, REWARD.model_copy(update={"epochs": 1}), seed=0
+    )
     scores, weights = reward.score(pool), adapter_weights(backbone, "proxy")
     settings = policy(request.param)
     pairs = policy_training.pairs(pool, quality, settings, np.random.default_rng(0))
@@ -302,7 +406,10 @@ def aligned(request, tiny_model, pool, preferences, quality):
 
 def margin(backbone, pairs):
     """Log-probability of chosen minus that of rejected, (pairs,)."""
-    sides = [pairs.assign(prompt_id="p", index=range(len(pairs)), completion=pairs[side]) for side in ("chosen", "rejected")]
+    sides = [
+        pairs.assign(prompt_id="p", index=range(len(pairs)), completion=pairs[side])
+        for side in ("chosen", "rejected")
+    ]
     chosen, rejected = (score(backbone, side)["logp"].to_numpy() for side in sides)
     return chosen - rejected
 
@@ -348,7 +455,9 @@ def test_a_trained_policy_survives_saving(aligned, tiny_model, pool, tmp_path):
 
 def test_the_two_kinds_are_trained_with_their_own_loss(fresh_backbone, pool, quality, monkeypatch):
     losses = []
-    monkeypatch.setattr(policy_training, "fit", lambda *given, **_: losses.append(given[3]["loss_type"]))
+    monkeypatch.setattr(
+        policy_training, "fit", lambda *given, **_: losses.append(given[3]["loss_type"])
+    )
     for kind in ("dpo", "rso"):
         pairs = policy_training.pairs(pool, quality, policy(kind), np.random.default_rng(0))
         policy_training.train(fresh_backbone, pairs, policy(kind), seed=0)
@@ -356,7 +465,8 @@ def test_the_two_kinds_are_trained_with_their_own_loss(fresh_backbone, pool, qua
 
 
 def test_training_again_starts_from_the_base_policy(aligned, pool, quality):
-    """A second training does not build on the first: the anchor of every round is the base policy."""
+    """A second training does not build on the first: the anchor of every round is the base
+    policy."""
     backbone, pairs, *_ = aligned
     with backbone.using(POLICY):
         first = margin(backbone, pairs)

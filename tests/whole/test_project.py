@@ -1,4 +1,5 @@
-"""The project's own promises: one set of pins, parameter files that load, README commands that exist."""
+"""The project's own promises: one set of pins, parameter files that load, README commands that
+exist."""
 
 import importlib.util
 import re
@@ -17,7 +18,9 @@ README = (ROOT / "README.md").read_text()
 
 def test_every_dependency_is_pinned_exactly():
     assert all(re.fullmatch(r"[a-z0-9_-]+==[0-9][0-9a-z.]*", pin) for pin in PINS + TOOLS)
-    assert all(pin in (ROOT / "Makefile").read_text() for pin in TOOLS), "the make target installs the version of pyproject.toml"
+    assert all(pin in (ROOT / "Makefile").read_text() for pin in TOOLS), (
+        "the make target installs the version of pyproject.toml"
+    )
 
 
 def test_environment_yml_holds_the_same_pins():
@@ -26,22 +29,32 @@ def test_environment_yml_holds_the_same_pins():
 
 
 def test_the_lock_holds_the_same_pins():
-    lock = dict(line.strip().split("==") for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line)
+    lock = dict(
+        line.strip().split("==")
+        for line in (ROOT / "requirements.lock").read_text().splitlines()
+        if "==" in line
+    )
     lock = {name.lower().replace("_", "-"): version for name, version in lock.items()}
-    assert {pin: lock.get(pin.split("==")[0]) for pin in PINS} == {pin: pin.split("==")[1] for pin in PINS}
+    assert {pin: lock.get(pin.split("==")[0]) for pin in PINS} == {
+        pin: pin.split("==")[1] for pin in PINS
+    }
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_parameter_file_loads_and_its_data_is_there(path):
     settings = reading.load(path)
-    if not settings.prompts.recipe and not settings.preferences.recipe:  # those of hubs are tested in test_real_runs
+    if (
+        not settings.prompts.recipe and not settings.preferences.recipe
+    ):  # those of hubs are tested in test_real_runs
         assert len(checks.check(settings)) >= 6
     assert path.read_text().startswith("# "), "a header says what the run does"
 
 
 def test_every_make_line_of_the_readme_is_a_target():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    used = set(re.findall(r"^\s+make ([a-z-]+)", README, re.MULTILINE)) | set(re.findall(r"`make ([a-z-]+)", README))
+    used = set(re.findall(r"^\s+make ([a-z-]+)", README, re.MULTILINE)) | set(
+        re.findall(r"`make ([a-z-]+)", README)
+    )
     assert used and used <= targets
 
 
@@ -57,18 +70,31 @@ def test_every_file_the_readme_shows_exists():
 
 
 def test_make_help_lists_the_targets():
-    printed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert all(f"make {name}" in printed for name in ("demo", "test", "lab", "format", "clean"))
 
 
 def test_keys_lists_every_parameter():
-    printed = subprocess.run([sys.executable, "-m", "shfcas_lib", "keys"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        [sys.executable, "-m", "shfcas_lib", "keys"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert all(name in printed for name, _, _ in reading.keys())
 
 
 def test_a_reader_who_has_read_enough_sees_no_traceback():
     """As with `| head`."""
-    process = subprocess.Popen([sys.executable, "-m", "shfcas_lib", "keys"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shfcas_lib", "keys"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait() == 1
 
@@ -76,14 +102,27 @@ def test_a_reader_who_has_read_enough_sees_no_traceback():
 def test_a_bad_parameter_file_ends_in_one_sentence(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text("sampling: {n: 1}\n")
-    done = subprocess.run([sys.executable, "-m", "shfcas_lib", "run", str(path)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "shfcas_lib", "run", str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
     assert "bad.yaml" in done.stderr and "sampling.n" in done.stderr and "1" in done.stderr
 
 
 def test_importing_the_library_is_light():
-    heavy = "import shfcas_lib, sys; print([m for m in ('torch', 'transformers', 'trl', 'matplotlib', 'pandas') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", heavy], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    heavy = (
+        "import shfcas_lib, sys; print([m for m in ('torch', 'transformers', 'trl', 'matplotlib',"
+        " 'pandas') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", heavy], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_every_table_of_the_results_page_is_what_its_rows_say():
