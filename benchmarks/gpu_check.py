@@ -32,7 +32,7 @@ from shfcas_lib import pool, rewards
 from shfcas_lib.conflict import conflict_table
 from shfcas_lib.data.preferences import preferences_from_gold
 from shfcas_lib.memory import estimate, shapes
-from shfcas_lib.memory.plan import knobs, longest_prompt
+from shfcas_lib.memory.plan import knobs_of, longest_prompt
 from shfcas_lib.models import loading
 from shfcas_lib.models.backbone import POLICY, Backbone
 from shfcas_lib.params import reading
@@ -184,11 +184,11 @@ def measure(
 ) -> tuple[list[list], list[str]]:
     """One recipe's rows for the table, and what there is to say about its goals."""
     made = config(recipe.model.source, recipe.model.revision)
-    asked = knobs(
+    asked = knobs_of(
         recipe.model_copy(update={"model": recipe.model.model_copy(update={"device": device})}),
         prompt_tokens,
     )
-    planned = {stage.name: stage.total for stage in estimate.stages(shapes.measure(made), asked)}
+    planned = {stage.name: stage.total for stage in estimate.stages(shapes.shape_of(made), asked)}
     meter = stages.Meter(device)
     meter.reset()
     backbone = stages.random_backbone(made, recipe.model.quantisation, device, recipe.model.dtype)
@@ -238,7 +238,7 @@ def measure(
 def near(source: str, device: str) -> list[str]:
     """The method's tables on the CPU and on `device`, in float32: how far apart? Raises
     SystemExit where they are not near."""
-    settings = reading.check(
+    settings = reading.validate(
         {
             "model": {
                 "source": source,
@@ -384,7 +384,7 @@ def main() -> int:
         return 0
     out, sys.stdout = sys.stdout, sys.stderr  # trainers print their logs
     tiny = options.shape == "tiny"
-    cases = {"tiny": reading.check(TINY, "gpu-check")} if tiny else recipes()
+    cases = {"tiny": reading.validate(TINY, "gpu-check")} if tiny else recipes()
     if not cases:
         print(
             f"gpu-check: no recipe in params/ has one of {', '.join(GOALS)} in its name", file=out

@@ -19,7 +19,7 @@ import stages
 from transformers import AutoConfig
 
 from shfcas_lib.memory import estimate, shapes
-from shfcas_lib.memory.plan import knobs
+from shfcas_lib.memory.plan import knobs_of
 from shfcas_lib.models import loading
 from shfcas_lib.params import reading
 
@@ -64,7 +64,7 @@ def settings(
     """Parameters of a run that has every stage; the embedded model, whose thirty layers take
     their time, is not fine-tuned first."""
     lora, tuned = {"dropout": dropout}, "none" if source == EMBEDDED else "chosen"
-    return reading.check(
+    return reading.validate(
         {
             "model": {"source": source, "quantisation": quantisation, "device": "cpu"},
             "sampling": {"n": 8, "max_new_tokens": completion, "batch_size": rows},
@@ -90,7 +90,8 @@ def compare(case, steps: int, **sizes):
         made = config(name, layers)
         backbone = stages.random_backbone(made, quantisation, "cpu")
     estimated = {
-        stage.name: stage for stage in estimate.stages(shapes.measure(made), knobs(asked, prompt))
+        stage.name: stage
+        for stage in estimate.stages(shapes.shape_of(made), knobs_of(asked, prompt))
     }
     for measured in stages.run(backbone, asked, prompt, meter, steps):
         yield measured, estimated[measured.stage]

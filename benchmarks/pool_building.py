@@ -56,7 +56,7 @@ class Contest:
             np.zeros((2, 4 * hidden)), np.ones((2, 4 * hidden)), generator.normal(size=4 * hidden)
         )
         self.judge = AutoModelForSequenceClassification.from_pretrained(
-            loading.resolved(settings.model.source, "model.source"),
+            loading.located(settings.model.source, "model.source"),
             num_labels=1,
             dtype=torch.float32,
             quantization_config=loading._quantisation(settings.model.quantisation, torch.float32),

@@ -241,7 +241,7 @@ def run(
             params.model.quantisation == "none"
         ):  # where the copy that is merged into is the backbone that is at hand
             with tempfile.TemporaryDirectory() as folder:
-                yield measured("sft merge", 0, lambda: sft.merge(backbone, Path(folder)))
+                yield measured("sft merge", 0, lambda: sft.merge_adapter(backbone, Path(folder)))
             backbone.peft = None
         backbone.drop_adapter(POLICY)
     yield measured(

@@ -209,7 +209,7 @@ def _stage(options) -> int:
     from shfcas_lib.experiment import stages
     from shfcas_lib.params import reading
 
-    stages.execute(options.names, reading.load(options.params))
+    stages.run_stages(options.names, reading.load(options.params))
     return 0
 
 
@@ -295,10 +295,10 @@ def _check(options) -> int:
 
 
 def _plan(options) -> int:
-    from shfcas_lib.memory.plan import make
+    from shfcas_lib.memory.plan import make_plan
     from shfcas_lib.params import reading
 
-    made = make(
+    made = make_plan(
         reading.load(options.params),
         options.gpu_memory,
         options.config,
@@ -334,16 +334,16 @@ def _sweep(options) -> int:
     plan = sweep_plan.compile_plan(options.sweep)
     status = driver.drive(plan, options.cores, options.gpus, options.profile, options.dry_run)
     if not options.dry_run:
-        print("report", report.write(plan))
+        print("report", report.write_report(plan))
     if options.release:
-        print("released", report.release(plan, options.release))
+        print("released", report.release_tables(plan, options.release))
     return status
 
 
 def _job(options) -> int:
     from shfcas_lib.sweeps import jobs
 
-    return 0 if jobs.execute(options.folder.resolve()) else 1
+    return 0 if jobs.execute_job(options.folder.resolve()) else 1
 
 
 def _export(options) -> int:
@@ -352,7 +352,7 @@ def _export(options) -> int:
     from shfcas_lib.storage import runs
 
     questions = exchange.pending(runs.open_run(reading.load(options.params)))
-    for path in exchange.write(questions, options.file):
+    for path in exchange.write_questions(questions, options.file):
         print(
             f"{path}: "
             + (
@@ -384,12 +384,12 @@ def _trace(options) -> int:
     from shfcas_lib.storage import files, provenance
 
     found = provenance.trace(options.file)
-    print(printable(provenance.text(found)))
+    print(printable(provenance.trace_text(found)))
     if options.params:
         if found.definition is None:
             raise InputError(f"{options.file}: the parameters that made it were not recorded")
         with files.atomic(options.params) as target:
-            target.write_text(provenance.definition(found))
+            target.write_text(provenance.definition_text(found))
     return 0
 
 

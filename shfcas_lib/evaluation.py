@@ -100,7 +100,7 @@ def _centred(ids: np.ndarray, score: np.ndarray) -> np.ndarray:
     return score - pd.Series(score).groupby(ids).transform("mean").to_numpy()
 
 
-def trained(
+def sampled_policy(
     name: str, sampled: pd.DataFrame, gold: np.ndarray, base: pd.DataFrame, base_gold: np.ndarray
 ) -> pd.DataFrame:
     """The same table for a trained policy, from its own samples.

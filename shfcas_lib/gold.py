@@ -58,7 +58,7 @@ def load_gold(params: Params) -> GoldReward:
             [instructions.followed(r.prompt, r.completion) for r in table.itertuples()], float
         )  # noqa: E731
     elif kind.startswith("model:"):
-        score = lambda table: published.score(
+        score = lambda table: published.score_published(
             table, params.gold.published, params.gold.model, params.model, "gold.kind"
         )  # noqa: E731
     elif ":" in kind:

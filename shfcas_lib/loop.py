@@ -78,7 +78,7 @@ class Outcome:
     seconds: float
 
 
-def run(
+def run_rounds(
     strategy: str, setting: Setting, annotator: Annotator, folder: runs.Stage | runs.Memory
 ) -> Outcome:
     """Spend the budget in rounds. Every round starts from the refined reward and the refined

@@ -134,7 +134,7 @@ def provenance_file(content):
             (figure.parent / other).unlink(missing_ok=True)
         written(f"run/{name}", content)
         try:
-            provenance.text(provenance.trace(figure))
+            provenance.trace_text(provenance.trace(figure))
         except InputError as error:
             fine(error)
 

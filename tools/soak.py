@@ -163,7 +163,7 @@ def sweep(folder, points):
 
     def look():
         while not stop.wait(5):
-            finished = sum(driver.done(plan, place) for place in plan.jobs)
+            finished = sum(driver.is_done(plan, place) for place in plan.jobs)
             below = [
                 int(pid)
                 for pid in (
@@ -185,7 +185,7 @@ def sweep(folder, points):
     status = driver.drive(plan, cores=os.cpu_count(), gpus=0)
     stop.set()
     watcher.join()
-    done = [place for place in plan.jobs if driver.done(plan, place)]
+    done = [place for place in plan.jobs if driver.is_done(plan, place)]
     assert status == 0 and len(done) == len(plan.jobs), (
         f"{len(plan.jobs) - len(done)} jobs are missing"
     )

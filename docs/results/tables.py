@@ -283,10 +283,10 @@ def trained() -> str:
     for task in TASKS:
         table = read(task, "trained")
         over_proxy, over_random, over_base = (
-            report.trained(table, against).set_index("policy")
+            report.trained_table(table, against).set_index("policy")
             for against in ("proxy", "random", "base")
         )
-        closed = report.trained(
+        closed = report.trained_table(
             table.drop(columns=["gold", "kl"]).rename(
                 columns={"tilted_gold": "gold", "tilted_kl": "kl"}
             )

@@ -18,7 +18,7 @@ from shfcas_lib.tasks.attributes import attribute
 from shfcas_lib.tasks.safety import safety_score
 
 
-def shown(table: pd.DataFrame | None, what: str, needs: str = "gold") -> pd.DataFrame | None:
+def rounded(table: pd.DataFrame | None, what: str, needs: str = "gold") -> pd.DataFrame | None:
     """The table, rounded, for a cell to show; where there is none, one printed line says that
     `what` is left out for want of what it needs."""
     if table is None:

@@ -54,7 +54,7 @@ def worst_conflicts(conflict: pd.DataFrame, pool: pd.DataFrame, count: int = 10)
     return "\n\n".join(blocks)
 
 
-def answers(labels: pd.DataFrame, pool: pd.DataFrame, count: int = 5) -> str:
+def answered(labels: pd.DataFrame, pool: pd.DataFrame, count: int = 5) -> str:
     """The first comparisons that were asked and what was answered, as plain text."""
     text = pool.set_index(["prompt_id", "index"])
     blocks = []

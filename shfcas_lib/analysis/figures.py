@@ -71,7 +71,7 @@ _NEEDS = {
 }
 
 
-def drawn(draw: Callable) -> Callable:
+def figure_function(draw: Callable) -> Callable:
     """Make draw(axes_factory, table, ...) a function (table, path, ...) that writes path.png,
     .svg and .csv and returns the figure. Where there is nothing to draw (table is None, or draw
     returns None), mostly for want of gold, one printed line says so and None is returned."""
@@ -93,7 +93,7 @@ def drawn(draw: Callable) -> Callable:
             "axes.titleweight": "bold",
         }
         with sns.axes_style("whitegrid"), sns.plotting_context("notebook"), plt.rc_context(style):
-            figure = None if table is None else draw(texts.shown(table), **options)
+            figure = None if table is None else draw(texts.printable_table(table), **options)
             if figure is None:
                 print(f"figure {path.name}: left out, it needs {_NEEDS.get(draw.__name__, 'gold')}")
                 return None
@@ -110,7 +110,7 @@ def drawn(draw: Callable) -> Callable:
     return draw_and_write
 
 
-@drawn
+@figure_function
 def proxy_errors(table: pd.DataFrame, judge: str = "gold ranks"):
     """Where the proxy is wrong. table: group, reward (proxy or clean), value, low, high: pair
     accuracy on held-out prompts, as the judge has it."""
@@ -131,7 +131,7 @@ def proxy_errors(table: pd.DataFrame, judge: str = "gold ranks"):
     return figure
 
 
-@drawn
+@figure_function
 def attribute_pull(table: pd.DataFrame, attribute: str):
     """What the proxy follows. table: reward (gold, clean, proxy), correlation: per prompt, rank
     correlation with the attribute."""
@@ -173,7 +173,7 @@ def attribute_pull(table: pd.DataFrame, attribute: str):
     return figure
 
 
-@drawn
+@figure_function
 def pacs_plane(table: pd.DataFrame):
     """The z(l)-z(r) plane. table: a conflict table (z_logp, z_reward, pacs)."""
     figure, axes = subplots(6.2, 5)
@@ -217,7 +217,7 @@ def pacs_plane(table: pd.DataFrame):
     return figure
 
 
-@drawn
+@figure_function
 def pacs_distribution(table: pd.DataFrame):
     """Distribution of PACS. table: a conflict table."""
     import seaborn as sns
@@ -238,7 +238,7 @@ def pacs_distribution(table: pd.DataFrame):
     return figure
 
 
-@drawn
+@figure_function
 def kendall_by_category(table: pd.DataFrame):
     """K by category. table: prompt_id, category, kendall."""
     import seaborn as sns
@@ -263,7 +263,7 @@ def kendall_by_category(table: pd.DataFrame):
     return figure
 
 
-@drawn
+@figure_function
 def error_roc(table: pd.DataFrame):
     """Does conflict predict the proxy's error? table: score_name, positive (the proxy ranks the
     pair wrongly), score."""
@@ -293,7 +293,7 @@ def error_roc(table: pd.DataFrame):
     return figure
 
 
-@drawn
+@figure_function
 def contradictions(table: pd.DataFrame):
     """What the labels bought. table: strategy, round, labels, contradicted (share of decided
     labels against the reward), ties."""
@@ -318,7 +318,7 @@ def contradictions(table: pd.DataFrame):
     return figure
 
 
-@drawn
+@figure_function
 def figure_of_merit(
     table: pd.DataFrame, measure: str = "gold", label: str = "gold reward on held-out prompts"
 ):
@@ -350,7 +350,7 @@ def figure_of_merit(
     return figure
 
 
-@drawn
+@figure_function
 def label_agreement(table: pd.DataFrame):
     """Which reward ranks labelled pairs as their labels do? table: asked, reward, labels, value,
     low, high; a panel for each strategy that asked."""
@@ -396,7 +396,7 @@ def label_agreement(table: pd.DataFrame):
     return figure
 
 
-@drawn
+@figure_function
 def over_optimisation(table: pd.DataFrame):
     """Gold and own reward against KL as beta falls. table: policy, beta, kl, reward_gain,
     gold_gain; without gold refined_gain in its place."""
@@ -448,7 +448,7 @@ def over_optimisation(table: pd.DataFrame):
     return figure
 
 
-@drawn
+@figure_function
 def seeds(table: pd.DataFrame, label: str = "gold reward, mean of the seed's held-out prompts"):
     """Replicates. table: seed, policy, gold."""
     import seaborn as sns
@@ -484,7 +484,7 @@ def seeds(table: pd.DataFrame, label: str = "gold reward, mean of the seed's hel
     return figure
 
 
-@drawn
+@figure_function
 def conflict_change(table: pd.DataFrame):
     """Conflict before and after. table: policy, measure, value, low, high with measures kendall
     and mean_abs_pacs."""

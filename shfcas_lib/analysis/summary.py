@@ -101,7 +101,7 @@ def ceiling(
     )
 
 
-def summary(table: pd.DataFrame, params: Params) -> pd.DataFrame:
+def summarise(table: pd.DataFrame, params: Params) -> pd.DataFrame:
     """Mean of every measure for every policy with a bootstrap interval over prompts: policy,
     measure, value, low, high."""
     rows = []

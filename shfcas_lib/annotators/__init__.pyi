@@ -9,7 +9,7 @@ from . import questions as questions
 from . import spreadsheet as spreadsheet
 from .exchange import bring_in as bring_in
 from .exchange import pending as pending
-from .exchange import write as write
+from .exchange import write_questions as write_questions
 from .exports import agreement as agreement
 from .exports import export as export
 from .judge import load_judge as load_judge

@@ -45,7 +45,7 @@ class Reply:
     refused: bool = False
 
 
-def environment() -> tuple[str, str, SecretStr]:
+def judge_environment() -> tuple[str, str, SecretStr]:
     """(base address, model, key) out of the environment; a server of one's own may do without a
     key. Raises InputError."""
     for name in ("SHFCAS_JUDGE_URL", "SHFCAS_JUDGE_MODEL"):
@@ -103,7 +103,7 @@ class Endpoint:
     @classmethod
     def from_environment(cls, settings: Judge, schema: dict) -> Endpoint:
         """The endpoint that the SHFCAS_JUDGE_* variables name. Raises InputError."""
-        url, model, key = environment()
+        url, model, key = judge_environment()
         return cls(url, model, key, settings, schema)
 
     def __repr__(self) -> str:

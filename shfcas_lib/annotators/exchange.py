@@ -32,7 +32,7 @@ _LARGEST = (
 
 
 # what is asked
-def asked(run: runs.Run) -> pd.DataFrame:
+def asked_comparisons(run: runs.Run) -> pd.DataFrame:
     """Every comparison that the run has chosen so far, one row per strategy that chose it:
     prompt_id, i, j, strategy, reason, the texts prompt, one (completion i) and other (completion
     j), their hash as code, store (the file of labels), open (its round has not read the answers
@@ -97,7 +97,7 @@ def _with_texts(
 def pending(run: runs.Run) -> pd.DataFrame:
     """The questions that wait for an answer, most conflicted first: question, prompt, left,
     right. A comparison that two strategies chose is one question."""
-    table = asked(run)
+    table = asked_comparisons(run)
     return as_questions(table[table["open"] & ~table["answered"]], run.params.seed)
 
 
@@ -115,7 +115,7 @@ def as_questions(comparisons: pd.DataFrame, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS[:4])
 
 
-def write(questions: pd.DataFrame, path: Path) -> list[Path]:
+def write_questions(questions: pd.DataFrame, path: Path) -> list[Path]:
     """Write a task file for Label Studio (.json, with the labelling configuration beside it as
     .xml) or a spreadsheet (.csv)."""
     kind = _kind(path)
@@ -163,7 +163,7 @@ def bring_in(run: runs.Run, path: Path, annotator: str = "spreadsheet") -> dict:
         if kind == "csv"
         else from_label_studio(text, str(path))
     )
-    table = asked(run)
+    table = asked_comparisons(run)
     chosen = {key: rows.iloc[0] for key, rows in table.groupby([*KEY, "code"])}
     for answer in answers:
         if answer.key not in chosen:

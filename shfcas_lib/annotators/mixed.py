@@ -38,7 +38,7 @@ class Mixed:
         judged = self.judge.recorded(
             others, completions.set_index(["prompt_id", "index"], drop=False)
         )
-        return agreement(list(others["answer"]), judged)
+        return judge_agreement(list(others["answer"]), judged)
 
     def _persons(self, comparisons: pd.DataFrame) -> pd.Series:
         """Which rows are the person's: the first ranks of the round. The share rounds up."""
@@ -47,7 +47,7 @@ class Mixed:
         )
 
 
-def agreement(person: list[str | None], judge: list[str | None]) -> dict:
+def judge_agreement(person: list[str | None], judge: list[str | None]) -> dict:
     """Two annotators on the same comparisons, those that both answered with first, second or tie:
     comparisons, same (share of equal answers), kappa (Cohen's, unweighted; None where it is
     undefined, as when both always say the same), and low and high, its 95% interval."""

@@ -151,7 +151,7 @@ def _table(path: Path) -> pd.DataFrame:
     """A file of answers: prompt_id, i, j, answer, whatever else it holds left out. Raises
     InputError that names the row."""
     rows = []
-    for where, row in formats.rows(Rows(file=str(path.absolute()))):
+    for where, row in formats.read_rows(Rows(file=str(path.absolute()))):
         rows.append(
             {
                 name: str(value) if name in ("prompt_id", "answer") else _whole(value, name, where)

@@ -7,7 +7,7 @@ from shfcas_lib.base.texts import one_line
 _LONGEST_MESSAGE = 2000
 
 
-class InputError(ValueError):
+class InputError(Exception):
     """Bad input from outside: a parameter, a file, a table. The message is one sentence a user
     can act on, on one line and printable whatever the input held."""
 

@@ -58,7 +58,7 @@ def restored(cell: str) -> str:
     return _STARTED.sub(r"\1", cell)
 
 
-def shown(table: pd.DataFrame) -> pd.DataFrame:
+def printable_table(table: pd.DataFrame) -> pd.DataFrame:
     """A table whose texts are printable: what a figure is drawn from."""
     return _mapped(table, printable)
 

@@ -31,7 +31,7 @@ class Cell(str):
     """Text out of a csv file, where numbers and truth values are text too."""
 
 
-def rows(data: Rows, wanted: list[str] | None = None) -> Iterator[Row]:
+def read_rows(data: Rows, wanted: list[str] | None = None) -> Iterator[Row]:
     """Rows of a file, a saved data set or a hub data set, in their order. Raises InputError where
     it cannot be read (on).
 
@@ -56,7 +56,7 @@ def rows(data: Rows, wanted: list[str] | None = None) -> Iterator[Row]:
     )
 
 
-def name(data: Rows) -> str:
+def name_of(data: Rows) -> str:
     """What messages call the data set as a whole."""
     return str(places.user_path(data.file)) if data.file is not None else str(data.source)
 
@@ -76,8 +76,6 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
                             f"{path}, line {number}: found {type(row).__name__}, expected an object"
                         )
                     yield number, row
-    except InputError:
-        raise
     except (EOFError, OSError, ValueError, zlib.error) as error:
         raise InputError(f"{path}, after line {number}: cannot be read on ({error})") from error
 
@@ -113,8 +111,6 @@ def _read_csv(path: Path) -> Iterator[Row]:
                 if None in row or None in row.values():
                     raise InputError(f"{path}, row {number}: has not as many cells as the header")
                 yield f"{path}, row {number}", {column: Cell(cell) for column, cell in row.items()}
-    except InputError:
-        raise
     except (csv.Error, OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read after row {number}: {error}") from error
 

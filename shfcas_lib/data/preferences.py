@@ -21,8 +21,8 @@ from shfcas_lib.base import places
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.randomness import rng
 from shfcas_lib.data import recipes
-from shfcas_lib.data.formats import name as name_of
-from shfcas_lib.data.rows import pairs
+from shfcas_lib.data.formats import name_of as name_of
+from shfcas_lib.data.rows import read_pairs
 from shfcas_lib.data.shortlist import Shortlist
 from shfcas_lib.params.schema import Params, Preferences, Prompts
 
@@ -38,7 +38,7 @@ def load_pairs(
     data: what `preferences` says, or a file in TRL's format. Of a set with more than `n` pairs
     those that the seed picks. order: which of a row's categories counts."""
     data = data if isinstance(data, Preferences) else Preferences(file=str(data))
-    return _load_pairs(recipes.resolved(data), seed, order)[0]
+    return _load_pairs(recipes.filled_in(data), seed, order)[0]
 
 
 def own_pairs(params: Params) -> pd.DataFrame:
@@ -47,7 +47,7 @@ def own_pairs(params: Params) -> pd.DataFrame:
 
 
 def counted_pairs(params: Params) -> tuple[pd.DataFrame, Counter]:
-    return cached(_load_pairs, recipes.resolved(params.preferences), params)
+    return cached(_load_pairs, recipes.filled_in(params.preferences), params)
 
 
 def cached(
@@ -83,7 +83,7 @@ def _load_pairs(
     recipes.check_pairs(data, "preferences")
     left_out: Counter = Counter()
     chosen = Shortlist(data.n, seed, "preferences.n")
-    for pair in pairs(data, order, left_out):
+    for pair in read_pairs(data, order, left_out):
         chosen.offer(
             f"{pair.prompt}\0{pair.chosen}\0{pair.rejected}", (pair.category, pair.harmful), pair
         )

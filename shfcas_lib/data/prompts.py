@@ -17,7 +17,7 @@ import pandas as pd
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.randomness import rng
 from shfcas_lib.data import recipes, rows
-from shfcas_lib.data.formats import name as name_of
+from shfcas_lib.data.formats import name_of as name_of
 from shfcas_lib.data.preferences import FACTS, cached, counted_pairs, left_out_text
 from shfcas_lib.data.shortlist import Shortlist
 from shfcas_lib.params.schema import Params, Prompts, Rows, Split
@@ -75,7 +75,7 @@ def _load(params: Params, screen: PromptCheck | None) -> tuple[pd.DataFrame, Cou
     room = params.sampling.max_new_tokens
     own = given = None
     if params.prompts.given:
-        own, left_out = cached(_load_own_prompts, recipes.resolved(params.prompts), params)
+        own, left_out = cached(_load_own_prompts, recipes.filled_in(params.prompts), params)
         _add(counts, "prompts", left_out)
     if params.preferences.given:
         table, left_out = counted_pairs(params)
@@ -146,7 +146,7 @@ def _readable(
     raises InputError. room: tokens that an answer takes."""
     refusals = [screen(prompt, room) if screen else None for prompt in prompts["prompt"]]
     for prompt, refusal in zip(prompts["prompt"], refusals):
-        if refusal and recipes.resolved(rows).bad_rows != "drop":
+        if refusal and recipes.filled_in(rows).bad_rows != "drop":
             raise InputError(
                 f"prompt {prompt[:60]!r} {refusal.told}: change it, or set {data}.bad_rows to drop,"
                 " which leaves such prompts out and counts them"
@@ -182,7 +182,7 @@ def _load_own_prompts(
     chosen = Shortlist(data.n, seed, "prompts.n")
     known: dict[str, int] = {}
     read = 0
-    for prompt in rows.prompts(data, order, left_out):
+    for prompt in rows.read_prompts(data, order, left_out):
         read += 1
         if prompt.category not in known and len(known) < 1000:
             known[prompt.category] = 0

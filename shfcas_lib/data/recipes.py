@@ -109,7 +109,7 @@ RECIPES: dict[str, Known] = {
 }
 
 
-def resolved(data: Rows) -> Rows:
+def filled_in(data: Rows) -> Rows:
     """The same block with everything that its recipe knows filled in; keys that the user set
     stay."""
     if data.recipe is None:
@@ -137,7 +137,7 @@ def prepare(data: Rows) -> Callable[[dict], dict]:
     return RECIPES[data.recipe].prepare if data.recipe else lambda row: row
 
 
-def wanted(data: Rows) -> list[str]:
+def wanted_columns(data: Rows) -> list[str]:
     """Every column that reading this data set looks at, made by `prepare` or not."""
     names = [getattr(data.columns, key) for key in Columns.model_fields]
     flat = [

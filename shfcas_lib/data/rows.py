@@ -62,7 +62,7 @@ class _Unusable(Exception):
         self.kind = kind or message.split(", expected")[0].split(" (")[0]
 
 
-def pairs(data: Rows, order: list[str] | None, dropped: Counter) -> Iterator[Pair]:
+def read_pairs(data: Rows, order: list[str] | None, dropped: Counter) -> Iterator[Pair]:
     """The pairs of a data set, in its order. order: which of a row's categories counts, first
     come first; None: the first by name.
 
@@ -71,7 +71,7 @@ def pairs(data: Rows, order: list[str] | None, dropped: Counter) -> Iterator[Pai
     return _usable(data, _Reader(data, order).pair, dropped)
 
 
-def prompts(data: Rows, order: list[str] | None, dropped: Counter) -> Iterator[Prompt]:
+def read_prompts(data: Rows, order: list[str] | None, dropped: Counter) -> Iterator[Prompt]:
     """The prompts of a data set, repetitions included. A data set of pairs without a prompt
     column gives what its answers share."""
     return _usable(data, _Reader(data, order).alone, dropped)
@@ -81,9 +81,9 @@ def _usable(data: Rows, read: Callable[[dict, str], Any], dropped: Counter) -> I
     from tqdm import tqdm
 
     prepare = recipes.prepare(data)
-    rows = formats.rows(data, recipes.wanted(data))
+    rows = formats.read_rows(data, recipes.wanted_columns(data))
     for where, row in tqdm(
-        rows, desc=f"reading {formats.name(data)}", unit="row", delay=5, mininterval=1
+        rows, desc=f"reading {formats.name_of(data)}", unit="row", delay=5, mininterval=1
     ):
         try:
             yield read(prepare(row), where)

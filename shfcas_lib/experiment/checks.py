@@ -46,14 +46,14 @@ def check(params: Params, screen: PromptCheck | None = None) -> pd.DataFrame:
     if params.feedback.file and not places.user_path(params.feedback.file).is_file():
         raise InputError(f"feedback.file {params.feedback.file!r} does not exist")
     if params.feedback.kind in ("judge", "mixed"):
-        from shfcas_lib.annotators.endpoint import environment
+        from shfcas_lib.annotators.endpoint import judge_environment
 
-        environment()  # raises where the judge has no address or model
+        judge_environment()  # raises where the judge has no address or model
     if params.training.optimiser != "adamw_torch":
         from shfcas_lib.models import loading
         from shfcas_lib.training import trainer
 
-        trainer.check(params.training, loading.pick_device(params.model.device))
+        trainer.check_optimiser(params.training, loading.pick_device(params.model.device))
     askable = int(prompts["split"].isin(params.selection.prompts.split("_and_")).sum())
     pairs = params.sampling.n * (params.sampling.n - 1) // 2 * askable
     if (params.selection.budget or 0) > pairs:

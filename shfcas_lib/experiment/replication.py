@@ -244,7 +244,8 @@ def trained(
         params.feedback, load_gold(params), setting.seed
     )  # later rounds ask about completions that the pool does not hold
     outcomes = {
-        name: loop.run(name, setting, human, stage / name) for name in params.selection.strategies
+        name: loop.run_rounds(name, setting, human, stage / name)
+        for name in params.selection.strategies
     }
     models = {
         "proxy": setting.proxy,
@@ -289,7 +290,9 @@ def _refined(case: Case) -> tuple[dict[str, np.ndarray], dict[str, loop.Outcome]
     names = reversed(
         case.setting.params.selection.strategies
     )  # the figures' order: the method last, just above the ceiling
-    outcomes = {name: loop.run(name, case.setting, case.human, runs.Memory()) for name in names}
+    outcomes = {
+        name: loop.run_rounds(name, case.setting, case.human, runs.Memory()) for name in names
+    }
     return {
         name: outcome.reward.score(case.evaluate) for name, outcome in outcomes.items()
     }, outcomes

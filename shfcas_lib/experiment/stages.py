@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from shfcas_lib.models.backbone import Backbone
 
 
-def execute(names: list[str], params: Params) -> None:
+def run_stages(names: list[str], params: Params) -> None:
     """Run stages by name, one after the other. Raises InputError for a stage whose predecessor is
     missing."""
     processes.start(loading.pick_device(params.model.device))
@@ -45,7 +45,7 @@ def execute(names: list[str], params: Params) -> None:
             )  # refuses a folder of other parameters before anything is trained into it
             first.table("prompts", lambda: prompts)
             first.table("dropped", lambda: dropped(params, screen))
-            run.record(**vllm_engine.check(params.sampling))
+            run.record(**vllm_engine.engine_facts(params.sampling))
             published.try_out(params)
         model = sft.base(run, prompts if "pools" in names else None)
         with processes.main_first():
@@ -71,7 +71,7 @@ def pools(run: runs.Run, backbone: Backbone) -> None:
             "pool_evaluate",
             lambda: _sampled(backbone, prompts, "evaluate", "evaluation prompts", params),
         )
-        if processes.is_main() and (told := vllm_engine.agreement(evaluate)):
+        if processes.is_main() and (told := vllm_engine.logp_gap(evaluate)):
             print(told)
     with second.timed("sample feedback prompts"):
         second.table(
@@ -121,7 +121,7 @@ def rounds(run: runs.Run, backbone: Backbone) -> None:
     setting = _setting(run, backbone)
     with stage.timed("rounds"):
         for name in params.selection.strategies:
-            loop.run(name, setting, annotator, stage / name)
+            loop.run_rounds(name, setting, annotator, stage / name)
 
 
 def policies(run: runs.Run, backbone: Backbone) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from shfcas_lib import refine
-from shfcas_lib.evaluation import BY, trained
+from shfcas_lib.evaluation import BY, sampled_policy
 from shfcas_lib.gold import gold_table
 from shfcas_lib.gold import values as gold_values
 from shfcas_lib.models import published
@@ -74,7 +74,7 @@ def trained_policies(
             gold = gold_values(
                 stage.table(f"gold_{name}", lambda: gold_table(sampled, prompts, params))
             )
-            parts.append(trained(name, sampled, gold, base, base_gold))
+            parts.append(sampled_policy(name, sampled, gold, base, base_gold))
     return pd.concat(parts, ignore_index=True)
 
 

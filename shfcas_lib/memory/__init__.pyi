@@ -3,7 +3,7 @@ from . import plan as plan
 from . import shapes as shapes
 from .estimate import Knobs as Knobs
 from .estimate import stages as stages
-from .plan import make as make
+from .plan import make_plan as make_plan
 from .shapes import Shape as Shape
-from .shapes import measure as measure
+from .shapes import shape_of as shape_of
 from .shapes import read_config as read_config

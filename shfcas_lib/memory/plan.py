@@ -69,7 +69,7 @@ class MemoryPlan:
     def peak(self) -> float:
         """Bytes that the card must have: the highest stage with what CUDA and its allocator take
         beside it."""
-        return needed(self.stages, self.knobs)
+        return bytes_needed(self.stages, self.knobs)
 
     @property
     def fits(self) -> bool:
@@ -80,7 +80,7 @@ class MemoryPlan:
         return "\n".join([self.title, "", *_table(self.stages), "", *self.notes, *_verdict(self)])
 
 
-def make(
+def make_plan(
     params: Params,
     gpu_memory: float | str | None = None,
     config: Path | None = None,
@@ -91,8 +91,8 @@ def make(
     machine's own GPU. Raises InputError."""
     gpu = _card(gpu_memory)
     read = shapes.read_config(params.model.source, params.model.revision, config)
-    shape = shapes.measure(read)
-    asked = knobs(params, prompt_tokens or longest_prompt(params), completion_tokens)
+    shape = shapes.shape_of(read)
+    asked = knobs_of(params, prompt_tokens or longest_prompt(params), completion_tokens)
     published, notes = _published(params)
     if params.preferences.given and completion_tokens is None:
         notes.append(
@@ -102,7 +102,10 @@ def make(
         )
     stages = estimate.stages(shape, asked, published)
     alone, together = _turns(
-        asked, params, lambda tried: needed(estimate.stages(shape, tried, published), tried), gpu
+        asked,
+        params,
+        lambda tried: bytes_needed(estimate.stages(shape, tried, published), tried),
+        gpu,
     )
     title = (
         f"{params.model.source}: {shape.parameters / 1e9:.3f} billion parameters,"
@@ -120,7 +123,7 @@ def _published(params: Params) -> tuple[dict[str, tuple[Shape, int]], list[str]]
         if block.published:
             try:
                 found[role] = (
-                    shapes.measure(
+                    shapes.shape_of(
                         shapes.read_config(block.published, block.model.revision), classifier=True
                     ),
                     block.model.batch_size,
@@ -130,13 +133,13 @@ def _published(params: Params) -> tuple[dict[str, tuple[Shape, int]], list[str]]
     return found, unknown
 
 
-def needed(stages: list[StageMemory], asked: Knobs) -> float:
+def bytes_needed(stages: list[StageMemory], asked: Knobs) -> float:
     """Bytes that a card, or a machine's memory, must have for these stages one after the other."""
     highest = max(stage.total for stage in stages)
     return highest * (1 + FRAGMENTS) + CONTEXT if asked.cuda else highest
 
 
-def knobs(params: Params, prompt_tokens: int, completion_tokens: int | None = None) -> Knobs:
+def knobs_of(params: Params, prompt_tokens: int, completion_tokens: int | None = None) -> Knobs:
     """What a run's parameters ask of memory. With `_choices`, the one place that knows their
     names."""
     lora, trained, tuned = (

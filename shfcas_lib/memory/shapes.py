@@ -74,7 +74,7 @@ def _place(source: str) -> str:
     return str(places.user_path(source)) if places.user_path(source).exists() else source
 
 
-def measure(config, classifier: bool = False) -> Shape:
+def shape_of(config, classifier: bool = False) -> Shape:
     """Sizes of the causal language model, or sequence classifier, that a configuration describes.
     Raises InputError where transformers has none."""
     import torch

@@ -139,9 +139,7 @@ def _found(
     load: Callable[..., Any], key: str, source: str, revision: str | None, **told: Any
 ) -> Any:
     try:
-        return load(resolved(source, key), **({"revision": revision} if revision else {}), **told)
-    except InputError:
-        raise
+        return load(located(source, key), **({"revision": revision} if revision else {}), **told)
     except (OSError, ValueError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         if "trust_remote_code" in str(error):
@@ -217,7 +215,7 @@ def _check_attention(model: Model, device: str, dtype: torch.dtype, key: str, so
             )
 
 
-def resolved(source: str, key: str) -> str:
+def located(source: str, key: str) -> str:
     """The folder of an embedded asset or local model, or the hub id as it is. Raises InputError
     that calls it `key`."""
     if source in assets.ASSETS:

@@ -45,7 +45,7 @@ def scored(pool: pd.DataFrame, params: Params) -> pd.DataFrame:
     if not params.reward.published:
         return pool
     return pool.assign(
-        proxy=score(
+        proxy=score_published(
             pool, params.reward.published, params.reward.model, params.model, "reward.proxy"
         )
     )
@@ -58,7 +58,7 @@ def try_out(params: Params) -> None:
         {"prompt_id": ["a trial"], "index": [0], "prompt": ["Hello"], "completion": ["Hello."]}
     )
     for key, block in _named(params):
-        score(text, block.published, block.model, params.model, key)
+        score_published(text, block.published, block.model, params.model, key)
 
 
 def readers(params: Params) -> Iterator[Callable[[str, int], templates.Refusal | None]]:
@@ -83,7 +83,7 @@ def _named(params: Params) -> list[tuple[str, Gold | Reward]]:
     ]
 
 
-def score(
+def score_published(
     table: pd.DataFrame, source: str, read: Classifier, backbone: Model, key: str
 ) -> np.ndarray:
     """Scores of completions by a published model, (rows,), higher is better; the model is gone
@@ -96,7 +96,7 @@ def score(
     import torch
     from tqdm import tqdm
 
-    tokenizer, model, column = load(source, read, backbone, key)
+    tokenizer, model, column = load_classifier(source, read, backbone, key)
     sequences = _sequences(table, _Reader(tokenizer, model.config, read, f"{key} {source!r}"))
     pad = model.config.get_text_config().pad_token_id
     order = sorted(range(len(sequences)), key=lambda k: (len(sequences[k]), k))
@@ -129,7 +129,7 @@ def score(
     return -scores if read.cost else scores
 
 
-def load(
+def load_classifier(
     source: str, read: Classifier, backbone: Model, key: str
 ) -> tuple[PreTrainedTokenizerBase, object, int]:
     """Tokenizer, model and the number of the output that is the reward. Raises InputError."""

@@ -41,7 +41,7 @@ _VERSION = (
 )
 
 
-def check(sampling: Sampling) -> dict[str, str]:
+def engine_facts(sampling: Sampling) -> dict[str, str]:
     """Facts about the engine for run.json: which vLLM, if it is asked for. Raises InputError
     where it cannot be had."""
     if sampling.engine != "vllm":
@@ -86,12 +86,12 @@ def draw(
     tokens (ids, the end token included) and logp_vllm (as the pool's logp, but by vLLM). ids:
     token ids by prompt_id. Each completion has a seed of its own, named by (seed, prompt_id,
     index). Raises InputError where vLLM is missing or fails."""
-    check(sampling)
+    engine_facts(sampling)
     keys = [(prompt_id, index) for prompt_id in sorted(ids) for index in range(sampling.n)]
     model = backbone.model
     asked = {
         "model": {
-            "model": loading.resolved(model.source, "model.source"),
+            "model": loading.located(model.source, "model.source"),
             "revision": model.revision,
             "trust_remote_code": model.trust_remote_code,
             "dtype": str(backbone.causal.config.dtype).removeprefix("torch."),
@@ -119,7 +119,7 @@ def draw(
     )
 
 
-def agreement(pool: pd.DataFrame) -> str:
+def logp_gap(pool: pd.DataFrame) -> str:
     """How far vLLM's log-probabilities of a pool's completions are from the backbone's, in one
     sentence; nothing for a pool of another engine."""
     if "logp_vllm" not in pool:

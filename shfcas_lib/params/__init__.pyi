@@ -1,7 +1,7 @@
 from . import problems as problems
 from . import reading as reading
 from . import schema as schema
-from .reading import check as check
+from .reading import validate as validate
 from .reading import fingerprint as fingerprint
 from .reading import from_notebook as from_notebook
 from .reading import keys as keys

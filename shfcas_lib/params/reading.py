@@ -28,7 +28,7 @@ _LONGEST_FILE = 1 << 19  # characters; reading so many takes seconds
 
 def load(path: str | Path) -> Params:
     """Read and validate one YAML file. Raises InputError."""
-    return check(read_yaml(path), str(path))
+    return validate(read_yaml(path), str(path))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def from_notebook(namespace: dict[str, Any]) -> Params:
             }
     if not values:
         raise InputError("the notebook's parameter cell has not been run: run it first")
-    return check(values, "the notebook's parameters")
+    return validate(values, "the notebook's parameters")
 
 
 def _value(node: ast.expr, otherwise: Any) -> Any:
@@ -105,7 +105,7 @@ def _value(node: ast.expr, otherwise: Any) -> Any:
         return otherwise
 
 
-def check(values: dict[str, Any], origin: str) -> Params:
+def validate(values: dict[str, Any], origin: str) -> Params:
     """Validate a mapping of parameters. `origin` is what the error message calls it."""
     try:
         return Params.model_validate(values)

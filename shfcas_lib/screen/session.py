@@ -138,7 +138,7 @@ class Question:
         return self.j if self.left == self.i else self.i
 
 
-def questions(
+def arranged(
     comparisons: pd.DataFrame, annotator: str, seed: int, repeats: float = 0.1
 ) -> list[Question]:
     """The comparisons in their order, with a share `repeats` of them put a second time later on,

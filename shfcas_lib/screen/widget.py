@@ -26,7 +26,7 @@ from shfcas_lib.annotators import exports
 from shfcas_lib.annotators.people import Person, Unanswered
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.feedback import Annotator
-from shfcas_lib.screen.session import Session, questions
+from shfcas_lib.screen.session import Session, arranged
 from shfcas_lib.storage import files, runs
 from shfcas_lib.storage.labels import SCALES, LabelStore
 
@@ -78,7 +78,7 @@ def rate(
         _Ratings(
             Session(
                 LabelStore(path),
-                questions(asked, person, seed, _share(repeats)),
+                arranged(asked, person, seed, _share(repeats)),
                 completions,
                 person,
                 scale,
@@ -251,9 +251,11 @@ class _Rounds:
         for strategy in self.setting.params.selection.strategies:
             folder = self.stage / strategy
             try:
-                self.outcomes[strategy] = loop.run(strategy, self.setting, self.annotator, folder)
+                self.outcomes[strategy] = loop.run_rounds(
+                    strategy, self.setting, self.annotator, folder
+                )
             except Unanswered as wanted:
-                asked = questions(wanted.comparisons, self.name, self.setting.seed, self.repeats)
+                asked = arranged(wanted.comparisons, self.name, self.setting.seed, self.repeats)
                 self.strategy, self.missing = strategy, wanted.missing
                 self.session = Session(
                     LabelStore(folder.folder / "labels.sqlite"),

@@ -67,7 +67,7 @@ def trace(path: Path) -> Trace:
     )
 
 
-def text(found: Trace) -> str:
+def trace_text(found: Trace) -> str:
     """A trace for people: what made the file, and the commands that make it again."""
     facts = found.facts
     lines = [
@@ -88,7 +88,7 @@ def text(found: Trace) -> str:
     )
     if found.definition is None:
         return f"{head}\nparameters  not recorded"
-    shown = "\n".join("    " + line for line in definition(found).splitlines())
+    shown = "\n".join("    " + line for line in definition_text(found).splitlines())
     return f"{head}\nparameters\n{shown}\n\nto make it again:\n" + "\n".join(
         "    " + line for line in commands(found)
     )
@@ -114,7 +114,7 @@ def commands(found: Trace) -> list[str]:
     ]
 
 
-def definition(found: Trace) -> str:
+def definition_text(found: Trace) -> str:
     """The parameter file (or sweep file) that makes it again, as YAML."""
     return yaml.safe_dump(found.definition, sort_keys=False, width=120)
 
@@ -134,7 +134,7 @@ def release(source: Path, target: Path) -> list[Path]:
     for path, copy in zip(same, written):
         with files.atomic(copy) as temporary:
             temporary.write_bytes(path.read_bytes())
-    note(
+    note_released(
         found,
         {copy.name: str(Path(found.made).with_suffix(copy.suffix)) for copy in written},
         target.parent,
@@ -142,7 +142,7 @@ def release(source: Path, target: Path) -> list[Path]:
     return written
 
 
-def note(found: Trace, files: dict[str, str], folder: Path) -> None:
+def note_released(found: Trace, files: dict[str, str], folder: Path) -> None:
     """Write into folder/provenance.json that `files` (name below the folder -> its place in the
     run or sweep) were made as `found` was."""
     known = _read(folder / RECORDS) or {"files": {}, "records": {}}

@@ -70,7 +70,7 @@ def _at_once(cores: int, gpus: int, profile: Path | None) -> int:
     return 2 if cores > 1 and not gpus and not profile else 1
 
 
-def done(plan: SweepPlan, place: str) -> bool:
+def is_done(plan: SweepPlan, place: str) -> bool:
     """Is that job done?"""
     return (plan.folder / place / "done.json").exists()
 
@@ -80,7 +80,7 @@ def _reasons(plan: SweepPlan) -> dict[str, str]:
     before = _previous(plan.folder)
     reasons: dict[str, str] = {}
     for place, job in plan.jobs.items():
-        if done(plan, place):
+        if is_done(plan, place):
             continue
         upstream = [need for need in job["needs"].values() if need in reasons]
         old = before.get((job["kind"], reading.fingerprint(job["params"])))

@@ -6,10 +6,18 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from shfcas_lib.analysis.figures import COLOURS, dots, drawn, legend, name_of, short, subplots
+from shfcas_lib.analysis.figures import (
+    COLOURS,
+    dots,
+    figure_function,
+    legend,
+    name_of,
+    short,
+    subplots,
+)
 
 
-@drawn
+@figure_function
 def gain_by_budget(table: pd.DataFrame, note: str = ""):
     """Gold gained over the proxy against label budget. table: policy, budget, value, low, high;
     note: a line below, such as the ceilings."""
@@ -57,7 +65,7 @@ def gain_by_budget(table: pd.DataFrame, note: str = ""):
     return figure
 
 
-@drawn
+@figure_function
 def strategy_matrix(table: pd.DataFrame, columns: str, title: str):
     """Differences of strategies (rows) by `columns`. table: policy, that column, difference,
     verdict. Pale cells are not significant."""
@@ -122,8 +130,8 @@ def strategy_matrix(table: pd.DataFrame, columns: str, title: str):
     return figure
 
 
-@drawn
-def predicts_error(table: pd.DataFrame):
+@figure_function
+def error_areas(table: pd.DataFrame):
     """Does conflict find the proxy's wrong pairs? table: setting, measure, value, low, high: area
     under ROC."""
     settings = list(dict.fromkeys(table["setting"]))
@@ -159,7 +167,7 @@ def predicts_error(table: pd.DataFrame):
     return figure
 
 
-@drawn
+@figure_function
 def category_gains(table: pd.DataFrame):
     """Gold gained over the proxy in each category. table: policy, category, value, low, high."""
     categories = list(dict.fromkeys(table["category"]))
@@ -180,8 +188,8 @@ def category_gains(table: pd.DataFrame):
     return figure
 
 
-@drawn
-def overhead(table: pd.DataFrame):
+@figure_function
+def selection_seconds(table: pd.DataFrame):
     """Seconds that one selection takes. table: policy, seconds (median)."""
     table = table.sort_values("seconds", ignore_index=True)
     figure, axes = subplots(7.5, 1 + 0.36 * len(table))

@@ -65,12 +65,12 @@ def open_job(folder: str | Path) -> Work:
     return Work(
         path.parent,
         job["label"],
-        reading.check(job["params"], str(path)),
+        reading.validate(job["params"], str(path)),
         {kind: sweep / place for kind, place in job["needs"].items()},
     )
 
 
-def execute(folder: Path) -> bool:
+def execute_job(folder: Path) -> bool:
     """Run the job in `folder`; True where it is done. A failure is written down, its notebook
     kept, and nothing raised."""
     die_with_parent()

@@ -173,7 +173,9 @@ def _point_params(path: Path, sweep: dict, label: dict[str, str], overrides: dic
     ) | {"run": sweep["sweep"]}
     for key, value in overrides.items():
         _override(values, key, value, path)
-    return reading.check(values, f"{path}, point {', '.join(f'{a} {n}' for a, n in label.items())}")
+    return reading.validate(
+        values, f"{path}, point {', '.join(f'{a} {n}' for a, n in label.items())}"
+    )
 
 
 def _whole(value, folder: Path):
@@ -328,5 +330,5 @@ def _inputs(params: Params, kind: str) -> dict[str, str]:
                 sorted((p.name, p.stat().st_size) for p in model.iterdir() if p.is_file())
             )
     if kind in jobs.BACKBONE:
-        found |= vllm_engine.check(params.sampling)
+        found |= vllm_engine.engine_facts(params.sampling)
     return dict(sorted((found | machine.versions()).items()))

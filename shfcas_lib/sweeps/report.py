@@ -22,7 +22,7 @@ from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.randomness import rng
 from shfcas_lib.experiment import notebooks
 from shfcas_lib.storage import files, provenance
-from shfcas_lib.sweeps.driver import done
+from shfcas_lib.sweeps.driver import is_done
 from shfcas_lib.sweeps.plan import SweepPlan
 
 REFERENCES = ("base", "proxy", "full", "clean")
@@ -30,7 +30,7 @@ UNITS = ["setting", "budget", "pool", "seed"]
 _TABLES = ("measures", "curves", "categories", "rounds", "timing", "predicts", "trained")
 
 
-def write(plan: SweepPlan) -> Path:
+def write_report(plan: SweepPlan) -> Path:
     """Gather the tables, run notebook 05 on them, write report.html; returns its path. Raises
     InputError where nothing is done yet."""
     for stale in ("tables", "figures"):
@@ -49,7 +49,7 @@ def gather(plan: SweepPlan) -> None:
     states, told = [], set()
     for point in plan.points:
         job = plan.jobs[point["place"]]
-        finished = done(plan, point["place"])
+        finished = is_done(plan, point["place"])
         state = (
             "done"
             if finished
@@ -88,7 +88,7 @@ def gather(plan: SweepPlan) -> None:
             save(folder, name, table.drop_duplicates(keys, ignore_index=True))
 
 
-def release(plan: SweepPlan, folder: Path) -> Path:
+def release_tables(plan: SweepPlan, folder: Path) -> Path:
     """Copy what a reader needs to check or redraw a report into folder/NAME: the tables as CSV
     (one row per pool, seed and policy) and the figures with the tables they were drawn from;
     returns that folder."""
@@ -122,7 +122,7 @@ def release(plan: SweepPlan, folder: Path) -> Path:
         )
         for path in written
     }
-    provenance.note(
+    provenance.note_released(
         found, {str(path.relative_to(target)): source for path, source in made_by.items()}, target
     )
     return target
@@ -131,7 +131,7 @@ def release(plan: SweepPlan, folder: Path) -> Path:
 def open_tables(folder: str | Path) -> dict[str, pd.DataFrame]:
     """The tables of a sweep, by name; one that the sweep does not have is left out. '' takes the
     sweep that was reported last."""
-    tables = Path(folder or latest()) / "tables"
+    tables = Path(folder or latest_sweep()) / "tables"
     if not (tables / "points.parquet").exists():
         raise InputError(
             f"{tables} holds no tables of a sweep: run `python -m shfcas_lib sweep` first"
@@ -139,7 +139,7 @@ def open_tables(folder: str | Path) -> dict[str, pd.DataFrame]:
     return {path.stem: pd.read_parquet(path) for path in sorted(tables.glob("*.parquet"))}
 
 
-def latest() -> Path:
+def latest_sweep() -> Path:
     """The folder of the sweep that was reported last. Raises InputError where there is none."""
     known = sorted(
         places.runs_dir().glob("sweeps/*/tables/points.parquet"), key=lambda p: p.stat().st_mtime
@@ -287,11 +287,11 @@ def overhead(
     timing: pd.DataFrame, rounds: pd.DataFrame, setting: str, budget: float
 ) -> pd.DataFrame:
     """Median seconds of one selection by each strategy in one setting: policy, seconds."""
-    here = [at(table, setting, budget) for table in (timing, rounds)]
+    here = [rows_at(table, setting, budget) for table in (timing, rounds)]
     return (here[0].groupby("policy")["seconds"].median() / here[1]["round"].max()).reset_index()
 
 
-def trained(table: pd.DataFrame, against: str = "proxy") -> pd.DataFrame:
+def trained_table(table: pd.DataFrame, against: str = "proxy") -> pd.DataFrame:
     """Trained policies of a sweep: setting, budget, policy, value, low, high (gold), over,
     over_low, over_high (gold over that of the policy `against`, paired by prompt), kl
     (evaluation.trained's mean log-ratio, which is no exact KL at a temperature other than 1), and
@@ -355,7 +355,7 @@ def main_setting(measures: pd.DataFrame) -> tuple[str, float]:
     return setting, every[len(every) // 2]
 
 
-def at(table: pd.DataFrame, setting: str, budget: float) -> pd.DataFrame:
+def rows_at(table: pd.DataFrame, setting: str, budget: float) -> pd.DataFrame:
     """The rows of one setting and budget."""
     return table[(table["setting"] == setting) & (table["budget"] == budget)]
 

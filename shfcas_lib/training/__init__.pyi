@@ -7,4 +7,4 @@ from .policy import examples as examples
 from .reward import LoraReward as LoraReward
 from .sft import base as base
 from .trainer import arguments as arguments
-from .trainer import fit as fit
+from .trainer import run_trainer as run_trainer

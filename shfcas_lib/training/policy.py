@@ -29,7 +29,7 @@ from shfcas_lib.models.backbone import POLICY
 from shfcas_lib.params.schema import Policy, Sampling, Training
 from shfcas_lib.policies import tilt
 from shfcas_lib.pool import reference_features
-from shfcas_lib.training.trainer import PLAIN, arguments, fit
+from shfcas_lib.training.trainer import PLAIN, arguments, run_trainer
 
 if TYPE_CHECKING:
     from shfcas_lib.models.backbone import Backbone
@@ -183,7 +183,7 @@ def train(
             )
         table = table.head(len(table) // at_once * at_once)
     dataset = Dataset.from_list([_row(backbone, row) for row in table.to_dict("records")])
-    fit(
+    run_trainer(
         trainer,
         config,
         backbone,

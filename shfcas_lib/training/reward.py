@@ -168,7 +168,7 @@ def train(
         "logging_steps": 10,
         "disable_dropout": False,
     }
-    trainer.fit(
+    trainer.run_trainer(
         RewardTrainer,
         RewardConfig,
         backbone,

@@ -49,7 +49,7 @@ def base(run: runs.Run, prompts: pd.DataFrame | None = None) -> Model:
     return params.model.model_copy(update={"source": str(folder.resolve()), "revision": None})
 
 
-def answers(params: Params, prompts: pd.DataFrame) -> pd.DataFrame:
+def imitated(params: Params, prompts: pd.DataFrame) -> pd.DataFrame:
     """What is imitated: the chosen answers to training prompts, each once, ties left out. Columns
     prompt, completion."""
     pairs = own_pairs(params)
@@ -92,7 +92,7 @@ def train(
         "logging_steps": 10,
         "completion_only_loss": True,
     }
-    trainer.fit(
+    trainer.run_trainer(
         SFTTrainer,
         SFTConfig,
         backbone,
@@ -103,7 +103,7 @@ def train(
     )
 
 
-def merge(backbone: Backbone, folder: Path) -> None:
+def merge_adapter(backbone: Backbone, folder: Path) -> None:
     """Add the policy adapter to the weights of an unquantised backbone and write the model into
     `folder`; config.json comes last and marks it whole."""
     merged = backbone.peft.merge_and_unload()
@@ -122,7 +122,7 @@ def _train(params: Params, prompts: pd.DataFrame, folder: Path) -> None:
     backbone = loading.load_backbone(params.model)
     train(
         backbone,
-        answers(params, prompts),
+        imitated(params, prompts),
         params.sft,
         derive(params.seed, "sft"),
         params.training,
@@ -138,7 +138,7 @@ def _merge(model: Model, folder: Path) -> None:
     """Merge `folder`/adapter into an unquantised copy of the model, in `folder`."""
     backbone = loading.load_backbone(model.model_copy(update={"quantisation": "none"}))
     backbone.load_adapter(POLICY, folder / "adapter")
-    merge(backbone, folder)
+    merge_adapter(backbone, folder)
 
 
 def _row(backbone: Backbone, prompt: str, completion: str) -> dict:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PLAIN = Training()
 
 
-def check(training: Training, device: str) -> None:
+def check_optimiser(training: Training, device: str) -> None:
     """Raise InputError where the optimiser needs what this machine lacks. device: cpu or cuda."""
     import importlib.util
 
@@ -54,7 +54,7 @@ def arguments(
     cannot be shared out evenly."""
     import torch
 
-    check(training, backbone.device.type)
+    check_optimiser(training, backbone.device.type)
     mine, rest = divmod(batch_size, processes.count())
     if rest or not mine:
         raise InputError(
@@ -86,7 +86,7 @@ def arguments(
     }
 
 
-def fit(
+def run_trainer(
     trainer: type,
     config: type,
     backbone: Backbone,

@@ -130,7 +130,7 @@ def test_what_waits_is_exported_in_a_drawn_order_that_stays(waiting):
 
 
 def test_the_file_does_not_tell_strategy_reward_or_source(waiting, tmp_path):
-    exchange.write(exchange.pending(waiting[0]), tmp_path / "tasks.json")
+    exchange.write_questions(exchange.pending(waiting[0]), tmp_path / "tasks.json")
     assert set(json.loads((tmp_path / "tasks.json").read_text())[0]["data"]) == {
         "question",
         "prompt",
@@ -185,7 +185,7 @@ def test_the_labelling_configuration_shows_text_and_offers_the_answers():
 
 def test_label_studio_round_trip_then_the_loop_goes_on(waiting, tmp_path):
     run, go_on = waiting
-    written = exchange.write(exchange.pending(run), tmp_path / "tasks.json")
+    written = exchange.write_questions(exchange.pending(run), tmp_path / "tasks.json")
     assert [path.name for path in written] == ["tasks.json", "tasks.xml"]
     tasks = json.loads(written[0].read_text())
     answers = ["left", "right", "tie", "left", "right", "tie", "left", "right"]
@@ -208,7 +208,7 @@ def test_label_studio_round_trip_then_the_loop_goes_on(waiting, tmp_path):
         row = first.loc[(task["data"]["question"].split("-")[1], *sorted([left, right]))]
         assert (row["answer"], row["annotator"]) == (expected, "label-studio:1")
     again = json.loads(
-        exchange.write(exchange.pending(run), tmp_path / "second.json")[0].read_text()
+        exchange.write_questions(exchange.pending(run), tmp_path / "second.json")[0].read_text()
     )
     assert len(again) == 8 and not {t["data"]["question"] for t in again} & {
         t["data"]["question"] for t in tasks
@@ -370,7 +370,7 @@ def test_no_cell_is_a_formula_even_where_the_file_is_opened_with_another_separat
 
 def filled(run, path, answers, **columns):
     """Export a sheet, and fill it in as a person would."""
-    exchange.write(exchange.pending(run), path)
+    exchange.write_questions(exchange.pending(run), path)
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     for row, answer in zip(rows, answers):

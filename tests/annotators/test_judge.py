@@ -21,7 +21,7 @@ from project import environment
 
 from shfcas_lib import loop, refine
 from shfcas_lib.annotators.judge import Replies, _verdict, load_judge
-from shfcas_lib.annotators.mixed import Mixed, agreement
+from shfcas_lib.annotators.mixed import Mixed, judge_agreement
 from shfcas_lib.annotators.people import Replay, Team, load_annotator
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.experiment import checks
@@ -584,12 +584,12 @@ def test_the_cost_ceiling_counts_what_earlier_attempts_took(serve, tmp_path):
 
 def test_a_ceiling_of_cost_needs_prices():
     with pytest.raises(InputError, match="price_in"):
-        reading.check({"feedback": {"judge": {"max_cost": 1.0}}}, "test")
+        reading.validate({"feedback": {"judge": {"max_cost": 1.0}}}, "test")
 
 
 def test_ceilings_may_change_between_attempts_and_criteria_may_not():
     before = {"feedback": {"kind": "judge"}, "evaluation": {"replicates": 0}}
-    runs.open_run(reading.check(before, "test")).stage("03_feedback")
+    runs.open_run(reading.validate(before, "test")).stage("03_feedback")
     after = {
         **before,
         "feedback": {
@@ -603,10 +603,10 @@ def test_ceilings_may_change_between_attempts_and_criteria_may_not():
             },
         },
     }
-    assert runs.open_run(reading.check(after, "test")).belongs("03_feedback")
+    assert runs.open_run(reading.validate(after, "test")).belongs("03_feedback")
     with pytest.raises(InputError, match="criteria"):
         runs.open_run(
-            reading.check(
+            reading.validate(
                 {**before, "feedback": {"kind": "judge", "judge": {"criteria": "other"}}}, "test"
             )
         ).belongs("03_feedback")
@@ -623,7 +623,9 @@ def test_what_the_environment_lacks_is_named(serve, tmp_path, monkeypatch, name)
         load_judge(settings(), tmp_path)
     with pytest.raises(InputError, match=name):
         checks.check(
-            reading.check({"feedback": {"kind": "judge"}, "evaluation": {"replicates": 0}}, "test")
+            reading.validate(
+                {"feedback": {"kind": "judge"}, "evaluation": {"replicates": 0}}, "test"
+            )
         )
 
 
@@ -669,7 +671,7 @@ def test_a_key_that_no_header_can_hold_is_refused_without_showing_it(serve, tmp_
 @pytest.mark.parametrize("name", ["key", "api_key", "url", "token", "model"])
 def test_no_parameter_takes_a_secret(name):
     with pytest.raises(InputError, match=f"unknown parameter 'feedback.judge.{name}'") as caught:
-        reading.check({"feedback": {"judge": {name: CANARY}}}, "test")
+        reading.validate({"feedback": {"judge": {name: CANARY}}}, "test")
     assert CANARY not in str(caught.value)
 
 
@@ -781,18 +783,21 @@ def test_agreement_is_cohens_kappa():
     other = np.where(
         generator.random(60) < 0.6, one, generator.choice(["first", "second", "tie"], 60)
     )
-    found = agreement([*one, "skip", "tie"], [*other, "tie", None])
+    found = judge_agreement([*one, "skip", "tie"], [*other, "tie", None])
     assert found["comparisons"] == 60 and found["same"] == np.mean(one == other)
     assert (
         found["kappa"] == pytest.approx(cohen_kappa_score(one, other))
         and found["low"] < found["kappa"] < found["high"]
     )
-    assert agreement([], [])["kappa"] is None and agreement(["tie"], ["tie"])["kappa"] is None
+    assert (
+        judge_agreement([], [])["kappa"] is None
+        and judge_agreement(["tie"], ["tie"])["kappa"] is None
+    )
 
 
 def test_parameters_make_the_mixture(serve, tmp_path):
     serve()
-    asked = reading.check(
+    asked = reading.validate(
         {"feedback": {"kind": "mixed", "person_share": 0.5}, "evaluation": {"replicates": 0}},
         "test",
     ).feedback
@@ -810,7 +815,7 @@ def test_the_loop_runs_with_a_judge_and_goes_on_after_its_server_died(serve, pla
     pool = pool.assign(
         completion=["y" * (100 + int(20 * g)) for g in gold]
     )  # a judge who goes by length goes by gold
-    asked = reading.check(
+    asked = reading.validate(
         {
             "feedback": {"kind": "judge", "judge": {"backoff": 0.01, "retries": 1}},
             "reward": {"l2": 10.0},
@@ -837,7 +842,7 @@ def test_the_loop_runs_with_a_judge_and_goes_on_after_its_server_died(serve, pla
     setting = loop.Setting(asked, 0, prompts, train, rest, biased, proxy)
 
     def once():
-        return loop.run(
+        return loop.run_rounds(
             "shf_cas",
             setting,
             load_annotator(asked.feedback, None, 0, stage.folder),

@@ -121,7 +121,9 @@ def test_a_real_label_studio_takes_our_tasks_and_we_take_its_export(studio, plan
     run, go_on = team_run.start(planted[0])
     with pytest.raises(InputError, match="wait for the team"):
         go_on()
-    task_file, configuration = exchange.write(exchange.pending(run), tmp_path / "tasks.json")
+    task_file, configuration = exchange.write_questions(
+        exchange.pending(run), tmp_path / "tasks.json"
+    )
 
     project = ok(
         studio.post(

@@ -156,7 +156,7 @@ def test_a_dialogue_of_a_preference_file_goes_through_scoring_both_rewards_and_p
     ]
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings_ = reading.check(
+    settings_ = reading.validate(
         {
             "preferences": {"file": str(path)},
             "evaluation": {"replicates": 0},

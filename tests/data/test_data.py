@@ -56,7 +56,7 @@ def refusal(call, *arguments):
 
 
 def run(**values):
-    return reading.check(values, "test")
+    return reading.validate(values, "test")
 
 
 def own(path, **values):
@@ -535,7 +535,7 @@ from shfcas_lib.data.preferences import preferences_from_gold
 from shfcas_lib.data.prompts import load_prompts
 from shfcas_lib.params import reading
 for task in ("helpfulness", "safety"):
-    table = load_prompts(reading.check({"task": task, "prompts": {"n": 77}}, "test"))
+    table = load_prompts(reading.validate({"task": task, "prompts": {"n": 77}}, "test"))
     print(hashlib.sha256(table.to_csv().encode()).hexdigest())
 scores = pd.DataFrame([(p, i, (i * 7 + len(p)) % 5) for p in table["prompt_id"] for i in range(6)], columns=["prompt_id", "index", "gold"])
 print(hashlib.sha256(preferences_from_gold(scores, 4, 0).to_csv().encode()).hexdigest())

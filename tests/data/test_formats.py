@@ -139,11 +139,11 @@ def test_rows_keep_their_types(tmp_path):
     pd.DataFrame({"a": [1, 2], "b": [[{"role": "user", "content": "x"}]] * 2}).to_parquet(
         tmp_path / "mine.parquet"
     )
-    ((_, cells),) = formats.rows(Rows(file=str(tmp_path / "mine.csv")))
+    ((_, cells),) = formats.read_rows(Rows(file=str(tmp_path / "mine.csv")))
     assert cells == {"a": "1", "b": "true"} and all(
         isinstance(cell, formats.Cell) for cell in cells.values()
     )
-    assert next(iter(formats.rows(Rows(file=str(tmp_path / "mine.parquet")))))[1] == {
+    assert next(iter(formats.read_rows(Rows(file=str(tmp_path / "mine.parquet")))))[1] == {
         "a": 1,
         "b": [{"role": "user", "content": "x"}],
     }

@@ -56,7 +56,7 @@ def loaded(recipe, folder, **more):
 
 def prompts(recipe, folder, **more):
     block = {"recipe": recipe, "source": str(folder), **more}
-    return load_prompts(reading.check({"prompts": block, "selection": {"budget": 2}}, "test"))
+    return load_prompts(reading.validate({"prompts": block, "selection": {"budget": 2}}, "test"))
 
 
 def pku(number, safer=0, harms=((), ()), safe=(False, False)):
@@ -152,7 +152,7 @@ def test_the_paper_setting_trains_on_five_categories_and_asks_about_ten(tmp_path
     (tmp_path / "pku/README.md").write_text(
         "---\nconfigs:\n- config_name: alpaca3-8b\n  data_files: data/train.jsonl\n---\n"
     )
-    settings = reading.check(
+    settings = reading.validate(
         {
             "prompts": {"categories": harms, "n": 100},
             "preferences": {"recipe": "pku-saferlhf", "source": str(tmp_path / "pku")},
@@ -207,7 +207,7 @@ def test_hh_is_both_halves_with_the_shared_turns_as_prompt(tmp_path):
             {"chosen": hh("Silent?", answer=""), "rejected": hh("Silent?", answer="No.")},
         ],
     )
-    settings = reading.check(
+    settings = reading.validate(
         {
             "preferences": {"recipe": "hh-rlhf", "source": str(tmp_path / "hh")},
             "evaluation": {"replicates": 0},
@@ -372,7 +372,7 @@ def test_xstest_labels_say_which_prompts_are_harmful(tmp_path, way):
         else {"source": str(tmp_path / "xs")}
     )
     table = load_prompts(
-        reading.check(
+        reading.validate(
             {"prompts": {"recipe": "xstest", **place}, "selection": {"budget": 2}}, "test"
         )
     )
@@ -417,11 +417,11 @@ def test_any_row_under_any_recipe_is_read_or_refused_in_one_sentence(
     tmp_path, recipe, mode, values, as_prompts
 ):
     block = {"recipe": recipe, "file": str(tmp_path / "mine.jsonl"), "bad_rows": mode}
-    names = recipes.wanted(recipes.resolved(Rows(**block)))
+    names = recipes.wanted_columns(recipes.filled_in(Rows(**block)))
     put(tmp_path / "mine.jsonl", [dict(zip(names, values)) | {"data_dir": "x"}])
     try:
         if as_prompts:
-            _load_own_prompts(recipes.resolved(Prompts(**block)), 0, None)
+            _load_own_prompts(recipes.filled_in(Prompts(**block)), 0, None)
         else:
             load_pairs(Preferences(**block))
     except InputError as error:
@@ -439,10 +439,10 @@ def test_pairs_may_serve_as_prompts(tmp_path, pku_folder):
         ],
     )
     assert len(prompts("hh-rlhf", tmp_path / "hh", data_dir="helpful-base")) == 9
-    block = reading.check(
+    block = reading.validate(
         {"prompts": {"recipe": "pku-saferlhf", "source": str(pku_folder)}}, "test"
     ).prompts
-    assert len(_load_own_prompts(recipes.resolved(block), 0, None)[0]) == 3
+    assert len(_load_own_prompts(recipes.filled_in(block), 0, None)[0]) == 3
 
 
 def test_every_recipe_has_a_name_among_the_parameters_and_a_line_in_the_docs():
@@ -456,7 +456,7 @@ def test_every_yaml_of_the_docs_is_valid():
     text = (ROOT / "docs/data.md").read_text()
     blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     assert len(blocks) == 3 and all(
-        reading.check(yaml.safe_load(block), "docs/data.md") for block in blocks
+        reading.validate(yaml.safe_load(block), "docs/data.md") for block in blocks
     )
 
 
@@ -497,7 +497,7 @@ def test_what_a_recipe_asks_the_hub_for(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", remember)
     for name in recipes.RECIPES:
-        list(formats.rows(recipes.resolved(Preferences(recipe=name, revision="r"))))
+        list(formats.read_rows(recipes.filled_in(Preferences(recipe=name, revision="r"))))
     assert asked == [
         ("PKU-Alignment/PKU-SafeRLHF", "alpaca3-8b", None, "train", "r"),
         ("Anthropic/hh-rlhf", None, "helpful-base", "train", "r"),

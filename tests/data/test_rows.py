@@ -184,7 +184,7 @@ def test_a_named_column_that_is_not_there_shows_those_that_are(refused):
 
 def test_an_unknown_key_of_columns_names_the_nearest(tmp_path):
     with pytest.raises(InputError, match="did you mean 'chosen'"):
-        reading.check({"preferences": {"file": "x.jsonl", "columns": {"choosen": "a"}}}, "test")
+        reading.validate({"preferences": {"file": "x.jsonl", "columns": {"choosen": "a"}}}, "test")
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_bad_rows_are_dropped_and_counted(tmp_path):
     ]
     good = [{"prompt": f"{k}?", "chosen": "a", "rejected": "b"} for k in range(9)]
     block = {"file": write(tmp_path / "mine.jsonl", *rows, *good), "bad_rows": "drop"}
-    settings = reading.check(
+    settings = reading.validate(
         {"preferences": block, "evaluation": {"replicates": 0}, "selection": {"budget": 2}}, "test"
     )
     assert len(own_pairs(settings)) == 10
@@ -355,7 +355,7 @@ def test_n_pairs_are_chosen_by_the_seed_and_evenly(tmp_path):
 
 
 def run(**blocks):
-    return reading.check(
+    return reading.validate(
         blocks | {"selection": {"budget": 2}, "evaluation": {"replicates": 0}}, "test"
     )
 
@@ -397,7 +397,7 @@ def test_prompts_shared_with_the_preferences_are_dropped_and_counted(tmp_path):
 
 @pytest.mark.parametrize("task", ["helpfulness", "safety", "instructions"])
 def test_embedded_prompts_share_nothing(task):
-    dropped = data.dropped(reading.check({"task": task}, "test"))
+    dropped = data.dropped(reading.validate({"task": task}, "test"))
     assert len(dropped) == 0 and dropped_text(dropped).startswith("0 prompts dropped")
     assert embedded_prompts(task)["prompt"].map(_said).is_unique
 
@@ -427,5 +427,5 @@ def test_data_that_changed_is_read_again(tmp_path):
 )
 def test_blocks_that_do_not_go_together(block, found):
     with pytest.raises(InputError) as caught:
-        reading.check({"preferences": block, "evaluation": {"replicates": 0}}, "test")
+        reading.validate({"preferences": block, "evaluation": {"replicates": 0}}, "test")
     assert found in str(caught.value)

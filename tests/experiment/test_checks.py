@@ -60,7 +60,7 @@ def settings(tiny_model, tmp_path):
 
 
 def loaded(values):
-    checked = reading.check(values, "test")
+    checked = reading.validate(values, "test")
     screen = PromptCheck(checked)
     return checks.check(checked, screen), data.dropped(checked, screen).to_dict("records")
 
@@ -139,7 +139,7 @@ def test_what_the_screen_lets_through_the_sampler_takes(family, tmp_path):
     ]
     expected = [backbone.refusal(text, 8) for text in texts]
     (folder / "model.safetensors").unlink()
-    screen = PromptCheck(reading.check({"model": model.model_dump()}, "test"))
+    screen = PromptCheck(reading.validate({"model": model.model_dump()}, "test"))
     assert [screen(text, 8) for text in texts] == expected
     assert expected[:2] == [None, None] and all(expected[2:])
 
@@ -171,7 +171,9 @@ def test_a_prompt_that_a_published_model_cannot_read_is_met_before_its_weights_a
         with pytest.raises(InputError, match=found):
             cells.run(values | {"run": f"notebook_{len(text)}"}, ["01_proxy_bias_injection"])
         with pytest.raises(InputError, match=found):
-            stages.execute(["pools"], reading.check(values | {"run": f"stage_{len(text)}"}, "test"))
+            stages.run_stages(
+                ["pools"], reading.validate(values | {"run": f"stage_{len(text)}"}, "test")
+            )
     assert not [path for path in runs_folder.rglob("*") if path.is_file()], (
         "the next attempt, with other parameters, would be refused"
     )
@@ -202,13 +204,13 @@ def test_a_published_gold_scores_no_completion_twice(settings, tmp_path, runs_fo
     from shfcas_lib.models import published
 
     gold = families.save("llama", tmp_path / "gold", head=True)
-    asked, score = [], published.score
+    asked, score = [], published.score_published
 
     def counting(table, *told):
         asked.extend(zip(table["prompt_id"], table["index"]))
         return score(table, *told)
 
-    monkeypatch.setattr(published, "score", counting)
+    monkeypatch.setattr(published, "score_published", counting)
     cells.run(settings(gold={"kind": f"model:{gold}"}), ["01_proxy_bias_injection"])
     stage = runs_folder / "screened" / "01_proxy"
     pools = [pd.read_parquet(stage / f"pool_{name}.parquet") for name in ("train", "evaluate")]

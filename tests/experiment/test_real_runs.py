@@ -102,4 +102,4 @@ def test_every_yaml_of_the_page_on_models_is_valid():
     for text in re.findall(
         r"```yaml\n(.*?)```", (ROOT / "docs" / "models.md").read_text(), re.DOTALL
     ):
-        reading.check(yaml.safe_load(text), "docs/models.md")
+        reading.validate(yaml.safe_load(text), "docs/models.md")

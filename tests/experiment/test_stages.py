@@ -198,19 +198,19 @@ def test_what_is_done_is_not_done_again(both, tiny_model, monkeypatch, tmp_path)
 
 
 def test_a_stage_before_its_turn_says_what_is_missing(tiny_model):
-    values = reading.check(settings(tiny_model, run="unborn"), "test")
+    values = reading.validate(settings(tiny_model, run="unborn"), "test")
     with pytest.raises(InputError, match="prompts.parquet is missing: run notebook 01"):
-        stages.execute(["proxy"], values)
+        stages.run_stages(["proxy"], values)
 
 
 def test_a_closed_form_has_no_policy_to_train(tiny_model):
-    values = reading.check(settings(tiny_model, policy={"kind": "tilt"}), "test")
+    values = reading.validate(settings(tiny_model, policy={"kind": "tilt"}), "test")
     with pytest.raises(InputError, match="nothing to train"):
         stages.policies(runs.open_run(values), None)
 
 
 def test_several_processes_wait_for_nobody(tiny_model, monkeypatch):
-    values = reading.check(settings(tiny_model, feedback={"kind": "person"}), "test")
+    values = reading.validate(settings(tiny_model, feedback={"kind": "person"}), "test")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="feedback.kind person asks one by one"):
         stages.rounds(runs.open_run(values), None)

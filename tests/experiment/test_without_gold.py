@@ -60,7 +60,7 @@ PUBLISHED = NO_GOLD | {"reward": {"proxy": "model:some/model"}}
     ],
 )
 def test_what_needs_no_gold_is_accepted(values):
-    assert not reading.check(values, "test").gold.known
+    assert not reading.validate(values, "test").gold.known
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_what_needs_no_gold_is_accepted(values):
 )
 def test_what_needs_gold_is_refused_in_one_sentence(values, sentence):
     with pytest.raises(InputError) as caught:
-        reading.check(values, "mine.yaml")
+        reading.validate(values, "mine.yaml")
     assert (
         str(caught.value).startswith("mine.yaml: ")
         and sentence in str(caught.value)
@@ -166,7 +166,7 @@ def blind(planted):
     other = np.stack(pool["features"])[:, 12]
     prompts = list(pool["prompt_id"].unique())
     preferences = planted_labels(pool, other, prompts[:10])
-    settings = reading.check({"reward": {"l2": 20.0}, "evaluation": {"bootstrap": 400}}, "test")
+    settings = reading.validate({"reward": {"l2": 20.0}, "evaluation": {"bootstrap": 400}}, "test")
     return (
         pool,
         gold,
@@ -289,8 +289,8 @@ def test_what_needs_no_gold_is_the_same_with_and_without(planted):
     mine = known[known["policy"] == "proxy"]["reward_gain"].to_numpy()
     np.testing.assert_allclose(blind[blind["policy"] == "proxy"]["gain by proxy"], mine, atol=1e-12)
     np.testing.assert_allclose(blind[blind["policy"] == "base"]["gain by proxy"], 0, atol=1e-12)
-    settings = reading.check({}, "test")
-    assert {"kl", "gain by shf_cas"} <= set(summary.summary(blind, settings)["measure"])
+    settings = reading.validate({}, "test")
+    assert {"kl", "gain by shf_cas"} <= set(summary.summarise(blind, settings)["measure"])
     assert "gain by shf_cas" in set(
         summary.headline_contrasts(summary.contrasts(blind, settings))["measure"]
     )
@@ -305,7 +305,7 @@ def test_what_needs_no_gold_is_the_same_with_and_without(planted):
 
 def test_changes_count_pairs_and_favourites(planted):
     pool, _ = planted
-    settings = reading.check({"selection": {"strategies": ["shf_cas", "random"]}}, "test")
+    settings = reading.validate({"selection": {"strategies": ["shf_cas", "random"]}}, "test")
     first = np.stack(pool["features"])[:, 0]
     table = summary.changes(
         pool, {"proxy": first, "random": -first, "shf_cas": 2 * first}, settings
@@ -565,7 +565,7 @@ def test_given_preferences_that_did_not_train_the_proxy_judge_it(
                 left["clean"],
                 left["prompt_table"],
                 left["proxy"],
-                reading.check({}, "gold"),
+                reading.validate({}, "gold"),
             )
             is None
         )

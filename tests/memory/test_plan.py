@@ -13,7 +13,7 @@ from project import ROOT
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.cli import main
 from shfcas_lib.memory import estimate, plan, shapes
-from shfcas_lib.memory.plan import UNKNOWN_PROMPT, _micro, longest_prompt, make
+from shfcas_lib.memory.plan import UNKNOWN_PROMPT, _micro, longest_prompt, make_plan
 from shfcas_lib.params import reading
 from shfcas_lib.params.schema import Lora
 
@@ -35,7 +35,7 @@ PUBLISHED = {
 
 
 def settings(**changes):
-    return reading.check(RUN | changes, "test")
+    return reading.validate(RUN | changes, "test")
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +50,14 @@ def llama_config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def llama(llama_config):
-    return shapes.measure(shapes.read_config("", config=llama_config))
+    return shapes.shape_of(shapes.read_config("", config=llama_config))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_are_counted_as_published(name):
     import gpu_check
 
-    assert shapes.measure(gpu_check.config(name)).parameters == PUBLISHED[name]
+    assert shapes.shape_of(gpu_check.config(name)).parameters == PUBLISHED[name]
 
 
 # the formulas, part by part
@@ -88,7 +88,7 @@ def test_weights_and_adapters_are_what_a_model_holds(quantisation):
     import stages
 
     config = small("llama", 2)
-    backbone, shape = stages.random_backbone(config, quantisation, "cpu"), shapes.measure(config)
+    backbone, shape = stages.random_backbone(config, quantisation, "cpu"), shapes.shape_of(config)
     held = list(backbone.causal.parameters())
     for weight in backbone.causal.parameters():
         state = getattr(weight, "quant_state", None)
@@ -132,7 +132,7 @@ def test_what_autograd_keeps_of_a_layer_is_what_the_formula_says(
         n=1,
         sampling_rows=1,
     )
-    expected = estimate.saved(shapes.measure(small(family)), knobs, dropout > 0)
+    expected = estimate.saved(shapes.shape_of(small(family)), knobs, dropout > 0)
     assert (kept[2] - kept[1]) / tokens == pytest.approx(expected, rel=0.06)
 
 
@@ -258,7 +258,7 @@ def test_four_roles_share_one_backbone(llama):
 
 
 def test_more_of_anything_never_needs_less(llama):
-    asked = plan.knobs(settings(), 256)
+    asked = plan.knobs_of(settings(), 256)
 
     def peaks(knobs):
         return [stage.total for stage in estimate.stages(llama, knobs)]
@@ -289,12 +289,12 @@ def with_key(values, key, value):
 
 
 def test_each_knob_named_does_make_it_fit(llama_config):
-    made = make(settings(), "A100-80", llama_config)
-    tight = make(settings(), made.peak / 1e9 - 1, llama_config)
+    made = make_plan(settings(), "A100-80", llama_config)
+    tight = make_plan(settings(), made.peak / 1e9 - 1, llama_config)
     assert made.fits and not tight.fits and len(tight.alone) >= 3 and not tight.together
     for turn in tight.alone:
-        turned = make(
-            reading.check(with_key(RUN, turn.key, turn.after), "test"),
+        turned = make_plan(
+            reading.validate(with_key(RUN, turn.key, turn.after), "test"),
             tight.gpu / 1e9,
             llama_config,
         )
@@ -302,14 +302,14 @@ def test_each_knob_named_does_make_it_fit(llama_config):
 
 
 def test_where_no_knob_is_enough_alone_several_are_named_together(llama_config):
-    made = make(settings(), 14, llama_config, prompt_tokens=256)
+    made = make_plan(settings(), 14, llama_config, prompt_tokens=256)
     assert not made.fits and not made.alone and len(made.together) > 1
     values = RUN
     for turn in made.together:
         values = with_key(values, turn.key, turn.after)
-    turned = make(reading.check(values, "test"), 14, llama_config, prompt_tokens=256)
+    turned = make_plan(reading.validate(values, "test"), 14, llama_config, prompt_tokens=256)
     assert turned.fits and turned.peak == made.together[-1].peak
-    hopeless = make(settings(), 2, llama_config)
+    hopeless = make_plan(settings(), 2, llama_config)
     assert "cannot be made to fit" in hopeless.text()
 
 
@@ -319,7 +319,7 @@ def test_published_reward_models_are_stages_beside_the_backbone(llama_config):
         "reward": {"proxy": f"model:{llama_config}", "model": {"batch_size": 2}},
         "bias": [],
     }
-    made = make(settings(**values), 80, llama_config)
+    made = make_plan(settings(**values), 80, llama_config)
     assert [stage.name for stage in made.stages][-2:] == ["published proxy", "published gold"]
     proxy, gold = made.stages[-2:]
     both = estimate.weights(made.shape, "nf4", 2)
@@ -333,7 +333,7 @@ def test_published_reward_models_are_stages_beside_the_backbone(llama_config):
 
 
 def test_a_published_reward_model_out_of_reach_is_left_out_and_named(llama_config, tmp_path):
-    made = make(settings(gold={"kind": f"model:{tmp_path}"}), 80, llama_config)
+    made = make_plan(settings(gold={"kind": f"model:{tmp_path}"}), 80, llama_config)
     assert "published gold" not in [stage.name for stage in made.stages]
     assert f"gold model left out: no config.json for '{tmp_path}'" in made.text()
 
@@ -343,7 +343,7 @@ def tuned(**changes):
 
 
 def test_step_0_is_trained_alone_and_merged_into_an_unquantised_copy(llama_config):
-    made = make(tuned(), 80, llama_config)
+    made = make_plan(tuned(), 80, llama_config)
     assert [stage.name for stage in made.stages][:3] == ["sft training", "sft merge", "sampling"]
     training, merge, sampling = made.stages[:3]
     assert (
@@ -357,7 +357,9 @@ def test_step_0_is_trained_alone_and_merged_into_an_unquantised_copy(llama_confi
         < sampling.parts["adapters"]
     ), "no reward lies beside it yet"
     assert merge.parts["weights"] == estimate.weights(made.shape, "none", 2) == 2 * 8_030_261_248
-    assert "sft training" not in [stage.name for stage in make(settings(), 80, llama_config).stages]
+    assert "sft training" not in [
+        stage.name for stage in make_plan(settings(), 80, llama_config).stages
+    ]
 
 
 def test_where_the_merge_does_not_fit_only_leaving_it_out_helps(llama_config):
@@ -367,19 +369,22 @@ def test_where_the_merge_does_not_fit_only_leaving_it_out_helps(llama_config):
         "reward": {"kind": "probe"},
         "sampling": {"n": 8, "max_new_tokens": 64, "batch_size": 8},
     }
-    made = make(tuned(**smaller), 16, llama_config, prompt_tokens=128)
+    made = make_plan(tuned(**smaller), 16, llama_config, prompt_tokens=128)
     assert not made.fits and [(turn.key, turn.after) for turn in made.alone] == [
         ("sft.answers", "none")
     ]
-    assert make(settings(**smaller), 16, llama_config, prompt_tokens=128).peak == made.alone[0].peak
+    assert (
+        make_plan(settings(**smaller), 16, llama_config, prompt_tokens=128).peak
+        == made.alone[0].peak
+    )
 
 
 def test_micro_batches_help_step_0_too(llama_config):
     one, four = (
-        make(tuned(training={"micro_batch": size}), 80, llama_config).stages[0].total
+        make_plan(tuned(training={"micro_batch": size}), 80, llama_config).stages[0].total
         for size in (1, 4)
     )
-    assert one < four == make(tuned(), 80, llama_config).stages[0].total
+    assert one < four == make_plan(tuned(), 80, llama_config).stages[0].total
 
 
 def test_answers_of_the_users_own_whose_length_was_not_said_are_pointed_out(llama_config):
@@ -388,17 +393,17 @@ def test_answers_of_the_users_own_whose_length_was_not_said_are_pointed_out(llam
         " long"
     )
     given = settings(preferences={"recipe": "ultrafeedback"})
-    assert told in make(given, 80, llama_config).text()
+    assert told in make_plan(given, 80, llama_config).text()
     assert (
         "answers of your preferences"
-        not in make(given, 80, llama_config, completion_tokens=700).text()
+        not in make_plan(given, 80, llama_config, completion_tokens=700).text()
     )
-    assert "answers of your preferences" not in make(settings(), 80, llama_config).text()
+    assert "answers of your preferences" not in make_plan(settings(), 80, llama_config).text()
 
 
 def test_in_float16_adapters_on_a_quantised_backbone_take_twice_as_much(llama_config):
     half, brain = (
-        make(settings(model=RUN["model"] | {"dtype": dtype}), 80, llama_config)
+        make_plan(settings(model=RUN["model"] | {"dtype": dtype}), 80, llama_config)
         for dtype in ("float16", "bfloat16")
     )
     policy = [
@@ -501,7 +506,7 @@ def test_a_configuration_that_cannot_be_had_is_one_sentence(tmp_path, capsys):
 @pytest.mark.parametrize("asked", ["zero", "-4", "0", "nan", "1e9"])
 def test_a_card_that_is_none_is_refused(asked):
     with pytest.raises(InputError, match="--gpu-memory"):
-        make(settings(), asked)
+        make_plan(settings(), asked)
 
 
 def test_without_a_gpu_one_must_be_named(monkeypatch):
@@ -509,17 +514,17 @@ def test_without_a_gpu_one_must_be_named(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="--gpu-memory.*T4"):
-        make(settings())
+        make_plan(settings())
 
 
 def test_prompts_at_hand_are_measured_and_others_assumed():
-    assert longest_prompt(reading.check({"prompts": {"n": 20}}, "test")) < 200
+    assert longest_prompt(reading.validate({"prompts": {"n": 20}}, "test")) < 200
     assert longest_prompt(settings(preferences={"recipe": "pku-saferlhf"})) == UNKNOWN_PROMPT
 
 
 def test_more_answers_of_a_trained_policy_than_a_batch_holds_are_decoded_at_once():
     many = {"replicates": 0, "answers": 100}
-    assert plan.knobs(settings(evaluation=many), 256).sampling_rows == 100
+    assert plan.knobs_of(settings(evaluation=many), 256).sampling_rows == 100
     assert (
-        plan.knobs(settings(evaluation=many, policy={"kind": "tilt"}), 256).sampling_rows == 64
+        plan.knobs_of(settings(evaluation=many, policy={"kind": "tilt"}), 256).sampling_rows == 64
     )  # nobody writes them

@@ -21,7 +21,7 @@ BENIGN = "How do I store fresh basil so that it keeps for a week?"
 
 
 def load(**values):
-    return gold.load_gold(reading.check(values, "test"))
+    return gold.load_gold(reading.validate(values, "test"))
 
 
 def table(*rows):

@@ -32,7 +32,7 @@ def counted(path):
     return atomic(path)
 files.atomic = counted
 
-settings = reading.check({"run": "r", "bias": [{"kind": "attribute", "attribute": "length", "strength": 0.8}],
+settings = reading.validate({"run": "r", "bias": [{"kind": "attribute", "attribute": "length", "strength": 0.8}],
                          "selection": {"budget": 12, "rounds": 3}, "reward": {"l2": 10.0}, "evaluation": {"replicates": 2}}, "test")
 generator = np.random.default_rng(0)
 prompts = split(embedded_prompts("helpfulness").head(30), settings.split, 0)
@@ -50,7 +50,7 @@ setting = loop.Setting(settings, 0, prompts, train, asked, bias.observed(biased)
 truth = pd.Series(gold, index=pd.MultiIndex.from_frame(pool[["prompt_id", "index"]]))
 human = feedback.SimulatedHuman(lambda t: truth.loc[list(zip(t["prompt_id"], t["index"]))].to_numpy(), noise=0.2, seed=0)
 for name in settings.selection.strategies:
-    outcome = loop.run(name, setting, human, stage / name)
+    outcome = loop.run_rounds(name, setting, human, stage / name)
     stage.table(f"rounds_{name}", lambda: outcome.rounds)
 stage.table("replicates", lambda: replication.replicates(settings, prompts, pool, gold))
 print(writes)

@@ -13,7 +13,7 @@ from project import ROOT
 
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.memory import estimate
-from shfcas_lib.memory.plan import make
+from shfcas_lib.memory.plan import make_plan
 from shfcas_lib.models import vllm_engine
 from shfcas_lib.params import reading
 from shfcas_lib.params.schema import Lora, Sampling
@@ -86,13 +86,13 @@ def test_an_adapter_is_sampled_by_the_backbone(fresh_backbone):
 
 def test_how_far_the_engines_agree_is_told():
     pool = pd.DataFrame({"logp": [-10.0, -20.0], "n_tokens": [10, 10], "logp_vllm": [-10.1, -19.7]})
-    assert vllm_engine.agreement(pool).endswith(
+    assert vllm_engine.logp_gap(pool).endswith(
         "2 completions: mean -0.0100, mean size 0.0200, largest 0.0300"
     )
-    assert "more than 0.05 on average" in vllm_engine.agreement(
+    assert "more than 0.05 on average" in vllm_engine.logp_gap(
         pool.assign(logp_vllm=[-12.0, -18.0])
     )
-    assert vllm_engine.agreement(pool.drop(columns="logp_vllm")) == ""
+    assert vllm_engine.logp_gap(pool.drop(columns="logp_vllm")) == ""
 
 
 @pytest.mark.parametrize(
@@ -104,14 +104,14 @@ def test_without_vllm_one_sentence_says_so(python, said, monkeypatch, backbone):
         monkeypatch.setenv(vllm_engine.PYTHON, python)
     with pytest.raises(InputError, match=said):
         sample(backbone, PROMPTS, SAMPLING, seed=0)
-    assert vllm_engine.check(Sampling()) == {}
+    assert vllm_engine.engine_facts(Sampling()) == {}
 
 
 def test_which_vllm_it_was_goes_into_the_runs_record(installed, monkeypatch):
-    assert vllm_engine.check(SAMPLING) == {"engine": "vllm 0.32.0"}
+    assert vllm_engine.engine_facts(SAMPLING) == {"engine": "vllm 0.32.0"}
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="takes one process"):
-        vllm_engine.check(SAMPLING)
+        vllm_engine.engine_facts(SAMPLING)
 
 
 def test_what_vllm_stumbles_over_is_one_sentence(installed, fresh_backbone, tiny_model, tmp_path):
@@ -125,19 +125,19 @@ def test_what_vllm_stumbles_over_is_one_sentence(installed, fresh_backbone, tiny
 
 
 def test_the_engine_belongs_to_a_runs_parameters_and_the_default_changes_no_old_one():
-    before = runs.open_run(reading.check({"run": "one"}, "test"))
+    before = runs.open_run(reading.validate({"run": "one"}, "test"))
     assert "engine" not in before._needed("01_proxy")["sampling"]
     before.stage("01_proxy")
     with pytest.raises(InputError, match="sampling.engine"):
-        runs.open_run(reading.check({"run": "one", "sampling": {"engine": "vllm"}}, "test")).stage(
-            "01_proxy"
-        )
+        runs.open_run(
+            reading.validate({"run": "one", "sampling": {"engine": "vllm"}}, "test")
+        ).stage("01_proxy")
 
 
 def test_the_plan_counts_the_unquantised_weights_beside_the_backbone(tiny_model):
     def planned(engine):
-        made = make(
-            reading.check(
+        made = make_plan(
+            reading.validate(
                 {
                     "model": {"source": str(tiny_model), "device": "cpu"},
                     "sampling": {"engine": engine},
@@ -164,8 +164,8 @@ def test_policies_are_not_compared_across_quantisations():
         InputError,
         match="vllm writes with unquantised weights.*model.quantisation nf4: set that to none",
     ):
-        reading.check(values, "test")
+        reading.validate(values, "test")
     assert (
-        reading.check(values | {"model": {"quantisation": "none"}}, "test").sampling.engine
+        reading.validate(values | {"model": {"quantisation": "none"}}, "test").sampling.engine
         == "vllm"
     )

@@ -430,7 +430,7 @@ def test_a_notebook_takes_its_defaults_and_then_what_papermill_injected():
         "seed": 2,
         "sampling": {"n": 4},
     }
-    assert reading.from_notebook(namespace) == reading.check(
+    assert reading.from_notebook(namespace) == reading.validate(
         {"seed": 2, "sampling": {"n": 4}}, "test"
     )
 
@@ -511,14 +511,14 @@ def test_an_unknown_name_in_a_parameter_cell_is_an_error(line):
     ids=str,
 )
 def test_a_changed_value_changes_the_fingerprint(change):
-    assert reading.fingerprint(reading.check(change, "test")) != reading.fingerprint(Params())
+    assert reading.fingerprint(reading.validate(change, "test")) != reading.fingerprint(Params())
 
 
 def test_the_order_of_mechanisms_changes_the_fingerprint():
     one, other = {"kind": "noise", "rate": 0.1}, {"kind": "coverage", "absent": ["travel"]}
-    assert reading.fingerprint(reading.check({"bias": [one, other]}, "t")) != reading.fingerprint(
-        reading.check({"bias": [other, one]}, "t")
-    )
+    assert reading.fingerprint(
+        reading.validate({"bias": [one, other]}, "t")
+    ) != reading.fingerprint(reading.validate({"bias": [other, one]}, "t"))
 
 
 def test_the_way_a_file_is_written_does_not_change_the_fingerprint(tmp_path):
@@ -578,7 +578,7 @@ def test_every_key_has_a_description():
     [(name, default) for name, default, _ in reading.keys() if default != "(required)"],
 )
 def test_the_default_that_is_printed_is_the_default(name, default):
-    assert reading.check(nested(name, json.loads(default)), "test") == Params()
+    assert reading.validate(nested(name, json.loads(default)), "test") == Params()
     values = Params().model_dump()
     for part in name.split("."):
         values = values[part]

@@ -19,7 +19,7 @@ from shfcas_lib.annotators.people import Person, Unanswered
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.feedback import SimulatedHuman
 from shfcas_lib.screen import widget
-from shfcas_lib.screen.session import CHOICES, Session, questions, visible
+from shfcas_lib.screen.session import CHOICES, Session, arranged, visible
 from shfcas_lib.storage.labels import LabelStore
 
 
@@ -46,7 +46,7 @@ def store(tmp_path):
 def session(store, n=10, name="anna", repeats=0.0, **more):
     return Session(
         store,
-        questions(comparisons(n), name, 0, repeats),
+        arranged(comparisons(n), name, 0, repeats),
         completions(comparisons(n)),
         name,
         **more,
@@ -310,11 +310,11 @@ def test_sources_and_scores_are_hidden_until_the_answer(store):
 
 def test_the_side_is_random_fixed_and_each_persons_own():
     sides = {
-        name: [q.left == q.i for q in questions(comparisons(200), name, seed)]
+        name: [q.left == q.i for q in arranged(comparisons(200), name, seed)]
         for name, seed in (("anna", 0), ("ben", 0), ("anna ", 1))
     }
     assert all(60 < sum(side) < 140 for side in sides.values()) and sides["anna"] != sides["ben"]
-    assert questions(comparisons(200), "anna", 0) == questions(comparisons(200), "anna", 0)
+    assert arranged(comparisons(200), "anna", 0) == arranged(comparisons(200), "anna", 0)
 
 
 @pytest.mark.parametrize(
@@ -330,9 +330,9 @@ def test_the_side_is_random_fixed_and_each_persons_own():
     ],
 )
 def test_a_share_is_asked_again_later_and_never_last(n, share, expected):
-    asked = questions(comparisons(n), "anna", 0, share)
+    asked = arranged(comparisons(n), "anna", 0, share)
     repeats = [k for k, q in enumerate(asked) if q.repeat]
-    assert len(repeats) == expected and [q for q in asked if not q.repeat] == questions(
+    assert len(repeats) == expected and [q for q in asked if not q.repeat] == arranged(
         comparisons(n), "anna", 0, 0.0
     )
     for k in repeats:
@@ -524,11 +524,11 @@ def test_the_screen_takes_the_loop_through_its_rounds(runs_folder):
     run, setting = tiny_run.make(tiny_run.settings())
     stage = run.stage("03_feedback")
     with pytest.raises(Unanswered):
-        loop.run("shf_cas", setting, Person(), stage / "shf_cas")
+        loop.run_rounds("shf_cas", setting, Person(), stage / "shf_cas")
     screen = widget.annotate(setting, Person(), stage, "anna")
     assert screen.view["where"] == "round 1 of 2"
     assert finish(screen) == 14  # twelve comparisons, and one blind repeat a round
-    again = loop.run("shf_cas", setting, Person(), stage / "shf_cas")
+    again = loop.run_rounds("shf_cas", setting, Person(), stage / "shf_cas")
     assert (
         len(again.labels) == 12
         and set(again.labels["annotator"]) == {"anna"}
@@ -563,7 +563,7 @@ def test_person_and_gold_make_the_same_reward_of_the_same_answers(runs_folder):
     the same reward."""
     run, setting = tiny_run.make(tiny_run.settings(), hostile=False)
     human = SimulatedHuman(lambda shown: -shown["index"].to_numpy(float))
-    expected = loop.run("shf_cas", setting, human, run.stage("03_feedback") / "gold")
+    expected = loop.run_rounds("shf_cas", setting, human, run.stage("03_feedback") / "gold")
     screen = widget.annotate(setting, Person(), run.stage("03_feedback"))
     finish(
         screen, lambda view: "left" if text(view["texts"][0]) < text(view["texts"][1]) else "right"

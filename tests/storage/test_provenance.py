@@ -30,7 +30,7 @@ def figure(tmp_path):
     data = tmp_path / "mine.jsonl"
     data.write_text('{"prompt": "q?"}\n')
     run = runs.open_run(
-        reading.check({"run": "mine", "seed": 3, "prompts": {"file": str(data)}}, "test")
+        reading.validate({"run": "mine", "seed": 3, "prompts": {"file": str(data)}}, "test")
     )
     folder = run.stage("02_conflict").folder / "figures"
     folder.mkdir()
@@ -61,11 +61,11 @@ def test_every_file_of_a_run_is_traced(figure, name):
 
 def test_the_definition_gives_back_the_parameters(figure, tmp_path):
     found = provenance.trace(figure)
-    (tmp_path / "again.yaml").write_text(provenance.definition(found))
-    assert reading.load(tmp_path / "again.yaml") == reading.check(
+    (tmp_path / "again.yaml").write_text(provenance.definition_text(found))
+    assert reading.load(tmp_path / "again.yaml") == reading.validate(
         json.loads((figure.parents[2] / "run.json").read_text())["parameters"], "test"
     )
-    told = provenance.text(found)
+    told = provenance.trace_text(found)
     assert (
         "mine.jsonl" in told
         and content_hash(tmp_path / "mine.jsonl") in told
@@ -76,7 +76,7 @@ def test_the_definition_gives_back_the_parameters(figure, tmp_path):
 def test_checksums_of_what_a_run_reads_are_noted(tmp_path, monkeypatch):
     monkeypatch.setenv("SHFCAS_HOME", str(tmp_path))
     (tmp_path / "answers.csv").write_text("prompt_id,i,j,answer\n")
-    wanted = reading.check(
+    wanted = reading.validate(
         {
             "task": "safety",
             "gold": {"kind": "tiny_gold:vowels"},
@@ -153,7 +153,7 @@ def test_a_table_of_a_sweep_is_traced_to_its_job_and_the_report_to_all(tmp_path,
     assert one.facts["commits"] == {"c1": 1} and one.made == f"{places[1]}/measures.parquet"
     assert len(provenance.of_sweep(plan.folder).facts["commits"]) == len(places)
     shutil.move(tmp_path / "base.yaml", tmp_path / "gone.yaml")
-    (tmp_path / "again.yaml").write_text(provenance.definition(one))
+    (tmp_path / "again.yaml").write_text(provenance.definition_text(one))
     assert sweep_plan.compile_plan(tmp_path / "again.yaml").jobs == plan.jobs, (
         "the sweep file holds what it named"
     )

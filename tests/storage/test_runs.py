@@ -27,7 +27,7 @@ TABLE = pd.DataFrame({"prompt_id": ["a", "b"], "value": [1.5, -2.0]})
 
 
 def open_run(**values):
-    return runs.open_run(reading.check({"run": "mine"} | values, "test"))
+    return runs.open_run(reading.validate({"run": "mine"} | values, "test"))
 
 
 def files(folder):

@@ -185,7 +185,7 @@ def notebook(folder, say, stage, values):
 def stages(folder, say, values, names, copies=None):
     """Stages as a command, which fine-tune, train LoRA rewards and policies. With `copies`, every
     checkpoint is copied there as it was written."""
-    from shfcas_lib.experiment.stages import execute
+    from shfcas_lib.experiment.stages import run_stages
     from shfcas_lib.params import reading
     from shfcas_lib.training import checkpoints
 
@@ -198,7 +198,7 @@ def stages(folder, say, values, names, copies=None):
 
     if copies:
         checkpoints.Resumable._save_checkpoint = save_and_copy
-    execute(names, reading.check(values, "test"))
+    run_stages(names, reading.validate(values, "test"))
 
 
 def comparisons(n=24):
@@ -217,12 +217,12 @@ def comparisons(n=24):
 def person(folder, say):
     """Somebody answers at the screen, and takes every third answer back to give it again. Says
     (row, answer) when the screen said `Saved`."""
-    from shfcas_lib.screen.session import Session, questions
+    from shfcas_lib.screen.session import Session, arranged
     from shfcas_lib.storage.labels import LabelStore
 
     table, texts = comparisons()
     with LabelStore(folder / "labels.sqlite") as store:
-        screen = Session(store, questions(table, "anna", 0), texts, "anna")
+        screen = Session(store, arranged(table, "anna", 0), texts, "anna")
         if (
             max(screen.answers.values(), key=lambda row: row["id"], default={"answer": ""})[
                 "answer"
@@ -262,7 +262,7 @@ def team(folder, say, planted, answers):
             spend(name)
     if not answers.exists():
         table = exchange.pending(run)
-        exchange.write(table, folder / "tasks.csv")
+        exchange.write_questions(table, folder / "tasks.csv")
         answers.write_text(
             spreadsheet.csv_text(
                 table.assign(
@@ -282,7 +282,7 @@ def takes_over(folder, say, values):
     from shfcas_lib.params import reading
     from shfcas_lib.storage import runs
 
-    run = runs.open_run(reading.check(values, "second run"))
+    run = runs.open_run(reading.validate(values, "second run"))
     assert run.take_over("01_proxy") or run.finished("01_proxy")
     assert run.take_over("02_conflict") or run.finished("02_conflict")
 
@@ -292,7 +292,7 @@ def opens(folder, say, values):
     from shfcas_lib.params import reading
     from shfcas_lib.storage import runs
 
-    run = runs.open_run(reading.check(values, "test"))
+    run = runs.open_run(reading.validate(values, "test"))
     time.sleep(max(0, 0.3 - time.time() % 0.3))
     run.stage("01_proxy")
 
@@ -305,7 +305,7 @@ def records(folder, say, values, name, times):
 
     write = files.write_json
     files.write_json = lambda *given: time.sleep(0.05) or write(*given)
-    run = runs.open_run(reading.check(values, "test"))
+    run = runs.open_run(reading.validate(values, "test"))
     for number in range(times):
         run.record(seconds={f"{name} {number}": 1.0})
 

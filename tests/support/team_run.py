@@ -47,7 +47,7 @@ def settings(**changes):
         "evaluation": {"replicates": 0},
         "selection": {"budget": 16, "rounds": 2, "strategies": ["shf_cas", "random"]},
     }
-    return reading.check(values | changes, "test")
+    return reading.validate(values | changes, "test")
 
 
 def start(pool, **changes):
@@ -75,6 +75,6 @@ def start(pool, **changes):
     stage = run.stage("03_feedback")
     proxy = refine.fit(asked.reward, train, biased, 0, "proxy", run.folder / "proxy")
     setting = loop.Setting(asked, 0, prompts, train, rest, biased, proxy)
-    return run, lambda name="shf_cas": loop.run(
+    return run, lambda name="shf_cas": loop.run_rounds(
         name, setting, load_annotator(asked.feedback, None, 0, stage.folder), stage / name
     )

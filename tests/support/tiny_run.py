@@ -62,7 +62,7 @@ def settings(**changes):
 
 def make(values, hostile=True):
     """Write the first two stages of the run into the runs folder; returns (run, setting)."""
-    wanted = reading.check(values, "tiny run")
+    wanted = reading.validate(values, "tiny run")
     generator = np.random.default_rng(0)
     prompts = split(embedded_prompts("helpfulness").head(30), wanted.split, 0)
     rows = [

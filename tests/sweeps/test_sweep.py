@@ -326,7 +326,7 @@ def test_a_clock_that_is_set_back_makes_no_negative_seconds(tmp_path, monkeypatc
     monkeypatch.setattr(jobs, "die_with_parent", lambda: None)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (tmp_path / "job.json").write_text(json.dumps({"kind": "point", "threads": 1, "digest": "d"}))
-    assert jobs.execute(tmp_path)
+    assert jobs.execute_job(tmp_path)
     assert 0 <= json.loads((tmp_path / "done.json").read_text())["seconds"] < 60
 
 
@@ -354,7 +354,7 @@ def test_tables_of_a_sweep_with_or_without_random(policies):
     measures = measured(policies)
     against = report.comparisons(measures)
     assert len(against) == (2 if len(policies) == 3 else 0)
-    assert len(report.matrix(report.at(measures, *report.main_setting(measures)))) == len(
+    assert len(report.matrix(report.rows_at(measures, *report.main_setting(measures)))) == len(
         policies
     ) * (len(policies) - 1)
     assert len(report.efficiency(report.budget_curves(measures))) == (
@@ -364,7 +364,7 @@ def test_tables_of_a_sweep_with_or_without_random(policies):
 
 def test_the_matrix_says_the_same_on_both_sides():
     table = report.matrix(
-        report.at(measured(("proxy", "random", "shf_cas", "pacs")), "a", 10)
+        report.rows_at(measured(("proxy", "random", "shf_cas", "pacs")), "a", 10)
     ).set_index(["policy", "against"])
     mirror = {"higher": "lower", "lower": "higher", "not significant": "not significant"}
     for (policy, against), row in table.iterrows():
@@ -386,11 +386,11 @@ def test_trained_policies_of_different_settings_stay_apart_and_one_run_has_no_in
     table = measured(("proxy", "shf_cas"), budgets=(10,), settings=("dpo", "rso")).rename(
         columns={"seed": "prompt_id"}
     )
-    found = report.trained(table)
+    found = report.trained_table(table)
     assert found.set_index(["setting", "policy"])["pools"].to_dict() == {
         (s, p): 2 for s in ("dpo", "rso") for p in ("proxy", "shf_cas")
     }
-    assert report.trained(table[table["pool"] == 0])["low"].isna().all()
+    assert report.trained_table(table[table["pool"] == 0])["low"].isna().all()
     one = found.query("setting == 'dpo' and policy == 'shf_cas'").iloc[0]
     here = table.query("setting == 'dpo'").pivot(
         index=["pool", "prompt_id"], columns="policy", values="gold"
@@ -460,7 +460,7 @@ def test_a_point_equals_the_replicates_of_a_whole_run(finished, tiny_model):
     point = plan.points[0]["place"]
     root = folder / "sweeps" / "tiny"
     pool = root / plan.jobs[point]["needs"]["pool"]
-    values = reading.check(plan.jobs[point]["params"], "point")
+    values = reading.validate(plan.jobs[point]["params"], "point")
     again = replication.replicates(
         values,
         pd.read_parquet(pool / "prompts.parquet"),
@@ -714,7 +714,8 @@ def test_a_sweep_of_trained_policies(tiny_model, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     table = report.open_tables(tmp_path / "runs/sweeps/tiny")["trained"]
     policies = {
-        setting: set(part["policy"]) for setting, part in report.trained(table).groupby("setting")
+        setting: set(part["policy"])
+        for setting, part in report.trained_table(table).groupby("setting")
     }
     assert policies == {
         "probe": {"base", "proxy", "shf_cas", "random", "clean"},
@@ -761,7 +762,7 @@ def test_a_sweep_is_released_with_its_trace_and_without_keys(finished, tmp_path,
     assert leaks(folder) == [] and not any(value in printed for value in CANARIES.values())
     monkeypatch.setenv("SHFCAS_RUNS", str(folder))
     plan = sweep_plan.compile_plan(path)
-    target = report.release(plan, tmp_path / "released")
+    target = report.release_tables(plan, tmp_path / "released")
     written = [p for p in target.rglob("*") if p.is_file() and p.name != provenance.RECORDS]
     assert len(written) > 6
     for file in written:
@@ -774,7 +775,7 @@ def test_a_sweep_is_released_with_its_trace_and_without_keys(finished, tmp_path,
 def test_ticks_of_a_log_axis_are_numbers_and_no_formula(tmp_path):
     from shfcas_lib.sweeps import figures as sweep_figures
 
-    figure = sweep_figures.overhead(
+    figure = sweep_figures.selection_seconds(
         pd.DataFrame({"policy": ["random", "shf_cas"], "seconds": [0.01, 3.0]}),
         tmp_path / "overhead",
     )

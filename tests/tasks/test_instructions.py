@@ -91,7 +91,7 @@ def test_the_task_has_the_requests_of_helpfulness_with_a_constraint_each():
 
 
 def test_gold_of_the_task_is_the_check():
-    settings = reading.check({"task": "instructions"}, "test")
+    settings = reading.validate({"task": "instructions"}, "test")
     table = pd.DataFrame(
         {
             "prompt_id": "p",

@@ -69,7 +69,7 @@ def setting(backbone, kind, **changes):
         "sampling": SAMPLING,
         "evaluation": {"replicates": 0},
     }
-    return loop.Setting(reading.check(values, "test"), 0, None, None, None, None, None, backbone)
+    return loop.Setting(reading.validate(values, "test"), 0, None, None, None, None, None, backbone)
 
 
 def mean_reward(backbone, reward, pool, adapter):
@@ -293,7 +293,7 @@ def test_policies_of_one_reward_are_one_policy(scene, tmp_path):
 
 def test_a_policy_that_learned_nothing_writes_what_the_base_policy_wrote(scene, tmp_path):
     backbone, pool, _ = scene
-    settings = reading.check(
+    settings = reading.validate(
         {
             "gold": {"kind": "tiny_gold:vowels"},
             "policy": POLICIES["kto"],

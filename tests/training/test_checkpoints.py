@@ -57,7 +57,9 @@ def trained(what, tiny_model, scene, folder, **how):
         "evaluation": {"replicates": 0},
         "training": how.model_dump(),
     }
-    setting = loop.Setting(reading.check(values, "test"), 0, None, None, None, None, None, backbone)
+    setting = loop.Setting(
+        reading.validate(values, "test"), 0, None, None, None, None, None, backbone
+    )
     loop.train_policy(setting, probe, pool, folder)
     return adapter_weights(backbone, POLICY)
 
@@ -262,20 +264,20 @@ def killing(save):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_optimisers_are_checked_against_the_machine(device, monkeypatch):
-    trainer.check(Training(), device)
-    trainer.check(Training(optimiser="adamw_8bit"), device)
+    trainer.check_optimiser(Training(), device)
+    trainer.check_optimiser(Training(optimiser="adamw_8bit"), device)
     if device == "cpu":
         with pytest.raises(InputError, match="paged_adamw_8bit.*the device is cpu"):
-            trainer.check(Training(optimiser="paged_adamw_8bit"), device)
+            trainer.check_optimiser(Training(optimiser="paged_adamw_8bit"), device)
     else:
-        trainer.check(Training(optimiser="paged_adamw_8bit"), device)
+        trainer.check_optimiser(Training(optimiser="paged_adamw_8bit"), device)
     if device == "cpu":  # and before any model is loaded
         values = {"model": {"device": "cpu"}, "training": {"optimiser": "paged_adamw_8bit"}}
         with pytest.raises(InputError, match="the device is cpu"):
-            checks.check(reading.check(values, "test"))
+            checks.check(reading.validate(values, "test"))
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(InputError, match="needs the package bitsandbytes"):
-        trainer.check(Training(optimiser="adamw_8bit"), device)
+        trainer.check_optimiser(Training(optimiser="adamw_8bit"), device)
 
 
 def test_random_states_come_back_whole():

@@ -47,14 +47,14 @@ def run(tiny_model, tmp_path):
                 "lora": {"dropout": 0.0},
             },
         }
-        return runs.open_run(reading.check(values | changes, "test"))
+        return runs.open_run(reading.validate(values | changes, "test"))
 
     return make
 
 
 def imitated(backbone, run):
     """Mean log-probability of the answers that are imitated."""
-    rows = sft.answers(run.params, checks.check(run.params))
+    rows = sft.imitated(run.params, checks.check(run.params))
     return score(backbone, rows.assign(prompt_id="p", index=range(len(rows))))["logp"].mean()
 
 
@@ -88,7 +88,7 @@ def test_the_fine_tuned_model_imitates_and_is_found_again(run, quantisation, mon
 def test_only_training_prompts_are_imitated_and_ties_are_not(run):
     this = run()
     prompts = checks.check(this.params)
-    rows = sft.answers(this.params, prompts)
+    rows = sft.imitated(this.params, prompts)
     assert set(rows["prompt"]) == set(
         prompts.loc[prompts["split"] == "train", "prompt"]
     ) and "tied" not in set(rows["completion"])

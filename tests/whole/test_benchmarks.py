@@ -53,7 +53,7 @@ def test_conflict_metrics_stay_far_ahead_of_a_loop_over_prompts(bench):
 
 @pytest.fixture(scope="module")
 def contest(bench, tiny_model):
-    settings = reading.check(
+    settings = reading.validate(
         {
             "model": {"source": str(tiny_model), "quantisation": "none", "device": "cpu"},
             "prompts": {"n": 60},

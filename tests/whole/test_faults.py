@@ -737,7 +737,7 @@ def test_what_a_killed_process_was_writing_goes_with_the_next_opening_and_what_a
 ):
     from shfcas_lib.params import reading
 
-    run = runs.open_run(reading.check({"run": "mine"}, "test"))
+    run = runs.open_run(reading.validate({"run": "mine"}, "test"))
     folder = run.stage("01_proxy").folder
     program = (
         "import os, sys; from pathlib import Path; from shfcas_lib.storage import files, runs\nwith"

@@ -117,7 +117,7 @@ def test_any_json_row_is_read_or_refused_in_one_line(row):
 )
 def test_any_mapping_of_parameters_is_checked_or_refused_in_one_line(values):
     try:
-        reading.check(values, "fuzz")
+        reading.validate(values, "fuzz")
     except InputError as error:
         fuzz.fine(error)
 
@@ -230,7 +230,7 @@ def test_a_parameter_file_reaches_no_function_but_the_users_own(name):
     assert "expected a file of your own" in refusal(attributes.attribute, name)
     assert "expected a file of your own" in refusal(
         checks.check,
-        reading.check({"gold": {"kind": name}, "evaluation": {"replicates": 0}}, "test"),
+        reading.validate({"gold": {"kind": name}, "evaluation": {"replicates": 0}}, "test"),
     )
     assert attributes.attribute("tiny_gold:consonants")("bcd") == 3
 
@@ -448,7 +448,7 @@ def test_figures_show_hostile_names_as_text(tmp_path):
         tmp_path / "three",
     )
     drawn(
-        sweep_figures.predicts_error,
+        sweep_figures.error_areas,
         pd.DataFrame([{"setting": name, "measure": "K", **values} for name in EVIL]),
         tmp_path / "four",
     )
@@ -516,7 +516,7 @@ def test_the_terminal_and_the_notebooks_show_no_escape_sequence(capsys):
     for shown in (
         examples.worst_conflicts(table, pool),
         examples.changed_labels(biased, pool, 3),
-        examples.answers(labels, pool),
+        examples.answered(labels, pool),
         examples.side_by_side(pool, gold, {"proxy": -gold, "after": gold}, "proxy", "after"),
     ):
         assert shown.replace("\n", "").isprintable() and "U+001B" in shown
