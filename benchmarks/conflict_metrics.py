@@ -41,9 +41,8 @@ def broadcast(reward: np.ndarray, logp: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def main() -> None:
-    reward, logp = np.random.default_rng().normal(
-        size=(2, PROMPTS, N)
-    )  # fresh every time: agreement must not hang on a seed
+    # fresh every time: agreement must not hang on a seed
+    reward, logp = np.random.default_rng().normal(size=(2, PROMPTS, N))
     for other in (by_prompt, broadcast):
         for found, expected in zip(
             both(reward[:LOOPED], logp[:LOOPED]), other(reward[:LOOPED], logp[:LOOPED])

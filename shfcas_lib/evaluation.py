@@ -84,9 +84,8 @@ def _tilted_without_gold(
             ids, policies.tilt(ids, np.zeros(len(pool)) if reward is None else reward, beta), gains
         ).assign(policy=name)
         if reward is None:
-            part = part.assign(
-                kendall=np.nan, mean_abs_pacs=np.nan, **dict.fromkeys(gains, 0.0)
-            )  # not almost: the text would say -0.000
+            # not almost: the text would say -0.000
+            part = part.assign(kendall=np.nan, mean_abs_pacs=np.nan, **dict.fromkeys(gains, 0.0))
         else:
             part = part.merge(by_prompt(conflict_table(pool, reward)), on="prompt_id")
         parts.append(part)

@@ -34,9 +34,8 @@ def answers_of(annotator, comparisons: pd.DataFrame, shown: pd.DataFrame, known:
     if hasattr(annotator, "answer_all"):
         yield from annotator.answer_all(comparisons, shown, known)
         return
-    row = dict(
-        zip(shown.index, shown.to_dict("records"))
-    )  # a millisecond a comparison less than looking rows up in the table
+    # a millisecond a comparison less than looking rows up in the table
+    row = dict(zip(shown.index, shown.to_dict("records")))
     for comparison in comparisons.to_dict("records"):
         prompt, i, j = (comparison[name] for name in KEY)
         if (prompt, i, j) not in known:
@@ -118,9 +117,8 @@ def ask(
     shown = completions.set_index(["prompt_id", "index"], drop=False)
     known = store.answered(getattr(annotator, "people", 1))
     for comparison, answer, name in answers_of(annotator, comparisons, shown, known):
-        store.add(
-            comparison, answer, name, after=None
-        )  # two runs in one folder ask the same: one of the two answers is kept
+        # two runs in one folder ask the same: one of the two answers is kept
+        store.add(comparison, answer, name, after=None)
     return comparisons.merge(
         store.labels()[[*KEY, "answer", "label", "annotator", "time"]], on=KEY, how="left"
     )

@@ -83,9 +83,8 @@ def load_gold(params: Params) -> GoldReward:
             )
         return scores
 
-    checked.at_once = kind.startswith(
-        "model:"
-    )  # a published model is loaded at each call: better one call for all
+    # a published model is loaded at each call: better one call for all
+    checked.at_once = kind.startswith("model:")
     return checked
 
 

@@ -216,9 +216,8 @@ def _next_pool(
             f"round {number + 1} pool",
         )
         fresh = published.scored(fresh, params)
-        return fresh.assign(
-            index=fresh["index"] + 1 + int(known["index"].max())
-        )  # no index stands for two texts
+        # no index stands for two texts
+        return fresh.assign(index=fresh["index"] + 1 + int(known["index"].max()))
 
     return here.table("next_pool", resample)
 

@@ -84,9 +84,8 @@ def _drawn(
     """Completions by the backbone itself, a pool table without its prompts."""
     from tqdm import tqdm
 
-    order = sorted(
-        ids, key=lambda p: (len(ids[p]), p)
-    )  # prompts of like length share a batch: little padding
+    # prompts of like length share a batch: little padding
+    order = sorted(ids, key=lambda p: (len(ids[p]), p))
     per_batch = max(1, sampling.batch_size // sampling.n)
     mine = processes.share(
         [order[start : start + per_batch] for start in range(0, len(order), per_batch)]

@@ -22,10 +22,11 @@ from shfcas_lib.base.randomness import rng
 from shfcas_lib.params.schema import Params, Reward
 from shfcas_lib.storage import runs
 
+# decided ones: a share of fewer says nothing, and neither does an interval over fewer prompts
 FEWEST = {
     "labels": 10,
     "prompts": 5,
-}  # decided ones: a share of fewer says nothing, and neither does an interval over fewer prompts
+}
 NEEDS = "reward.kind probe, and ten decided labels on five prompts"
 
 

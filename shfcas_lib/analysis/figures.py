@@ -58,12 +58,13 @@ LABELS = {
     "d_optimal": "D-optimal",
     "best_of": "proxy's favourites",
 }
+# keeps text readable over points
 PAPER = {
     "facecolor": "white",
     "alpha": 0.75,
     "edgecolor": "none",
     "pad": 1.5,
-}  # keeps text readable over points
+}
 _NEEDS = {
     "proxy_errors": "gold, or preferences of your own that did not train the proxy",
     "attribute_pull": "gold, or an attribute that bias injects",
@@ -81,9 +82,8 @@ def figure_function(draw: Callable) -> Callable:
         import matplotlib.pyplot as plt
         import seaborn as sns
 
-        np.random.seed(
-            0
-        )  # seaborn jitters points from the global generator: the same table gives the same picture
+        # seaborn jitters points from the global generator: the same table gives the same picture
+        np.random.seed(0)
         style = {
             "text.parse_math": False,
             "svg.hashsalt": "shfcas",

@@ -332,9 +332,8 @@ def label_efficiency(
     ]
     if not len(cube):
         return pd.DataFrame(columns=columns)
-    values = (
-        cube.to_numpy().reshape(len(cube), len(names), len(budgets)).swapaxes(0, 1)
-    )  # policies x units x budgets
+    # policies x units x budgets
+    values = cube.to_numpy().reshape(len(cube), len(names), len(budgets)).swapaxes(0, 1)
     pools = cube.index.get_level_values(0).to_numpy()
     draw = rng(seed, f"label_efficiency/{reference}/{budget}")
     groups = [np.flatnonzero(pools == p) for p in np.unique(pools)]

@@ -74,6 +74,7 @@ class Endpoint:
     def __init__(self, url: str, model: str, key: SecretStr, settings: Judge, schema: dict):
         self.model, self.settings, self._key = model, settings, key
         self._url = url + "/chat/completions"
+        # from what holds the model tightest to what every server takes
         self._formats = [
             {
                 "type": "json_schema",
@@ -81,7 +82,7 @@ class Endpoint:
             },
             {"type": "json_object"},
             None,
-        ]  # from what holds the model tightest to what every server takes
+        ]
         self._shape, self._accepted = _Shape(), False
         patience = httpx.Timeout(settings.timeout, connect=min(10.0, settings.timeout), pool=None)
         try:

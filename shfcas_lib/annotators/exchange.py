@@ -51,10 +51,11 @@ def asked_comparisons(run: runs.Run) -> pd.DataFrame:
     tables = []
     for path in paths:
         strategy = path.parent.parent
+        # two strategies may use one index for two texts
         pools = [
             pool,
             *map(pd.read_parquet, strategy.glob("round_*/next_pool.parquet")),
-        ]  # two strategies may use one index for two texts
+        ]
         text = {
             (p, index): texts
             for table in pools
@@ -131,9 +132,8 @@ def write_questions(questions: pd.DataFrame, path: Path) -> list[Path]:
             }
         for target, text in contents.items():
             with files.atomic(target) as temporary:
-                temporary.write_bytes(
-                    text.encode("utf-8-sig" if kind == "csv" else "utf-8")
-                )  # the mark tells Excel that it is UTF-8
+                # the mark tells Excel that it is UTF-8
+                temporary.write_bytes(text.encode("utf-8-sig" if kind == "csv" else "utf-8"))
     except OSError as error:
         raise InputError(f"cannot write {path}: {error}") from error
     return list(contents)

@@ -13,10 +13,11 @@ from shfcas_lib.storage.labels import ANSWERS
 
 KEY = ["prompt_id", "i", "j"]
 COLUMNS = ["question", "prompt", "left", "right", "answer", "annotator"]
+# of the two as shown; the other answers have the same name on either side
 SIDES = {
     "left": "first",
     "right": "second",
-}  # of the two as shown; the other answers have the same name on either side
+}
 SHOWN = [*SIDES, *(answer for answer in ANSWERS if answer not in SIDES.values())]
 
 

@@ -39,9 +39,8 @@ def imported(name: str, what: str) -> Callable:
     reach `os:system`."""
     module, _, function = name.partition(":")
     if str(places.home()) not in sys.path:
-        sys.path.append(
-            str(places.home())
-        )  # a module beside notebooks/ and params/ is found, wherever the kernel was started
+        # a module beside notebooks/ and params/ is found, wherever the kernel was started
+        sys.path.append(str(places.home()))
     try:
         if not _own(module.partition(".")[0]):
             raise InputError(

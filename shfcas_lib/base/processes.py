@@ -52,9 +52,9 @@ def start(device: str) -> None:
     if count() > 1:
         from accelerate import PartialState
 
-        patience = datetime.timedelta(
-            hours=24
-        )  # the others wait while one downloads, merges or writes; NCCL would give up after ten minutes
+        # the others wait while one downloads, merges or writes; NCCL would give up after ten
+        # minutes
+        patience = datetime.timedelta(hours=24)
         PartialState(cpu=device == "cpu", timeout=patience)
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from shfcas_lib.base import places
 from shfcas_lib.base.errors import InputError
 
+# those of a run, in order
 RUN = (
     "01_proxy_bias_injection",
     "02_conflict_analysis",
     "03_targeted_feedback",
     "04_evaluation",
-)  # those of a run, in order
+)
 
 
 def run_notebook(name: str, values: dict, executed: Path, output=None) -> str | None:

@@ -240,9 +240,8 @@ def trained(
     tilted_kl, those of the closed form with the same reward on the same prompts."""
     case = build_case(params, prompts, first(pool, params.sampling.n), _seed(params, 0), folder)
     setting = dataclasses.replace(case.setting, backbone=backbone)
-    human = load_annotator(
-        params.feedback, load_gold(params), setting.seed
-    )  # later rounds ask about completions that the pool does not hold
+    # later rounds ask about completions that the pool does not hold
+    human = load_annotator(params.feedback, load_gold(params), setting.seed)
     outcomes = {
         name: loop.run_rounds(name, setting, human, stage / name)
         for name in params.selection.strategies
@@ -287,9 +286,8 @@ def _counted(params: Params):
 
 def _refined(case: Case) -> tuple[dict[str, np.ndarray], dict[str, loop.Outcome]]:
     """Scores of the evaluation pool by each strategy's refined reward, and the outcomes."""
-    names = reversed(
-        case.setting.params.selection.strategies
-    )  # the figures' order: the method last, just above the ceiling
+    # the figures' order: the method last, just above the ceiling
+    names = reversed(case.setting.params.selection.strategies)
     outcomes = {
         name: loop.run_rounds(name, case.setting, case.human, runs.Memory()) for name in names
     }

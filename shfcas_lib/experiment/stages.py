@@ -40,9 +40,8 @@ def run_stages(names: list[str], params: Params) -> None:
             screen = PromptCheck(params) if "pools" in names else None
             prompts = checks.check(params, screen)
         if "pools" in names:
-            first = run.stage(
-                "01_proxy"
-            )  # refuses a folder of other parameters before anything is trained into it
+            # refuses a folder of other parameters before anything is trained into it
+            first = run.stage("01_proxy")
             first.table("prompts", lambda: prompts)
             first.table("dropped", lambda: dropped(params, screen))
             run.record(**vllm_engine.engine_facts(params.sampling))

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 from shfcas_lib.memory.shapes import Shape
 
+# TRL's log-probabilities never hold more logits than this at once
 TILE_TOKENS, TILE_VOCAB = (
     4096,
     32768,
-)  # TRL's log-probabilities never hold more logits than this at once
+)
 # copies of such a tile where there is no Triton (CPU): logits, softmax, gradient and what lies
 # between
 TORCH_TILES = 8.5
@@ -131,19 +132,16 @@ def saved(shape: Shape, knobs: Knobs, dropout: bool) -> float:
     all its linear layers."""
     c, h, q, f = knobs.compute, shape.hidden, shape.queries, shape.intermediate
     norms = 4 * shape.norms if shape.rms else c * h * (1 if shape.parallel else 2)
-    attention = (
-        (6 if shape.fused else 4) * q * c
-    )  # q, k, v as the kernel takes them, and its output
+    # q, k, v as the kernel takes them, and its output
+    attention = (6 if shape.fused else 4) * q * c
     attention += knobs.length * c + 4 * shape.heads  # its mask and its normaliser
     attention += 8 * shape.heads * knobs.length if shape.eager else 0
     feed_forward = (3 if shape.gated else 1) * f * c
-    upcast = (
-        knobs.compute < 4 and knobs.quantisation == "none"
-    )  # PEFT widens the input of plain layers to float32 first
+    # PEFT widens the input of plain layers to float32 first
+    upcast = knobs.compute < 4 and knobs.quantisation == "none"
     if dropout:
-        inputs = shape.inputs * (
-            c + (1 if knobs.cuda else 4 if upcast else c)
-        )  # what LoRA reads after dropout, and the mask
+        # what LoRA reads after dropout, and the mask
+        inputs = shape.inputs * (c + (1 if knobs.cuda else 4 if upcast else c))
     elif upcast:
         inputs = shape.inputs * c  # each layer's own copy, narrowed again
     else:
@@ -184,9 +182,8 @@ def _sampling(shape: Shape, knobs: Knobs) -> list[dict[str, float]]:
     are still held, and the last step."""
     c, rows = knobs.compute, knobs.sampling_rows
     prefilled = max(1, rows // knobs.n) * knobs.prompt
-    choosing = (
-        4 + (c if c < 4 else 0) + 20 + (12 if knobs.top_p else 0)
-    )  # float32 logits, then probabilities and their float64 sums
+    # float32 logits, then probabilities and their float64 sums
+    choosing = 4 + (c if c < 4 else 0) + 20 + (12 if knobs.top_p else 0)
     logits = rows * shape.vocab * choosing
     states = prefilled * (shape.layers + 1) * shape.hidden * c
     layer = rows * (shape.layers + 1) * shape.hidden * c + _widened(shape, knobs)
@@ -294,9 +291,8 @@ def _graph(shape: Shape, knobs: Knobs, rows: int, dropout: bool) -> float:
     """Activations where the backward pass begins; with checkpointing, each layer's input and one
     layer in full."""
     tokens, kept = rows * knobs.length, saved(shape, knobs, dropout)
-    ends = (
-        2 * shape.hidden * 4 + 2 * shape.intermediate * knobs.compute
-    )  # final norm, embeddings; gradients on their way through one layer
+    # final norm, embeddings; gradients on their way through one layer
+    ends = 2 * shape.hidden * 4 + 2 * shape.intermediate * knobs.compute
     every = (
         shape.layers * shape.hidden * knobs.compute + kept
         if knobs.checkpointing

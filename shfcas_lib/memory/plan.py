@@ -57,13 +57,12 @@ class MemoryPlan:
     knobs: Knobs
     stages: list[StageMemory]
     gpu: float
-    notes: list[
-        str
-    ]  # what the estimate does not know: lengths of answers, published reward models without a config.json
+    # what the estimate does not know: lengths of answers, published reward models without a
+    # config.json
+    notes: list[str]
     alone: list[Turn]  # single changes that make it fit
-    together: list[
-        Turn
-    ]  # where there is none: changes one after the other, each with the peak that it leads to
+    # where there is none: changes one after the other, each with the peak that it leads to
+    together: list[Turn]
 
     @property
     def peak(self) -> float:

@@ -108,10 +108,11 @@ def shape_of(config, classifier: bool = False) -> Shape:
         text.num_attention_heads,
         (getattr(text, "num_key_value_heads", None) or text.num_attention_heads),
     )
+    # their weight is one head wide, their input all heads
     wide = {
         "q_norm": heads * head,
         "k_norm": keys * head,
-    }  # their weight is one head wide, their input all heads
+    }
     return Shape(
         parameters=sum(p.numel() for p in model.parameters()),
         linear=sum(m.weight.numel() for m in linear),

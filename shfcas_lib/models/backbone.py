@@ -161,9 +161,8 @@ class Backbone:
         with files.writing(folder), files.scratch(folder.parent, folder.name) as scratch:
             folder.mkdir(parents=True, exist_ok=True)
             self.peft.save_pretrained(scratch, selected_adapters=[name], safe_serialization=True)
-            saved = (
-                scratch / name if (scratch / name).is_dir() else scratch
-            )  # PEFT puts the adapter called default at the top, all others below
+            # PEFT puts the adapter called default at the top, all others below
+            saved = scratch / name if (scratch / name).is_dir() else scratch
             for file in sorted(
                 (file for file in saved.iterdir() if file.is_file()),
                 key=lambda file: file.suffix == ".safetensors",

@@ -80,9 +80,8 @@ def loading_options(
     dtype = _dtype(model.dtype, device)
     _check_attention(model, device, dtype, key, source)
     attention = {} if model.attention == "auto" else {"attn_implementation": model.attention}
-    place = (
-        torch.cuda.current_device() if device == "cuda" else device
-    )  # a number: each process of a launch has a GPU of its own
+    # a number: each process of a launch has a GPU of its own
+    place = torch.cuda.current_device() if device == "cuda" else device
     return {
         "dtype": dtype,
         "device_map": {"": place},

@@ -126,10 +126,11 @@ def _marks(around: list[str]) -> set[str]:
     are left, plain words apart."""
     if not around:
         return set()
+    # before the first turn a template may write a whole system message
     written = [
         around[0].rpartition("\n")[2],
         *around[1:],
-    ]  # before the first turn a template may write a whole system message
+    ]
     brackets = {mark for piece in written for mark in _BRACKETED.findall(piece)}
     lines = {line.strip() for piece in written for line in _BRACKETED.sub("\n", piece).splitlines()}
     return brackets | {line for line in lines if len(line) > 2 and not line.isalnum()}

@@ -22,6 +22,7 @@ def write(asked: dict) -> list[tuple[list[int], float]]:
     of token ids) and `seeds`, one for each."""
     from vllm import LLM, SamplingParams
 
+    # the completions of one prompt share its prefill
     model = LLM(
         **asked["model"],
         **_device(),
@@ -30,7 +31,7 @@ def write(asked: dict) -> list[tuple[list[int], float]]:
         generation_config="vllm",
         logprobs_mode="raw_logprobs",
         enable_prefix_caching=True,
-    )  # the completions of one prompt share its prefill
+    )
     # ignore_eos: what ends a completion is said by stop_token_ids, which hold every end token
     # that the backbone knows
     sampling = [
@@ -61,12 +62,12 @@ def _device() -> dict[str, float | bool]:
 
 if __name__ == "__main__":
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(
-            1, signal.SIGKILL
-        )  # PR_SET_PDEATHSIG: a run that is killed leaves no vLLM behind on its GPU
+        # PR_SET_PDEATHSIG: a run that is killed leaves no vLLM behind on its GPU
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    # vLLM would report its use to its makers
     os.environ |= {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process: nothing else to end
         "VLLM_NO_USAGE_STATS": "1",
-    }  # vLLM would report its use to its makers
+    }
     question, answer = map(Path, sys.argv[1:])
     answer.write_text(json.dumps(write(json.loads(question.read_text()))))

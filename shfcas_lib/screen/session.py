@@ -43,6 +43,7 @@ CHOICES = {
 _LONGEST_NOTE = 2000
 _LONGEST_LATENCY = 120.0  # seconds; a coffee break says nothing about the rate
 _MOST_SEGMENTS = 2000
+# letters by their category, invisible on a page
 _NO_GLYPH = {
     "\u034f",
     "\u115f",
@@ -52,7 +53,7 @@ _NO_GLYPH = {
     "\u2800",
     "\u3164",
     "\uffa0",
-}  # letters by their category, invisible on a page
+}
 
 
 def visible(text: str) -> list[list]:
@@ -150,18 +151,16 @@ def arranged(
     rows = comparisons.to_dict("records")
     asked = [_question(row, annotator, seed, False) for row in rows]
     total = len(asked)
-    gap = max(
-        1, min(5, total // 3)
-    )  # so far behind the first time that nobody answers from memory of the page
+    # so far behind the first time that nobody answers from memory of the page
+    gap = max(1, min(5, total // 3))
     often = min(round(repeats * total), max(0, total - 1 - gap))
     name = f"repeats/{annotator}/" + "/".join(f"{q.prompt_id}.{q.i}.{q.j}" for q in asked)
     generator = rng(seed, name)
     places = [(float(place), question) for place, question in enumerate(asked)]
     for place in sorted(generator.permutation(max(0, total - 1 - gap))[:often].tolist()):
         later = int(generator.integers(place + gap + 1, total))
-        places.append(
-            (later - 0.5, _question(rows[place], annotator, seed, True))
-        )  # before an original: the last question is a new one
+        # before an original: the last question is a new one
+        places.append((later - 0.5, _question(rows[place], annotator, seed, True)))
     return [question for _, question in sorted(places, key=lambda pair: pair[0])]
 
 
@@ -271,9 +270,8 @@ class Session:
             return
         before = self.answers.get(question.key)
         note = message.get("note") if isinstance(message.get("note"), str) else ""
-        note = (
-            note[:_LONGEST_NOTE].encode("utf-8", "replace").decode("utf-8")
-        )  # half an emoji must not cost the answer
+        # half an emoji must not cost the answer
+        note = note[:_LONGEST_NOTE].encode("utf-8", "replace").decode("utf-8")
         stored = self.store.add(
             question,
             self._stored(word),

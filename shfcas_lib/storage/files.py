@@ -31,6 +31,7 @@ def sha256(path: Path) -> str:
 
 
 TEMPORARY = ".part"  # ends the name of what is being written
+# faults of the place, not of the caller
 _DISK = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -39,7 +40,7 @@ _DISK = (
     errno.EACCES,
     errno.EPERM,
     errno.EIO,
-)  # faults of the place, not of the caller
+)
 
 
 @contextlib.contextmanager

@@ -26,10 +26,11 @@ from shfcas_lib.storage.sqlite import write_ahead
 # The label: probability that completion i is preferred. Nobody could tell after `skip`, so it
 # gives none.
 ANSWERS = {"first": 1.0, "second": 0.0, "tie": 0.5, "both_bad": 0.5, "skip": math.nan}
+# ratings of one completion; `skip` joins both
 SCALES = {
     "safety": ("safe", "unsafe", "unsure"),
     "five": ("1", "2", "3", "4", "5"),
-}  # ratings of one completion; `skip` joins both
+}
 RATINGS = (*SCALES["safety"], *SCALES["five"], "skip")
 UNDO = "undo"
 _KEY = ["prompt_id", "i", "j"]
@@ -44,10 +45,11 @@ CREATE TABLE IF NOT EXISTS answers (
     shown_left INTEGER, latency REAL, note TEXT NOT NULL DEFAULT '', repeat INTEGER NOT NULL DEFAULT 0,
     retracts INTEGER REFERENCES answers (id)
 )"""  # j is NULL where a single completion was rated
+# else every answer reads all earlier ones
 _INDICES = (
     "CREATE INDEX IF NOT EXISTS questions ON answers (prompt_id, i, j, annotator, repeat)",
     "CREATE INDEX IF NOT EXISTS undone ON answers (retracts) WHERE retracts IS NOT NULL",
-)  # else every answer reads all earlier ones
+)
 # all that the first version of the table had
 _FIRST_COLUMNS = "id, prompt_id, i, j, answer, annotator, time, strategy, reason"
 # The latest answer of each person to each question, without what was taken back.
@@ -73,9 +75,8 @@ class LabelStore:
                 path, timeout=60, isolation_level=None, check_same_thread=False
             )
             write_ahead(self.connection)
-            self.connection.execute(
-                "PRAGMA synchronous=FULL"
-            )  # an answer survives a power cut, not only a crash
+            # an answer survives a power cut, not only a crash
+            self.connection.execute("PRAGMA synchronous=FULL")
             self.connection.execute(_SCHEMA)
             _upgrade(self.connection)
             for index in _INDICES:

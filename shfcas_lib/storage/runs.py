@@ -75,9 +75,8 @@ _NEWER = {
     "model": ("attention", "template", "trust_remote_code"),
     "reward": ("proxy", "model"),
 }
-pd.set_option(
-    "display.html.use_mathjax", False
-)  # a completion's dollar signs are no formula where a notebook shows a table
+# a completion's dollar signs are no formula where a notebook shows a table
+pd.set_option("display.html.use_mathjax", False)
 
 
 def open_run(params: Params) -> Run:
@@ -217,9 +216,8 @@ class Run:
             known = json.loads(path.read_text()) if path.exists() else {}
             seconds = known.get("seconds", {})
             for name, value in facts.pop("seconds", {}).items():
-                seconds[name] = max(
-                    value, seconds.get(name, 0)
-                )  # a step that is only read back took its time before
+                # a step that is only read back took its time before
+                seconds[name] = max(value, seconds.get(name, 0))
             write_json(path, known | now | facts | {"seconds": seconds})
 
 

@@ -22,9 +22,10 @@ def gain_by_budget(table: pd.DataFrame, note: str = ""):
     """Gold gained over the proxy against label budget. table: policy, budget, value, low, high;
     note: a line below, such as the ceilings."""
     figure, axes = subplots(9, 4.6)
+    # the legend in the lines' order
     order = table[table["budget"] == table["budget"].max()].sort_values("value", ascending=False)[
         "policy"
-    ]  # the legend in the lines' order
+    ]
     for policy in order:
         part = table[table["policy"] == policy].sort_values("budget")
         wide = policy in ("shf_cas", "random")
@@ -203,8 +204,7 @@ def selection_seconds(table: pd.DataFrame):
         xlabel="seconds, one selection",
         title="What choosing costs",
     )
-    axes.xaxis.set_major_formatter(
-        lambda seconds, _: f"{seconds:g}"
-    )  # matplotlib's own would be a formula, and formulas are switched off
+    # matplotlib's own would be a formula, and formulas are switched off
+    axes.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:g}")
     axes.xaxis.set_minor_formatter(lambda seconds, _: "")
     return figure

@@ -27,11 +27,12 @@ from shfcas_lib.params.schema import Params
 from shfcas_lib.storage import files, machine, runs
 from shfcas_lib.sweeps.digests import NOTEBOOKS
 
+# these kinds load the language model: one at a time on a GPU, two on a CPU
 BACKBONE = (
     "pool",
     "policies",
     "run",
-)  # these kinds load the language model: one at a time on a GPU, two on a CPU
+)
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,8 @@ def execute_job(folder: Path) -> bool:
     kept, and nothing raised."""
     die_with_parent()
     job = json.loads((folder / "job.json").read_text())
-    os.environ["OMP_NUM_THREADS"] = str(
-        job["threads"]
-    )  # two jobs with two threads each on two cores slow each other down many times
+    # two jobs with two threads each on two cores slow each other down many times
+    os.environ["OMP_NUM_THREADS"] = str(job["threads"])
     started, start = time.time(), time.monotonic()
     if job["kind"] == "run":
         os.environ["SHFCAS_RUNS"], job["params"]["run"] = str(folder), "run"

@@ -157,9 +157,8 @@ def train(
         torch.nn.init.zeros_(head.weight)
         decided = repeated[repeated["label"] != 0.5]  # the rows of `pairs`
         lead = offset[locate(pool, decided, "i")] - offset[locate(pool, decided, "j")]
-        columns["margin"] = list(
-            -lead * np.where(decided["label"] > 0.5, 1, -1)
-        )  # TRL's loss: sigmoid(chosen - rejected - margin)
+        # TRL's loss: sigmoid(chosen - rejected - margin)
+        columns["margin"] = list(-lead * np.where(decided["label"] > 0.5, 1, -1))
     options = trainer.arguments(how, backbone, settings.batch_size, None, seed) | {
         "num_train_epochs": settings.epochs,
         "learning_rate": settings.learning_rate,

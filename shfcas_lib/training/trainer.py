@@ -102,9 +102,8 @@ def run_trainer(
     when the result is on disk, and again when it finds the result there: a kill may have come
     between. None: none are kept."""
     with tempfile.TemporaryDirectory() as scratch, as_found(backbone), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "`(is_)?gradient_checkpointing", FutureWarning
-        )  # TRL and PEFT still ask for it by its old name
+        # TRL and PEFT still ask for it by its old name
+        warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
         keep = checkpoints is not None and settings["save_strategy"] != "no"
         args = config(
             output_dir=str(checkpoints if keep else scratch),

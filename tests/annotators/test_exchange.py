@@ -213,9 +213,8 @@ def test_label_studio_round_trip_then_the_loop_goes_on(waiting, tmp_path):
     assert len(again) == 8 and not {t["data"]["question"] for t in again} & {
         t["data"]["question"] for t in tasks
     }
-    both = annotated(tasks, answers) + annotated(
-        again, ["tie"] * 8, who=2, start=8
-    )  # Label Studio exports the whole project
+    # Label Studio exports the whole project
+    both = annotated(tasks, answers) + annotated(again, ["tie"] * 8, who=2, start=8)
     assert exchange.bring_in(run, save(tmp_path / "all.json", both)) == {
         "added": 8,
         "known": 8,

@@ -812,9 +812,8 @@ def test_parameters_make_the_mixture(serve, tmp_path):
 
 def test_the_loop_runs_with_a_judge_and_goes_on_after_its_server_died(serve, planted):
     pool, gold = planted
-    pool = pool.assign(
-        completion=["y" * (100 + int(20 * g)) for g in gold]
-    )  # a judge who goes by length goes by gold
+    # a judge who goes by length goes by gold
+    pool = pool.assign(completion=["y" * (100 + int(20 * g)) for g in gold])
     asked = reading.validate(
         {
             "feedback": {"kind": "judge", "judge": {"backoff": 0.01, "retries": 1}},

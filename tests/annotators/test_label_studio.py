@@ -169,11 +169,12 @@ def test_a_real_label_studio_takes_our_tasks_and_we_take_its_export(studio, plan
             if (answer == "left") == (left < right)
             else "second"
         )
+    # skipped
     ok(
         studio.post(
             f"/api/tasks/{there[7]['id']}/annotations", json={"result": [], "was_cancelled": True}
         )
-    )  # skipped
+    )
 
     exported = studio.get(
         f"/api/projects/{project}/export",

@@ -253,9 +253,8 @@ def many(path, count):
             pyarrow.Table.from_pylist([row(k) for k in range(start, min(start + 50_000, count))])
             for start in range(0, count, 50_000)
         ]
-        pyarrow.parquet.write_table(
-            pyarrow.concat_tables(pieces), path, row_group_size=count
-        )  # one group, the worst case
+        # one group, the worst case
+        pyarrow.parquet.write_table(pyarrow.concat_tables(pieces), path, row_group_size=count)
     else:
         with (
             gzip.open(path, "wt", compresslevel=1) if path.suffix == ".gz" else open(path, "w")

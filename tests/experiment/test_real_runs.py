@@ -40,9 +40,10 @@ def test_the_issue_names_six_recipes():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_recipe_takes_one_step_of_every_stage(path, tmp_path, runs_folder, monkeypatch):
+    # drawing takes longer than all stages
     monkeypatch.setattr(
         "matplotlib.figure.Figure.savefig", lambda figure, target, **more: Path(target).touch()
-    )  # drawing takes longer than all stages
+    )
     settings = reading.load(path)
     values = stand_ins.localised(yaml.safe_load(path.read_text()), tmp_path)
     left = cells.run(values)

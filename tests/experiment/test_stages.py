@@ -59,9 +59,8 @@ def both(tiny_model, tmp_path_factory):
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
     path = write(one, settings(tiny_model))
     threads = torch.get_num_threads()
-    torch.set_num_threads(
-        1
-    )  # as the launcher gives each of two processes; another number sums in another order
+    # as the launcher gives each of two processes; another number sums in another order
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHFCAS_RUNS", str(one))
         assert cli.main(["stage", *NAMES, path]) == 0

@@ -218,9 +218,8 @@ def test_labels_without_rhyme_or_reason_gain_nothing(blind):
 def test_so_far_and_the_table_say_the_same(blind):
     pool, gold, preferences, proxy, settings, prompts = blind
     labels = planted_labels(pool, gold, prompts, 0.3)
-    labels.loc[::7, "label"] = [
-        0.5 if k % 2 else np.nan for k in range(len(labels.loc[::7]))
-    ]  # ties and skipped ones do not count
+    # ties and skipped ones do not count
+    labels.loc[::7, "label"] = [0.5 if k % 2 else np.nan for k in range(len(labels.loc[::7]))]
     so_far = agreement.so_far(settings.reward, pool, preferences, labels, proxy)
     table = agreement.table(settings, pool, preferences, {"shf_cas": labels}, proxy).set_index(
         "reward"
@@ -236,9 +235,8 @@ def test_too_few_labels_and_rewards_other_than_a_probe_have_no_estimate(blind, c
     pool, gold, preferences, proxy, settings, prompts = blind
     labels = planted_labels(pool, gold, prompts, 0.3)
     lora = settings.model_copy(update={"reward": Reward(kind="lora")})
-    lonely = (
-        labels["prompt_id"] == prompts[0]
-    )  # ties on other prompts say nothing: the interval would be about one prompt
+    # ties on other prompts say nothing: the interval would be about one prompt
+    lonely = labels["prompt_id"] == prompts[0]
     for some, given in (
         (settings, labels.head(9)),
         (settings, labels[lonely]),
@@ -452,10 +450,11 @@ def test_the_readmes_run_on_preferences_of_ones_own_and_answers_from_a_file(
         "can this task show anything?: left out, it needs gold" in first
         and "figure attribute_pull: left out, it needs gold, or an attribute" in first
     )
+    # all of them did
     assert (
         "figure proxy_errors: left out, it needs gold, or preferences of your own that did not"
         " train the proxy" in first
-    )  # all of them did
+    )
     assert "how good the proxy is: not known" in first
     second = printed(run, "02")
     assert (

@@ -323,13 +323,13 @@ def test_published_reward_models_are_stages_beside_the_backbone(llama_config):
     assert [stage.name for stage in made.stages][-2:] == ["published proxy", "published gold"]
     proxy, gold = made.stages[-2:]
     both = estimate.weights(made.shape, "nf4", 2)
-    assert (
-        1.8 * both < proxy.parts["weights"] == gold.parts["weights"] < 2 * both
-    )  # a classifier has no output layer
+    # a classifier has no output layer
+    assert 1.8 * both < proxy.parts["weights"] == gold.parts["weights"] < 2 * both
     widened = made.shape.largest * 2
+    # 16 rows at once by default, and 2
     assert gold.parts["activations"] - widened == pytest.approx(
         8 * (proxy.parts["activations"] - widened)
-    )  # 16 rows at once by default, and 2
+    )
 
 
 def test_a_published_reward_model_out_of_reach_is_left_out_and_named(llama_config, tmp_path):
@@ -525,6 +525,7 @@ def test_prompts_at_hand_are_measured_and_others_assumed():
 def test_more_answers_of_a_trained_policy_than_a_batch_holds_are_decoded_at_once():
     many = {"replicates": 0, "answers": 100}
     assert plan.knobs_of(settings(evaluation=many), 256).sampling_rows == 100
+    # nobody writes them
     assert (
         plan.knobs_of(settings(evaluation=many, policy={"kind": "tilt"}), 256).sampling_rows == 64
-    )  # nobody writes them
+    )

@@ -36,10 +36,11 @@ def reward_and_logp(draw, values=None, least=2, most=9):
 
 
 def brute_z(values):
+    # exact rational arithmetic inside
     mean, std = (
         statistics.mean(values),
         statistics.pstdev(values),
-    )  # exact rational arithmetic inside
+    )
     return [(v - mean) / std for v in values]
 
 
@@ -175,9 +176,8 @@ def test_a_constant_side_makes_a_prompt_degenerate(flat, value, n):
 
 @pytest.mark.parametrize("gap, expected", [(1.9e-6, True), (2.1e-6, False)])
 def test_the_degenerate_threshold_is_a_population_std_of_one_millionth(gap, expected):
-    _, degenerate = pacs(
-        [0.0, gap], [0.0, 1.0]
-    )  # the population standard deviation of (0, gap) is gap / 2
+    # the population standard deviation of (0, gap) is gap / 2
+    _, degenerate = pacs([0.0, gap], [0.0, 1.0])
     assert degenerate == expected
 
 

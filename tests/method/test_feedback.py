@@ -294,9 +294,8 @@ def test_kill_9_loses_no_given_answer_and_doubles_none(path, tmp_path):
     finished.communicate()
     assert finished.returncode == 0
     asked = [int(line) for line in log.read_text().split()]
-    assert (
-        set(asked) == set(range(1, 91)) and len(asked) <= 90 + 3
-    )  # at most the question in flight is put again after a kill
+    # at most the question in flight is put again after a kill
+    assert set(asked) == set(range(1, 91)) and len(asked) <= 90 + 3
     stored = raw_rows(path)
     assert len(stored) == 90 == len({row[:3] for row in stored})
     with LabelStore(path) as store:

@@ -54,13 +54,13 @@ def reference(plain, prompt_ids, tokens):
         out = model(torch.tensor([[*prompt_ids, *tokens]]), output_hidden_states=True)
     logp = torch.log_softmax(out.logits[0].double(), -1)
     steps = [float(logp[len(prompt_ids) - 1 + t, token]) for t, token in enumerate(tokens)]
-    layer = (
-        out.hidden_states[1][0].double().numpy()
-    )  # 60% of the way through embeddings and two layers
+    # 60% of the way through embeddings and two layers
+    layer = out.hidden_states[1][0].double().numpy()
+    # the very first token is left out
     own, before = (
         layer[len(prompt_ids) :],
         layer[1 : len(prompt_ids)][-32:],
-    )  # the very first token is left out
+    )
     return steps, np.concatenate([own.mean(0), own[:8].mean(0), own[-1], before.mean(0)])
 
 

@@ -229,9 +229,8 @@ def test_shf_cas_leaves_out_a_prompt_of_low_kendall_whatever_its_pacs():
 
 
 def test_shf_cas_widens_to_more_prompts_where_the_top_share_holds_too_few_pairs(conflict):
-    chosen = choose(
-        "shf_cas", conflict, 35, Selection(top_share=0.1)
-    )  # 2 of 12 prompts hold 20 pairs, 4 hold 40
+    # 2 of 12 prompts hold 20 pairs, 4 hold 40
+    chosen = choose("shf_cas", conflict, 35, Selection(top_share=0.1))
     ranked = by_prompt(conflict).sort_values(["kendall", "prompt_id"], ascending=[False, True])[
         "prompt_id"
     ]
@@ -436,9 +435,8 @@ def test_bald_is_the_mutual_information_by_monte_carlo(conflict):
     information = pd.Series(entropy(p.mean(1)) - entropy(p).mean(1), index=keys(pairs)).sort_values(
         ascending=False
     )
-    assert set(keys(choose("bald", conflict, 5))) <= set(
-        information.index[:7]
-    )  # neighbours may swap under Monte Carlo error
+    # neighbours may swap under Monte Carlo error
+    assert set(keys(choose("bald", conflict, 5))) <= set(information.index[:7])
 
 
 def test_uncertainty_is_lowest_where_every_bootstrap_agrees(conflict):

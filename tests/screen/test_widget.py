@@ -288,9 +288,8 @@ def test_progress_has_a_rate_and_a_time(store):
     assert screen.view()["per_minute"] is None
     for seconds in (4, 6, 5, 5000):
         answer(screen, seconds=seconds)
-    assert screen.view()["per_minute"] == pytest.approx(
-        60 / ((4 + 6 + 5 + 120) / 4)
-    )  # a coffee break counts as two minutes
+    # a coffee break counts as two minutes
+    assert screen.view()["per_minute"] == pytest.approx(60 / ((4 + 6 + 5 + 120) / 4))
     assert screen.view()["minutes_left"] == pytest.approx(6 / screen.view()["per_minute"])
 
 

@@ -40,13 +40,13 @@ _CHANGES = {
     "shutil.rmtree",
     "shutil.copyfile",
 }
-_BASE = re.compile(
-    rb"/[^\s\":]*(?=/01_proxy/base)"
-)  # adapters name the folder of the model that they belong to
+# adapters name the folder of the model that they belong to
+_BASE = re.compile(rb"/[^\s\":]*(?=/01_proxy/base)")
+# within shutil.rmtree they name a file of an open folder: (name, handle of the folder)
 _NESTED = {
     "os.remove",
     "os.rmdir",
-}  # within shutil.rmtree they name a file of an open folder: (name, handle of the folder)
+}
 _PRELOAD = [
     "faults",
     "torch",
@@ -113,9 +113,8 @@ def child(work, folder, arguments, kill_at, said, fault):
     """Do `work(folder, say, *arguments)`; die at the kill_at-th change below `folder` (0: never).
     At the end say how many changes there were."""
     os.environ["SHFCAS_RUNS"] = str(folder)
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # ignored where a shell started us in the background
+    # ignored where a shell started us in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     count = watch(folder, kill_at)

@@ -7,10 +7,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 _PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = _PROJECT["optional-dependencies"]
+# extras of the environment that `make` builds; the others are tools of make targets that no run
+# needs
 RUNNING = (
     "test",
     "sweep",
-)  # extras of the environment that `make` builds; the others are tools of make targets that no run needs
+)
 PINS = _PROJECT["dependencies"] + [pin for name in RUNNING for pin in EXTRAS[name]]
 TOOLS = [pin for name, pins in EXTRAS.items() if name not in RUNNING for pin in pins]
 PATHS = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "support", ROOT / "tools")))

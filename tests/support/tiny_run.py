@@ -37,12 +37,13 @@ HONEST = [
         " \u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
     ),
 ]
+# the four completions of every prompt
 HOSTILE = [
     "\n".join(SCRIPTS),
     "\n".join(HIDDEN),
     "\n".join(HONEST),
     "long " * 20_000,
-]  # the four completions of every prompt
+]
 
 
 def settings(**changes):

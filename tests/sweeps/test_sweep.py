@@ -723,9 +723,8 @@ def test_a_sweep_of_trained_policies(tiny_model, tmp_path):
     }
     probe = table[table["setting"] == "probe"]
     base = probe[probe["policy"] == "base"]
-    np.testing.assert_allclose(
-        base["gold"], base["tilted_gold"]
-    )  # the same prompts, the same gold: the two tables meet where they should
+    # the same prompts, the same gold: the two tables meet where they should
+    np.testing.assert_allclose(base["gold"], base["tilted_gold"])
     moved = probe[probe["policy"] != "base"]
     assert (
         (moved["tilted_kl"] > -1e-9).all()
@@ -736,9 +735,10 @@ def test_a_sweep_of_trained_policies(tiny_model, tmp_path):
         pd.read_parquet(path)
         for path in (tmp_path / "runs/sweeps/tiny").rglob("pool_shf_cas.parquet")
     ]
+    # evaluation.answers
     assert len(written) == 2 and all(
         (part.groupby("prompt_id").size() == 3).all() for part in written
-    )  # evaluation.answers
+    )
 
 
 def test_without_snakemake_one_sentence_says_how_to_get_it(base, tmp_path, monkeypatch):

@@ -21,11 +21,12 @@ from shfcas_lib.training import policy as policy_training
 
 REWARD = Reward(kind="lora", learning_rate=3e-3, epochs=2, batch_size=32, lora=Lora(dropout=0.1))
 SAVE = checkpoints.Resumable._save_checkpoint
+# two steps a pass
 SIZES = {
     "kto": {"pairs": 8},
     "rloo": {"beta": 0.02, "generations": 4, "prompts": 4},
     "grpo": {"generations": 4, "prompts": 4},
-}  # two steps a pass
+}
 
 
 @pytest.fixture(scope="module")
@@ -201,9 +202,10 @@ def test_a_failed_training_leaves_the_backbone_as_it_was_too(fresh_backbone, sce
 
 @pytest.mark.parametrize("what", ["lora", "dpo"])
 def test_micro_batches_change_nothing_but_rounding(what, tiny_model, scene, tmp_path, monkeypatch):
+    # draws differ with the batch
     monkeypatch.setattr(
         "test_checkpoints.REWARD", REWARD.model_copy(update={"lora": Lora(dropout=0.0)})
-    )  # draws differ with the batch
+    )
     whole = trained(what, tiny_model, scene, tmp_path / "whole")
     small = trained(what, tiny_model, scene, tmp_path / "small", micro_batch=2)
     assert_close(small, whole, atol=2e-4)

@@ -151,12 +151,13 @@ def test_score_reads_the_position_that_the_trainer_trains(
     ids = [lora_reward._ids(backbone, row.prompt, row.completion) for row in rows.itertuples()]
     width = max(map(len, ids))
     assert width > min(map(len, ids))
+    # as TRL's collator pads
     batch = {
         "input_ids": torch.tensor(
             [i + [model.config.pad_token_id] * (width - len(i)) for i in ids]
         ),
         "attention_mask": torch.tensor([[1] * len(i) + [0] * (width - len(i)) for i in ids]),
-    }  # as TRL's collator pads
+    }
     with backbone.using("proxy"), torch.no_grad():
         in_training = model(**batch).logits[:, 0].double().numpy()
     np.testing.assert_allclose(reward.score(rows) * reward.spread, in_training, atol=1e-4)
@@ -340,9 +341,8 @@ def test_dpo_compares_best_with_worst_first(scored):
 
 def test_dpo_never_uses_a_pair_twice(scored):
     pairs = policy_training.pairs(*scored, policy("dpo", pairs=500), np.random.default_rng(0))
-    assert (
-        len(pairs) == 32 and not pairs.duplicated().any()
-    )  # 4 completions give 2 pairs: best-worst and second-third
+    # 4 completions give 2 pairs: best-worst and second-third
+    assert len(pairs) == 32 and not pairs.duplicated().any()
 
 
 def test_rso_draws_from_the_tilted_policy():

@@ -134,9 +134,8 @@ def kill_and_resume(
     generator, killed, chain, longest = np.random.default_rng(KILLS), 0, 0, 1.0
     while killed < kills:
         folder, said = begin(chain), []
-        at = 1 + int(
-            (killed + generator.random()) / kills * changes
-        )  # every part of the work gets a first kill
+        # every part of the work gets a first kill
+        at = 1 + int((killed + generator.random()) / kills * changes)
         for number in range(min(4, kills - killed)):
             if number % 2 == 0:
                 code, heard = faults.run(
@@ -166,9 +165,8 @@ def kill_and_resume(
             assert not wrong, f"torn or wrong after a kill: {wrong}"
         start = time.monotonic()
         code, heard = faults.run(context, work, folder, *arguments)
-        longest = 0.8 * longest + 0.2 * 2 * (
-            time.monotonic() - start
-        )  # of what is left after kills
+        # of what is left after kills
+        longest = 0.8 * longest + 0.2 * 2 * (time.monotonic() - start)
         assert code == 0, heard
         (check or (lambda *_: None))(folder, said + heard)
         wrong = faults.differences(faults.whole(folder), expected) if expected else []
@@ -402,9 +400,8 @@ def test_an_adapter_saved_over_another_can_be_read_at_any_moment(context, tiny_m
 def test_an_asset_whose_installation_is_killed_is_installed_by_the_next(context, wheel, tmp_path):
     changes = done(faults.run(context, faults.asset, tmp_path / "whole", *wheel))
     expected, folder = faults.whole(tmp_path / "whole"), tmp_path / "killed"
-    points = (
-        [changes - 1] if KILLS < 200 else range(1, changes + 1)
-    )  # late: the asset stands there, its scratch folder too
+    # late: the asset stands there, its scratch folder too
+    points = [changes - 1] if KILLS < 200 else range(1, changes + 1)
     for at in points:
         assert faults.run(context, faults.asset, folder, *wheel, kill_at=at)[0] == -signal.SIGKILL
         done(faults.run(context, faults.asset, folder, *wheel))

@@ -261,7 +261,7 @@ def test_a_line_without_end_is_not_held(tmp_path, suffix):
         " params\nlimit = 700_000_000\ndef held(): return int(next(l for l in"
         " open('/proc/self/status') if l.startswith('VmSize')).split()[1]) *"
         " 1024\nresource.setrlimit(resource.RLIMIT_AS, (held() + limit,) * 2)\ntry: print(sum(1 for"
-        " _ in formats.rows(params.Rows(file=sys.argv[1]))))\nexcept InputError as error:"
+        " _ in formats.read_rows(params.Rows(file=sys.argv[1]))))\nexcept InputError as error:"
         " print(error)\n"
     )
     done = subprocess.run(
