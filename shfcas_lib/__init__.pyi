@@ -1,5 +1,30 @@
 __version__: str
 
+from . import analysis as analysis
+from . import annotators as annotators
+from . import base as base
+from . import bias as bias
+from . import conflict as conflict
+from . import data as data
+from . import evaluation as evaluation
+from . import experiment as experiment
+from . import feedback as feedback
+from . import gold as gold
+from . import loop as loop
+from . import memory as memory
+from . import models as models
+from . import params as params
+from . import policies as policies
+from . import pool as pool
+from . import refine as refine
+from . import rewards as rewards
+from . import screen as screen
+from . import selection as selection
+from . import storage as storage
+from . import strategies as strategies
+from . import sweeps as sweeps
+from . import tasks as tasks
+from . import training as training
 from .annotators.people import load_annotator as load_annotator
 from .base.errors import InputError as InputError
 from .base.randomness import rng as rng
@@ -11,9 +36,11 @@ from .conflict import kendall_distance as kendall_distance
 from .conflict import pacs as pacs
 from .data.preferences import load_pairs as load_pairs
 from .data.prompts import load_prompts as load_prompts
+from .evaluation import evaluate as evaluate
 from .feedback import ask as ask
 from .gold import load_gold as load_gold
 from .loop import Setting as Setting
+from .loop import run_rounds as run_rounds
 from .models.loading import load_backbone as load_backbone
 from .params.reading import from_notebook as from_notebook
 from .params.reading import load as load

@@ -1,8 +1,10 @@
 """Is it better? Policies and gold go in, a per-prompt table and figures of merit come out.
 
+    table = evaluate(pool, gold, {"proxy": proxy, "shf_cas": refined}, beta=0.5)
+
 Everything here reads completions of evaluation prompts, which training, selection and feedback
-never saw. Where there is no gold (None), its measures are missing, and every policy is judged by
-every reward instead (`BY`): what they claim, which is no evidence."""
+never saw, and needs gold. What can be said without it is in module `analysis.without_gold`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import pandas as pd
 
 from shfcas_lib import policies
 from shfcas_lib.conflict import by_prompt, conflict_table
-from shfcas_lib.rewards import spread
+from shfcas_lib.rewards import RewardModel, spread
 
 MEASURES = {
     "gold": "gold reward of the optimised policy",
@@ -22,98 +24,73 @@ MEASURES = {
     "kendall": "Kendall-tau distance to the base policy",
     "mean_abs_pacs": "mean |PACS|",
 }
-# and the name of a reward: what that reward says a policy gained, in standard deviations over
-# completions; only without gold
-BY = "gain by "
+_OF_A_REWARD = ["pair_accuracy", "gap", "kendall", "mean_abs_pacs"]  # the base policy has none
+
+
+def evaluate(
+    pool: pd.DataFrame, gold: np.ndarray, rewards: dict[str, RewardModel], beta: float
+) -> pd.DataFrame:
+    """`tilted` for rewards that have not scored the pool yet."""
+    scores = {name: reward.score(pool) for name, reward in rewards.items()}
+    return tilted(pool, gold, scores, beta)
 
 
 def tilted(
-    pool: pd.DataFrame, gold: np.ndarray | None, scores: dict[str, np.ndarray], beta: float
+    pool: pd.DataFrame, gold: np.ndarray, scores: dict[str, np.ndarray], beta: float
 ) -> pd.DataFrame:
     """One row per policy and prompt: policy, prompt_id, the MEASURES, reward_gain and gold_gain.
 
     pool: evaluation pool, sorted by id. gold: (rows,). scores: name of a reward to its (rows,)
     scores; the policy of that name is the base policy tilted by it at `beta`. The base policy
-    itself is added as `base`; what needs a reward is NaN there. Without gold: policy, prompt_id,
-    kl, kendall, mean_abs_pacs, and `BY` for every reward."""
-    if gold is None:
-        return _tilted_without_gold(pool, scores, beta)
+    itself is added as `base`; what needs a reward is NaN there.
+    """
     ids = pool["prompt_id"].to_numpy()
-    gold_spread = spread(gold, ids)
-    parts = []
-    for name, reward in {"base": None, **scores}.items():
-        flat = np.zeros(len(pool)) if reward is None else reward
-        weights = policies.tilt(ids, flat, beta)
-        unit = spread(flat, ids)
-        part = policies.per_prompt(ids, weights, {"gold": gold, "reward": flat})
-        even = policies.per_prompt(
-            ids, policies.tilt(ids, np.zeros(len(pool)), 1.0), {"gold": gold, "reward": flat}
-        )
-        part = part.assign(
-            policy=name,
-            reward_gain=(part["reward"] - even["reward"]) / unit,
-            gold_gain=(part["gold"] - even["gold"]) / gold_spread,
-        )
-        part["gap"] = part["reward_gain"] - part["gold_gain"]
-        part = part.merge(policies.win_rate(ids, weights, gold), on="prompt_id")
-        if reward is None:
-            part = part.assign(
-                pair_accuracy=np.nan, kendall=np.nan, mean_abs_pacs=np.nan, gap=np.nan
-            )
-        else:
-            conflict = conflict_table(pool, reward).drop_duplicates("prompt_id")[
-                ["prompt_id", "kendall", "mean_abs_pacs"]
-            ]
-            part = part.merge(pair_accuracy(ids, reward, gold), on="prompt_id", how="left").merge(
-                conflict, on="prompt_id"
-            )
-        parts.append(part.drop(columns="reward"))
-    return pd.concat(parts, ignore_index=True)[
-        ["policy", "prompt_id", *MEASURES, "reward_gain", "gold_gain"]
-    ]
-
-
-def _tilted_without_gold(
-    pool: pd.DataFrame, scores: dict[str, np.ndarray], beta: float
-) -> pd.DataFrame:
-    ids = pool["prompt_id"].to_numpy()
-    gains = {BY + name: _centred(ids, score) / spread(score, ids) for name, score in scores.items()}
-    parts = []
-    for name, reward in {"base": None, **scores}.items():
-        part = policies.per_prompt(
-            ids, policies.tilt(ids, np.zeros(len(pool)) if reward is None else reward, beta), gains
-        ).assign(policy=name)
-        if reward is None:
-            # not almost: the text would say -0.000
-            part = part.assign(kendall=np.nan, mean_abs_pacs=np.nan, **dict.fromkeys(gains, 0.0))
-        else:
-            part = part.merge(by_prompt(conflict_table(pool, reward)), on="prompt_id")
+    base = _optimised(ids, gold, np.zeros(len(pool)), beta)
+    parts = [base.assign(policy="base", **dict.fromkeys(_OF_A_REWARD, np.nan))]
+    for name, reward in scores.items():
+        part = _optimised(ids, gold, reward, beta).assign(policy=name)
+        conflict = by_prompt(conflict_table(pool, reward))
+        part = part.merge(pair_accuracy(ids, reward, gold), on="prompt_id", how="left")
+        part = part.merge(conflict.drop(columns="degenerate"), on="prompt_id")
         parts.append(part)
-    return pd.concat(parts, ignore_index=True)[
-        ["policy", "prompt_id", "kl", "kendall", "mean_abs_pacs", *gains]
-    ]
+    columns = ["policy", "prompt_id", *MEASURES, "reward_gain", "gold_gain"]
+    return pd.concat(parts, ignore_index=True)[columns]
 
 
-def _centred(ids: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """Scores above the mean of their prompt's completions."""
-    return score - pd.Series(score).groupby(ids).transform("mean").to_numpy()
+def _optimised(ids: np.ndarray, gold: np.ndarray, reward: np.ndarray, beta: float) -> pd.DataFrame:
+    """What the policy tilted by `reward` gains, one row a prompt: prompt_id, gold, kl, win, and in
+    standard deviations reward_gain, gold_gain and their gap."""
+    weights = policies.tilt(ids, reward, beta)
+    values = {"gold": gold, "reward": reward}
+    table = policies.per_prompt(ids, weights, values)
+    even = policies.per_prompt(ids, policies.tilt(ids, np.zeros(len(ids)), 1.0), values)
+    table["reward_gain"] = (table["reward"] - even["reward"]) / spread(reward, ids)
+    table["gold_gain"] = (table["gold"] - even["gold"]) / spread(gold, ids)
+    table["gap"] = table["reward_gain"] - table["gold_gain"]
+    return table.drop(columns="reward").merge(policies.win_rate(ids, weights, gold), on="prompt_id")
 
 
 def sampled_policy(
     name: str, sampled: pd.DataFrame, gold: np.ndarray, base: pd.DataFrame, base_gold: np.ndarray
 ) -> pd.DataFrame:
-    """The same table for a trained policy, from its own samples.
+    """The same for a trained policy, from its own samples: policy, prompt_id, gold, kl, win.
 
-    kl is the sample mean of logp - logp_reference. At a sampling temperature other than 1 that is
-    a log-ratio and no exact KL."""
-    table = sampled[["prompt_id"]].assign(gold=gold, kl=sampled["logp"] - sampled["logp_reference"])
+    sampled: a pool table with logp_reference; gold: (rows,). base, base_gold: the base policy's
+    completions of the same prompts. kl is the sample mean of logp - logp_reference: at a sampling
+    temperature other than 1 that is a log-ratio and no exact KL.
+    """
+    kl = sampled["logp"] - sampled["logp_reference"]
+    table = sampled[["prompt_id"]].assign(gold=gold, kl=kl)
     rows = table.groupby("prompt_id").mean().reset_index()
     before = pd.Series(base_gold).groupby(base["prompt_id"].to_numpy()).apply(np.asarray)
     after = table.groupby("prompt_id")["gold"].apply(np.asarray)
-    win = {
-        p: ((np.sign(after[p][:, None] - before[p][None, :]) + 1) / 2).mean() for p in after.index
-    }
+    win = {prompt: _beats(after[prompt], before[prompt]) for prompt in after.index}
     return rows.assign(policy=name, win=rows["prompt_id"].map(win))
+
+
+def _beats(first: np.ndarray, second: np.ndarray) -> float:
+    """The probability that one of the first is above one of the second, ties counting one half."""
+    return ((np.sign(first[:, None] - second[None, :]) + 1) / 2).mean()
 
 
 def pair_accuracy(prompt_ids: np.ndarray, reward: np.ndarray, gold: np.ndarray) -> pd.DataFrame:
@@ -121,13 +98,14 @@ def pair_accuracy(prompt_ids: np.ndarray, reward: np.ndarray, gold: np.ndarray) 
     reward ties counting one half: columns prompt_id, pair_accuracy. Prompts without such pairs
     are left out."""
     rows = []
-    for prompt, part in pd.DataFrame({"p": prompt_ids, "r": reward, "g": gold}).groupby("p"):
-        first, second = np.triu_indices(len(part), 1)
-        g, r = part["g"].to_numpy(), part["r"].to_numpy()
-        truth, guess = np.sign(g[first] - g[second]), np.sign(r[first] - r[second])
-        told = truth != 0
-        if told.any():
-            rows.append((prompt, float(((truth * guess)[told] + 1).mean() / 2)))
+    table = pd.DataFrame({"prompt_id": prompt_ids, "reward": reward, "gold": gold})
+    for prompt, part in table.groupby("prompt_id"):
+        i, j = np.triu_indices(len(part), 1)
+        g, r = part["gold"].to_numpy(), part["reward"].to_numpy()
+        truth, guess = np.sign(g[i] - g[j]), np.sign(r[i] - r[j])
+        decided = truth != 0
+        if decided.any():
+            rows.append((prompt, float(((truth * guess)[decided] + 1).mean() / 2)))
     return pd.DataFrame(rows, columns=["prompt_id", "pair_accuracy"])
 
 
@@ -136,48 +114,35 @@ def headroom_share(prompt_ids: np.ndarray, reward: np.ndarray, gold: np.ndarray)
     gain: columns prompt_id, gained, headroom. The share of headroom reached is sum(gained) /
     sum(headroom)."""
     table = pd.DataFrame({"prompt_id": prompt_ids, "reward": reward, "gold": gold})
-    best = table.loc[table.groupby("prompt_id")["reward"].idxmax()].set_index("prompt_id")["gold"]
+    favourite = table.loc[table.groupby("prompt_id")["reward"].idxmax()]
+    best = favourite.set_index("prompt_id")["gold"]
     by = table.groupby("prompt_id")["gold"]
-    return pd.DataFrame(
-        {"gained": best - by.mean(), "headroom": by.max() - by.mean()}
-    ).reset_index()
+    gains = {"gained": best - by.mean(), "headroom": by.max() - by.mean()}
+    return pd.DataFrame(gains).reset_index()
 
 
 def curve(
-    pool: pd.DataFrame,
-    gold: np.ndarray | None,
-    scores: dict[str, np.ndarray],
-    betas: list[float],
-    refined: str = "",
+    pool: pd.DataFrame, gold: np.ndarray, scores: dict[str, np.ndarray], betas: list[float]
 ) -> pd.DataFrame:
-    """The over-optimisation curve in closed form: policy, beta, kl, reward_gain and gold_gain (in
-    standard deviations), means over prompts. Without gold the reward called `refined` stands in
-    for it, and gold_gain is called refined_gain."""
-    if gold is None:
-        return curve(pool, scores[refined], scores, betas).rename(
-            columns={"gold_gain": "refined_gain"}
-        )
+    """The over-optimisation curve in closed form, means over prompts.
+
+    pool, gold, scores: as for `tilted`. Columns policy, beta, kl (nats), reward_gain and gold_gain
+    (in standard deviations).
+    """
     ids = pool["prompt_id"].to_numpy()
     rows = []
     for name, reward in scores.items():
-        values = {
-            "gold_gain": gold / spread(gold, ids),
-            "reward_gain": reward / spread(reward, ids),
-        }
-        even = policies.per_prompt(ids, policies.tilt(ids, np.zeros(len(pool)), 1.0), values).mean(
-            numeric_only=True
-        )
+        gold_unit, reward_unit = gold / spread(gold, ids), reward / spread(reward, ids)
+        values = {"gold_gain": gold_unit, "reward_gain": reward_unit}
+        even = _means(ids, np.zeros(len(pool)), 1.0, values)
         for beta in sorted(betas, reverse=True):
-            means = policies.per_prompt(ids, policies.tilt(ids, reward, beta), values).mean(
-                numeric_only=True
-            )
-            rows.append(
-                (
-                    name,
-                    beta,
-                    means["kl"],
-                    means["reward_gain"] - even["reward_gain"],
-                    means["gold_gain"] - even["gold_gain"],
-                )
-            )
+            means = _means(ids, reward, beta, values)
+            gains = means - even
+            rows.append((name, beta, means["kl"], gains["reward_gain"], gains["gold_gain"]))
     return pd.DataFrame(rows, columns=["policy", "beta", "kl", "reward_gain", "gold_gain"])
+
+
+def _means(ids: np.ndarray, reward: np.ndarray, beta: float, values: dict) -> pd.Series:
+    """Means over prompts of `values` and of kl under the policy tilted by `reward`."""
+    weights = policies.tilt(ids, reward, beta)
+    return policies.per_prompt(ids, weights, values).mean(numeric_only=True)

@@ -9,8 +9,9 @@ embedded tasks have one each: relevance (`tasks.helpfulness`), written rules (`t
 IFEval's check of the constraint at the end of the prompt (`tasks.instructions`). `model:ID` is a
 published reward model (`models.published`).
 
-Where there is none (gold.kind: none), what would need it is None: `values` of a gold table,
-tables made with them, figures of those."""
+Where there is none (gold.kind: none), nothing here is called; `experiment.judging` decides what is
+said instead.
+"""
 
 from __future__ import annotations
 
@@ -33,44 +34,20 @@ GoldReward = Callable[[pd.DataFrame], np.ndarray]
 
 
 def load_gold(params: Params) -> GoldReward:
-    """The gold reward of a run: a function from completions (prompt_id, index, prompt,
-    completion, and for safety harmful) to scores, float64, one per row; its attribute at_once: is
-    one call for many much cheaper than many calls? Raises InputError for `none`, an unknown kind,
-    or a score that is not finite."""
+    """The gold reward of a run: a function from completions (prompt_id, index, prompt, completion,
+    and for safety harmful) to scores, float64, one per row. Its attribute at_once: is one call for
+    many much cheaper than many calls?
+
+    Raises InputError for `none`, an unknown kind, or a score that is not finite.
+    """
     kind = params.gold.kind
     if kind == "task":
-        kind = {"helpfulness": "relevance", "safety": "safety", "instructions": "instructions"}[
-            params.task
-        ]
+        kind = _OF_TASK[params.task]
     if kind == "none":
         raise InputError(
             "gold.kind: found 'none', but this step needs gold: set a gold reward, or skip it"
         )
-    if kind == "relevance":
-        score = Relevance()
-    elif kind == "safety":
-        score = lambda table: np.array(
-            [safety_score(r.completion, plain(r.prompt), r.harmful) for r in table.itertuples()],
-            float,
-        )  # noqa: E731
-    elif kind == "instructions":
-        score = lambda table: np.array(
-            [instructions.followed(r.prompt, r.completion) for r in table.itertuples()], float
-        )  # noqa: E731
-    elif kind.startswith("model:"):
-        score = lambda table: published.score_published(
-            table, params.gold.published, params.gold.model, params.model, "gold.kind"
-        )  # noqa: E731
-    elif ":" in kind:
-        function = imported(kind, "gold.kind")
-        score = lambda table: np.array(
-            [function(plain(r.prompt), r.completion) for r in table.itertuples()], float
-        )  # noqa: E731
-    else:
-        raise InputError(
-            f"gold.kind: found {kind!r}, expected task, relevance, safety, instructions, model:ID,"
-            " module:function or none"
-        )
+    score = _scorer(kind, params)
 
     def checked(table: pd.DataFrame) -> np.ndarray:
         scores = np.asarray(score(table), float)
@@ -88,10 +65,34 @@ def load_gold(params: Params) -> GoldReward:
     return checked
 
 
-def values(table: pd.DataFrame) -> np.ndarray | None:
-    """The column of a table that `training_data.gold_table` made, (rows,); None for a run without
-    gold."""
-    return table["gold"].to_numpy() if "gold" in table else None
+_OF_TASK = {"helpfulness": "relevance", "safety": "safety", "instructions": "instructions"}
+
+
+def _scorer(kind: str, params: Params) -> GoldReward:
+    """The reward of that kind, its scores not checked."""
+    if kind == "relevance":
+        return Relevance()
+    if kind == "safety":
+        return _by_row(lambda r: safety_score(r.completion, plain(r.prompt), r.harmful))
+    if kind == "instructions":
+        return _by_row(lambda r: instructions.followed(r.prompt, r.completion))
+    if kind.startswith("model:"):
+        source, block = params.gold.published, params.gold.model
+        return lambda table: published.score_published(
+            table, source, block, params.model, "gold.kind"
+        )
+    if ":" in kind:
+        function = imported(kind, "gold.kind")
+        return _by_row(lambda r: function(plain(r.prompt), r.completion))
+    raise InputError(
+        f"gold.kind: found {kind!r}, expected task, relevance, safety, instructions, model:ID,"
+        " module:function or none"
+    )
+
+
+def _by_row(score: Callable) -> GoldReward:
+    """A gold reward that looks at one completion at a time."""
+    return lambda table: np.array([score(row) for row in table.itertuples()], float)
 
 
 def gold_scores(pool: pd.DataFrame, prompts: pd.DataFrame, params: Params) -> np.ndarray:

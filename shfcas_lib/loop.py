@@ -1,16 +1,16 @@
-"""SHF-CAS rounds: pool, conflict, selection, feedback, refined reward, refined policy; each step
-is on disk before the next.
+"""SHF-CAS, the algorithm: rounds of conflict, selection, feedback, refined reward, refined policy.
 
-    outcome = run("shf_cas", setting, annotator, stage / "shf_cas")
+    outcome = run_rounds("shf_cas", setting, annotator, stage / "shf_cas")
     outcome.reward, outcome.labels, outcome.rounds
 
-One call is one strategy with the whole budget. A killed run that is started again reads the steps
-that are done."""
+One call is one strategy with the whole budget. Each step is on disk before the next one starts,
+and a killed run that is started again reads the steps that are done.
+"""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,9 +27,9 @@ from shfcas_lib.models.backbone import POLICY
 from shfcas_lib.params.schema import Params
 from shfcas_lib.policies import log_ratio, tilt
 from shfcas_lib.pool import sample_adapted, with_facts
-from shfcas_lib.rewards import Probe
+from shfcas_lib.rewards import Probe, RewardModel
 from shfcas_lib.selection import select
-from shfcas_lib.storage import files, runs
+from shfcas_lib.storage import files
 from shfcas_lib.storage.labels import LabelStore
 from shfcas_lib.strategies import Fitted
 from shfcas_lib.training import policy as policy_training
@@ -37,12 +37,18 @@ from shfcas_lib.training import trainer
 
 if TYPE_CHECKING:
     from shfcas_lib.models.backbone import Backbone
+    from shfcas_lib.storage.runs import Memory, Stage
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What every strategy starts from: pools of the training and the feedback prompts, the biased
-    preferences that the proxy saw, the proxy, and the prompts table."""
+    """What every strategy starts from.
+
+    prompts    the prompts table
+    train      pool of the training prompts
+    feedback   pool of the feedback prompts
+    observed   the biased preferences that the proxy saw
+    """
 
     params: Params
     seed: int
@@ -50,8 +56,13 @@ class Setting:
     train: pd.DataFrame
     feedback: pd.DataFrame
     observed: pd.DataFrame
-    proxy: refine.RewardModel
+    proxy: RewardModel
     backbone: Backbone | None = None
+
+    @property
+    def known(self) -> pd.DataFrame:
+        """The completions of training and feedback prompts."""
+        return pd.concat([self.train, self.feedback], ignore_index=True)
 
     @property
     def askable(self) -> pd.DataFrame:
@@ -59,19 +70,42 @@ class Setting:
         own where the parameters say so."""
         if self.params.selection.prompts == "feedback":
             return self.feedback
-        return pd.concat([self.train, self.feedback]).sort_values(
-            ["prompt_id", "index"], ignore_index=True
-        )
+        return self.known.sort_values(["prompt_id", "index"], ignore_index=True)
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a strategy stands between two rounds.
+
+    reward    the proxy, or the reward refined in the last round
+    pool      the completions that may be asked about, with the current policy's logp
+    known     every completion that took part
+    labels    the labels of each round
+    history   facts about each round
+    seconds   that selection took (0 where it was read back)
+    """
+
+    reward: RewardModel
+    pool: pd.DataFrame
+    known: pd.DataFrame
+    labels: list[pd.DataFrame] = field(default_factory=list)
+    history: list[dict] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a strategy made of its budget: the refined reward, all labels, and one row per round
-    (round, labels, kendall and mean_abs_pacs of the pool it chose from, share of labels that
-    contradict the reward of that round, share of ties), the pool of all completions that took
-    part, and the seconds that selection took (0 where it was read back)."""
+    """What a strategy made of its budget.
 
-    reward: refine.RewardModel
+    reward    the refined reward
+    labels    all labels
+    rounds    one row a round: round, labels, kendall and mean_abs_pacs of the pool it chose from,
+              contradicted (share of decided labels against the reward of that round), ties
+    pool      all completions that took part
+    seconds   that selection took (0 where it was read back)
+    """
+
+    reward: RewardModel
     labels: pd.DataFrame
     rounds: pd.DataFrame
     pool: pd.DataFrame
@@ -79,89 +113,162 @@ class Outcome:
 
 
 def run_rounds(
-    strategy: str, setting: Setting, annotator: Annotator, folder: runs.Stage | runs.Memory
+    strategy: str, setting: Setting, annotator: Annotator, stage: Stage | Memory
 ) -> Outcome:
     """Spend the budget in rounds. Every round starts from the refined reward and the refined
     policy of the one before."""
-    params = setting.params
-    reward, current = setting.proxy, setting.askable
-    known = pd.concat([setting.train, setting.feedback], ignore_index=True)
-    merged = setting.observed.assign(weight=1.0)
-    labels, history, seconds = [], [], []
-    with _store(folder) as store:
-        for number, budget in enumerate(
-            _shares(params.selection.budget, params.selection.rounds), 1
-        ):
-            here = folder / f"round_{number}"
-            conflict = here.table(
-                "conflict",
-                lambda: conflict_table(current, reward.score(current), _logp(current, params)),
-            )
-            fitted = (
-                Fitted(reward, known, merged, params.reward.l2, current)
-                if isinstance(reward, Probe)
-                else None
-            )
-            asked = pd.concat(labels) if labels else None
-            generator = rng(setting.seed, f"selection/{strategy}/{number}")
+    selection = setting.params.selection
+    state = State(setting.proxy, setting.askable, setting.known)
+    with _open_store(stage) as store:
+        for number, budget in enumerate(_shares(selection.budget, selection.rounds), 1):
+            here = stage / f"round_{number}"
+            state = one_round(strategy, setting, state, number, budget, annotator, store, here)
+    labels = pd.concat(state.labels, ignore_index=True)
+    return Outcome(state.reward, labels, pd.DataFrame(state.history), state.known, state.seconds)
 
-            def choose() -> pd.DataFrame:
-                start = time.perf_counter()
-                table = select(
-                    strategy, conflict, budget, generator, params.selection, asked, fitted
-                )
-                seconds.append(time.perf_counter() - start)
-                return table
 
-            chosen = here.table("comparisons", choose)
-            labels.append(
-                here.table(
-                    "labels",
-                    lambda: ask(chosen, with_facts(current, setting.prompts), annotator, store),
-                )
-            )
-            history.append(_summary(number, conflict, labels[-1]))
-            merged = refine.merge(
-                setting.observed,
-                pd.concat(labels).dropna(subset=["label"]),
-                params.reward.feedback_weight,
-            )
-            reward = refine.fit(
-                params.reward,
-                known,
-                merged,
-                derive(setting.seed, f"reward/{strategy}/{number}"),
-                name=f"refined_{strategy}",
-                folder=_path(here),
-                backbone=setting.backbone,
-                base=setting.proxy,
-                how=params.training,
-            )
-            if number < params.selection.rounds:
-                current = _next_pool(setting, reward, known, current, number, here)
-                known = pd.concat([known, current]).drop_duplicates(
-                    ["prompt_id", "index"], ignore_index=True
-                )
-    return Outcome(
-        reward, pd.concat(labels, ignore_index=True), pd.DataFrame(history), known, sum(seconds)
+def one_round(
+    strategy: str,
+    setting: Setting,
+    state: State,
+    number: int,
+    budget: int | None,
+    annotator: Annotator,
+    store: LabelStore,
+    here: Stage | Memory,
+) -> State:
+    """One round of SHF-CAS (arXiv:2512.09212). budget: comparisons of this round, None: as many
+    as the strategy finds. Raises Unanswered while people have not answered all of them."""
+    # conflict: PACS and K of the proxy, or of the reward refined so far, with the policy
+    conflict = here.table("conflict", lambda: _conflict(setting.params, state))
+
+    # selection: the comparisons that the strategy wants to be asked
+    comparisons, seconds = _choose(strategy, setting, state, number, budget, conflict, here)
+
+    # feedback: every answer is on disk before it counts
+    texts = with_facts(state.pool, setting.prompts)
+    answers = here.table("labels", lambda: ask(comparisons, texts, annotator, store))
+    labels = [*state.labels, answers]
+
+    # refined reward: trained on the biased preferences and all labels so far
+    reward = refine.kept(
+        here,
+        setting.params.reward,
+        state.known,
+        _preferences(setting, labels),
+        derive(setting.seed, f"reward/{strategy}/{number}"),
+        setting.proxy,
+        refine.Adapter(f"refined_{strategy}", setting.backbone, setting.params.training),
     )
 
+    # refined policy: what the next round asks about
+    pool, known = state.pool, state.known
+    if number < setting.params.selection.rounds:
+        pool = _next_pool(setting, reward, known, number, here)
+        known = pd.concat([known, pool])
+        known = known.drop_duplicates(["prompt_id", "index"], ignore_index=True)
+    history = [*state.history, _summary(number, conflict, answers)]
+    return State(reward, pool, known, labels, history, state.seconds + seconds)
 
-def train_policy(
-    setting: Setting, reward: refine.RewardModel, pool: pd.DataFrame, folder: Path
-) -> None:
+
+def _conflict(params: Params, state: State) -> pd.DataFrame:
+    """The conflict table of the current reward and policy: log-probabilities of whole completions,
+    or per token."""
+    logp = state.pool["logp"]
+    if params.selection.logp == "mean":
+        logp = logp / state.pool["n_tokens"].clip(lower=1)
+    return conflict_table(state.pool, state.reward.score(state.pool), logp)
+
+
+def _choose(
+    strategy: str,
+    setting: Setting,
+    state: State,
+    number: int,
+    budget: int | None,
+    conflict: pd.DataFrame,
+    here: Stage | Memory,
+) -> tuple[pd.DataFrame, float]:
+    """The round's comparisons, and the seconds that choosing them took; 0 where they were read."""
+    params = setting.params
+    fitted = None
+    if isinstance(state.reward, Probe):
+        training = _preferences(setting, state.labels)
+        fitted = Fitted(state.reward, state.known, training, params.reward.l2, state.pool)
+    before = pd.concat(state.labels) if state.labels else None
+    generator = rng(setting.seed, f"selection/{strategy}/{number}")
+    seconds = [0.0]
+
+    def choose() -> pd.DataFrame:
+        start = time.perf_counter()
+        table = select(strategy, conflict, budget, generator, params.selection, before, fitted)
+        seconds[0] = time.perf_counter() - start
+        return table
+
+    return here.table("comparisons", choose), seconds[0]
+
+
+def _preferences(setting: Setting, labels: list[pd.DataFrame]) -> pd.DataFrame:
+    """What the reward is trained on after these labels: prompt_id, i, j, label, weight. A skipped
+    comparison has no label."""
+    if not labels:
+        return setting.observed.assign(weight=1.0)
+    given = pd.concat(labels).dropna(subset=["label"])
+    return refine.merge(setting.observed, given, setting.params.reward.feedback_weight)
+
+
+def _next_pool(
+    setting: Setting, reward: RewardModel, known: pd.DataFrame, number: int, here: Stage | Memory
+) -> pd.DataFrame:
+    """The askable completions under the refined policy.
+
+    A tilted policy lives on the sampled completions: they stay, and their logp becomes that of
+    the tilted policy, l + log(N w). A trained policy is sampled anew; its completions get indices
+    of their own.
+    """
+    if setting.params.policy.kind == "tilt":
+        base = setting.askable
+        ids = base["prompt_id"].to_numpy()
+        weights = tilt(ids, reward.score(base), setting.params.policy.beta)
+        return base.assign(logp=base["logp"] + log_ratio(ids, weights))
+    return here.table("next_pool", lambda: _resampled(setting, reward, known, number, here))
+
+
+def _resampled(
+    setting: Setting, reward: RewardModel, known: pd.DataFrame, number: int, here: Stage | Memory
+) -> pd.DataFrame:
+    """Completions of the askable prompts by a policy that is trained against `reward`."""
+    params = setting.params
+    train_policy(setting, reward, known, here.folder / "policy")
+    splits = params.selection.prompts.split("_and_")
+    fresh = sample_adapted(
+        setting.backbone,
+        POLICY,
+        setting.prompts[setting.prompts["split"].isin(splits)],
+        params.sampling,
+        derive(setting.seed, f"pool/{number}"),
+        f"round {number + 1} pool",
+        published.scorer(params),
+    )
+    # no index stands for two texts
+    return fresh.assign(index=fresh["index"] + 1 + int(known["index"].max()))
+
+
+def train_policy(setting: Setting, reward: RewardModel, pool: pd.DataFrame, folder: Path) -> None:
     """Leave the policy adapter trained against `reward` on the backbone, read back from `folder`
     if it was trained before.
 
     pool: completions of training and feedback prompts; evaluation prompts never take part. Every
     policy of a run starts from the same adapter and takes its prompts in the same order, as far
-    as the rewards tell their completions apart."""
+    as the rewards tell their completions apart.
+    """
+    checkpoints = folder / "checkpoints"
     if processes.agreed((folder / "done.json").exists()):
-        trainer.forget(folder / "checkpoints")
+        trainer.forget(checkpoints)
         setting.backbone.load_adapter(POLICY, folder / "adapter")
         return
-    params = setting.params
-    policy, checkpoints = params.policy, folder / "checkpoints"
+
+    params, policy = setting.params, setting.params.policy
     scores = None if policy.kind in policy_training.ONLINE else reward.score(pool)
     table = policy_training.examples(pool, scores, policy, rng(setting.seed, "policy"))
     policy_training.train(
@@ -175,73 +282,24 @@ def train_policy(
     )
     if processes.is_main():
         setting.backbone.save_adapter(POLICY, folder / "adapter")
-        files.write_json(
-            folder / "done.json",
-            {
-                "pairs" if policy.kind in ("dpo", "rso") else "examples": len(table),
-                "kind": policy.kind,
-            },
-        )
+        unit = "pairs" if policy.kind in ("dpo", "rso") else "examples"
+        files.write_json(folder / "done.json", {unit: len(table), "kind": policy.kind})
         trainer.forget(checkpoints)
     processes.wait()
 
 
-def _next_pool(
-    setting: Setting, reward, known: pd.DataFrame, current: pd.DataFrame, number: int, here
-) -> pd.DataFrame:
-    """The feedback pool under the refined policy.
-
-    A tilted policy lives on the sampled completions: they stay, and their logp becomes that of
-    the tilted policy, l + log(N w). A trained policy is sampled anew; its completions get indices
-    of their own."""
-    params = setting.params
-    if params.policy.kind == "tilt":
-        base = setting.askable
-        ids = base["prompt_id"].to_numpy()
-        return base.assign(
-            logp=base["logp"] + log_ratio(ids, tilt(ids, reward.score(base), params.policy.beta))
-        )
-
-    def resample() -> pd.DataFrame:
-        train_policy(setting, reward, known, _path(here) / "policy")
-        asked = setting.prompts[
-            setting.prompts["split"].isin(params.selection.prompts.split("_and_"))
-        ]
-        fresh = sample_adapted(
-            setting.backbone,
-            POLICY,
-            asked,
-            params.sampling,
-            derive(setting.seed, f"pool/{number}"),
-            f"round {number + 1} pool",
-        )
-        fresh = published.scored(fresh, params)
-        # no index stands for two texts
-        return fresh.assign(index=fresh["index"] + 1 + int(known["index"].max()))
-
-    return here.table("next_pool", resample)
-
-
-def _logp(pool: pd.DataFrame, params: Params) -> pd.Series:
-    """The log-probability that conflict compares the reward with: of the whole completion, or per
-    token."""
-    return (
-        pool["logp"] / pool["n_tokens"].clip(lower=1)
-        if params.selection.logp == "mean"
-        else pool["logp"]
-    )
-
-
 def _summary(number: int, conflict: pd.DataFrame, labels: pd.DataFrame) -> dict:
+    """What a round found: one row of `Outcome.rounds`."""
     labels = labels.dropna(subset=["label"])  # a skipped comparison gives none
-    prompts = by_prompt(conflict)
     reward = conflict.set_index(["prompt_id", "index"])["reward"]
-    margin = (
-        reward.reindex(pd.MultiIndex.from_frame(labels[["prompt_id", "i"]])).to_numpy()
-        - reward.reindex(pd.MultiIndex.from_frame(labels[["prompt_id", "j"]])).to_numpy()
+    first, second = (
+        reward.reindex(pd.MultiIndex.from_frame(labels[["prompt_id", side]])).to_numpy()
+        for side in ("i", "j")
     )
-    decided = labels["label"].to_numpy() != 0.5
-    wrong = decided & (np.sign(margin) != np.sign(labels["label"].to_numpy() - 0.5))
+    label = labels["label"].to_numpy()
+    decided = label != 0.5
+    wrong = decided & (np.sign(first - second) != np.sign(label - 0.5))
+    prompts = by_prompt(conflict)
     return {
         "round": number,
         "labels": len(labels),
@@ -259,10 +317,8 @@ def _shares(budget: int | None, rounds: int) -> list[int | None]:
     return [budget // rounds + (k < budget % rounds) for k in range(rounds)]
 
 
-def _store(folder) -> LabelStore:
-    path = _path(folder) if processes.is_main() else None
-    return LabelStore(path / "labels.sqlite" if path else Path(":memory:"))
-
-
-def _path(folder) -> Path | None:
-    return getattr(folder, "folder", None)
+def _open_store(stage: Stage | Memory) -> LabelStore:
+    """The strategy's label store; in memory where nothing is written, as by a process beside the
+    main one."""
+    written = stage.folder is not None and processes.is_main()
+    return LabelStore(stage.folder / "labels.sqlite" if written else Path(":memory:"))

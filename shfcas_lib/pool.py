@@ -1,18 +1,20 @@
 """Sampled completions: policy and prompts go in, a pool table comes out.
 
 The pool has one row per completion, with the columns
+
     prompt_id, index    the completion's name
     prompt, completion  the texts
     tokens, n_tokens    its token ids, and how many they are
     ended               was an end-of-turn token produced?
-    logp                l_i = sum over completion tokens of log pi(y_t | x, y_<t) at temperature 1, the end token included
-                        where it was produced, no prompt tokens, no padding
+    logp                l_i = sum over completion tokens of log pi(y_t | x, y_<t) at temperature 1,
+                        the end token included where it was produced, no prompt tokens, no padding
     logp_mean           the same per token
     features            what a probe reads (`models.decoding`)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,6 +42,13 @@ COLUMNS = [
     "features",
 ]
 
+Scorer = Callable[[pd.DataFrame], pd.DataFrame]
+
+
+def as_it_is(pool: pd.DataFrame) -> pd.DataFrame:
+    """The scorer of a run whose proxy is trained here: nothing is added to a pool."""
+    return pool
+
 
 def sample(
     backbone: Backbone,
@@ -47,57 +56,55 @@ def sample(
     sampling: Sampling,
     seed: int,
     label: str = "sampling",
+    scorer: Scorer = as_it_is,
 ) -> pd.DataFrame:
     """Draw `sampling.n` completions for each prompt from whichever adapter is in use.
 
-    prompts: columns prompt_id, prompt. Returns the pool, sorted by (prompt_id, index). Each
-    completion draws from its own generator, named by (seed, prompt_id, index): the order of
-    prompts does not change what is sampled, and another batch size changes it only where rounding
-    decides between two tokens (in float32 about one completion in a hundred). Log-probabilities
-    and features are recorded by the decode steps themselves; no second forward pass is made.
-    Several processes share out whole batches, and each returns the whole pool. With
-    `sampling.engine` vllm another engine writes the base policy's completions (module
+    prompts: columns prompt_id, prompt. scorer: adds the scores of a published proxy to the pool
+    (`published.scorer`). Returns the pool, sorted by (prompt_id, index). Each completion draws
+    from its own generator, named by (seed, prompt_id, index): the order of prompts does not change
+    what is sampled, and another batch size changes it only where rounding decides between two
+    tokens (in float32 about one completion in a hundred). Log-probabilities and features are
+    recorded by the decode steps themselves; no second forward pass is made. Several processes
+    share out whole batches, and each returns the whole pool.
+
+    With `sampling.engine` vllm another engine writes the base policy's completions (module
     vllm_engine); log-probabilities and features are then a second pass's, and the column
-    logp_vllm is added. Adapters are sampled here always. Raises InputError for a prompt that does
-    not fit the context, and when every completion of the pool is empty."""
+    logp_vllm is added. Adapters are sampled here always.
+
+    Raises InputError for a prompt that does not fit the context, and when every completion of the
+    pool is empty.
+    """
     backbone.check_prompts(list(prompts["prompt"]), room=sampling.max_new_tokens)
-    texts = dict(zip(prompts["prompt_id"], prompts["prompt"]))
+    texts = dict(zip(prompts["prompt_id"], prompts["prompt"], strict=True))
     ids = {prompt_id: backbone.prompt_ids(text) for prompt_id, text in texts.items()}
     if sampling.engine == "vllm" and backbone.active is None:
         pool = _drawn_by_vllm(backbone, texts, ids, sampling, seed, label)
     else:
-        pool = _drawn(backbone, ids, sampling, seed, label).assign(
-            prompt=lambda t: t["prompt_id"].map(texts)
-        )
+        pool = _drawn(backbone, ids, sampling, seed, label)
+        pool["prompt"] = pool["prompt_id"].map(texts)
+
     pool = pool.sort_values(["prompt_id", "index"], ignore_index=True)
     if not pool["completion"].str.strip().astype(bool).any():
         raise InputError(
             "every sampled completion is empty: check model.source, its chat template and"
             " sampling.max_new_tokens"
         )
-    return pool
+    return scorer(pool)
 
 
 def _drawn(
     backbone: Backbone, ids: dict[str, list[int]], sampling: Sampling, seed: int, label: str
 ) -> pd.DataFrame:
     """Completions by the backbone itself, a pool table without its prompts."""
-    from tqdm import tqdm
-
     # prompts of like length share a batch: little padding
-    order = sorted(ids, key=lambda p: (len(ids[p]), p))
-    per_batch = max(1, sampling.batch_size // sampling.n)
-    mine = processes.share(
-        [order[start : start + per_batch] for start in range(0, len(order), per_batch)]
-    )
+    order = sorted(ids, key=lambda prompt_id: (len(ids[prompt_id]), prompt_id))
+    size = max(1, sampling.batch_size // sampling.n)
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    mine = processes.share(batches)
+
     rows: list[dict] = []
-    with tqdm(
-        total=sum(map(len, mine)) * sampling.n,
-        desc=label,
-        unit="completion",
-        mininterval=1,
-        disable=_silent(),
-    ) as bar:
+    with _bar(sum(map(len, mine)) * sampling.n, label) as bar:
         for batch in mine:
             rows += decode(backbone, batch, [ids[p] for p in batch], sampling, seed)
             bar.update(len(batch) * sampling.n)
@@ -114,11 +121,8 @@ def _drawn_by_vllm(
 ) -> pd.DataFrame:
     """Completions by vLLM, read once by the backbone: a pool table and the column logp_vllm."""
     drawn = vllm_engine.draw(backbone, ids, sampling, seed)
-    pool = score(
-        backbone,
-        drawn.assign(prompt=drawn["prompt_id"].map(texts)),
-        label=f"{label}, written by vLLM",
-    )
+    drawn["prompt"] = drawn["prompt_id"].map(texts)
+    pool = score(backbone, drawn, label=f"{label}, written by vLLM")
     return pool.assign(logp_vllm=drawn["logp_vllm"].to_numpy())
 
 
@@ -129,6 +133,7 @@ def sample_adapted(
     sampling: Sampling,
     seed: int,
     label: str,
+    scorer: Scorer = as_it_is,
 ) -> pd.DataFrame:
     """Sample from a trained policy. logp is that policy's; features, and the extra column
     logp_reference, come from a second pass with the adapters off: rewards read the backbone's own
@@ -137,13 +142,16 @@ def sample_adapted(
         pool = sample(backbone, prompts, sampling, seed, label)
     with backbone.using(None):
         reference = score(backbone, pool, label=f"{label}, reference")
-    return pool.assign(
-        features=reference["features"].to_numpy(), logp_reference=reference["logp"].to_numpy()
-    )
+    features, logp = reference["features"].to_numpy(), reference["logp"].to_numpy()
+    return scorer(pool.assign(features=features, logp_reference=logp))
 
 
 def score(
-    backbone: Backbone, completions: pd.DataFrame, batch_size: int = 16, label: str = "scoring"
+    backbone: Backbone,
+    completions: pd.DataFrame,
+    batch_size: int = 16,
+    label: str = "scoring",
+    scorer: Scorer = as_it_is,
 ) -> pd.DataFrame:
     """Log-probabilities and features of given completions, by one teacher-forced pass with the
     adapter in use.
@@ -151,34 +159,26 @@ def score(
     completions: columns prompt_id, index, prompt, completion, and optionally tokens (the sampled
     ids; without them the text is tokenised and closed with the end token). Returns a pool table
     in the same order of rows, where a prompt's identical completions have identical numbers.
-    Several processes share out whole batches, and each returns the whole table."""
-    from tqdm import tqdm
-
-    mine = processes.share(range(0, len(completions), batch_size))
+    Several processes share out whole batches, and each returns the whole table.
+    """
     rows: list[dict] = []
-    with tqdm(
-        total=len(completions), desc=label, unit="completion", mininterval=1, disable=_silent()
-    ) as bar:
-        for start in mine:
+    with _bar(len(completions), label) as bar:
+        for start in processes.share(range(0, len(completions), batch_size)):
             batch = completions.iloc[start : start + batch_size]
-            rows += [
-                {"place": start + k, **row} for k, row in enumerate(teacher_force(backbone, batch))
-            ]
+            for place, row in enumerate(teacher_force(backbone, batch), start):
+                rows.append({"place": place, **row})
             bar.update(len(batch) * processes.count())
-    table = processes.gathered(pd.DataFrame(rows, columns=["place", *COLUMNS])).sort_values(
-        "place", ignore_index=True
-    )
+
+    table = processes.gathered(pd.DataFrame(rows, columns=["place", *COLUMNS]))
+    table = table.sort_values("place", ignore_index=True)
     table["prompt"] = completions["prompt"].to_numpy()
-    same = (
-        table.groupby(["prompt", table["tokens"].map(tuple)])["place"].transform("first").to_numpy()
-    )
-    for column in (
-        "logp",
-        "logp_mean",
-        "features",
-    ):  # batches round differently, and what is said twice must stay a tie
-        table[column] = table[column].to_numpy()[same]
-    return table[COLUMNS]
+
+    # batches round differently, and what is said twice must stay a tie
+    by_text = table.groupby(["prompt", table["tokens"].map(tuple)])
+    first = by_text["place"].transform("first").to_numpy()
+    for column in ("logp", "logp_mean", "features"):
+        table[column] = table[column].to_numpy()[first]
+    return scorer(table[COLUMNS])
 
 
 def reference_features(backbone: Backbone, completions: pd.DataFrame) -> pd.DataFrame:
@@ -189,9 +189,12 @@ def reference_features(backbone: Backbone, completions: pd.DataFrame) -> pd.Data
     return rows.assign(prompt=completions["prompt"].to_numpy())[COLUMNS]
 
 
-def _silent() -> bool | None:
-    """Bars of the main process alone; None leaves it to tqdm."""
-    return None if processes.is_main() else True
+def _bar(total: int, label: str):
+    """A progress bar over completions, shown by the main process alone."""
+    from tqdm import tqdm
+
+    silent = None if processes.is_main() else True  # None leaves it to tqdm
+    return tqdm(total=total, desc=label, unit="completion", mininterval=1, disable=silent)
 
 
 def features(pool: pd.DataFrame) -> np.ndarray:
@@ -200,9 +203,10 @@ def features(pool: pd.DataFrame) -> np.ndarray:
 
 
 def with_facts(pool: pd.DataFrame, prompts: pd.DataFrame) -> pd.DataFrame:
-    """The pool's texts with what gold may need to know of the prompt: columns prompt_id, index,
-    prompt, completion, harmful."""
-    harmful = dict(zip(prompts["prompt_id"], prompts["harmful"]))
-    return pool[["prompt_id", "index", "prompt", "completion"]].assign(
-        harmful=pool["prompt_id"].map(harmful)
-    )
+    """The pool's texts with what gold may need to know of the prompt.
+
+    Columns prompt_id, index, prompt, completion, harmful.
+    """
+    harmful = dict(zip(prompts["prompt_id"], prompts["harmful"], strict=True))
+    texts = pool[["prompt_id", "index", "prompt", "completion"]]
+    return texts.assign(harmful=texts["prompt_id"].map(harmful))

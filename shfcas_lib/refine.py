@@ -1,14 +1,25 @@
 """The reward update: biased preferences and human labels go in, a refined reward comes out.
 
+    preferences = merge(observed, labels, weight=3.0)
+    reward = kept(stage / "round_1", params.reward, pool, preferences, seed)
+
 Where feedback speaks about a pair that the biased data also holds, feedback wins. A published
 proxy was trained on none of this run's preferences: there the labels alone train a correction on
-top of it (`published`)."""
+top of it. With r the proxy's reward in units of its spread, the correction c is fitted by maximum
+a posteriori Bradley-Terry with r as offset,
+
+    P(i beats j) = sigmoid(r_i - r_j + c_i - c_j),      refined reward r + c,
+
+so that the refined reward is the proxy where labels say nothing. The weight of r stays 1: labels
+are asked for where proxy and policy conflict, and a weight learnt there would condemn the proxy
+everywhere.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,20 +27,23 @@ import pandas as pd
 from shfcas_lib import rewards
 from shfcas_lib.base import processes
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.params.schema import Params, Reward, Training
-from shfcas_lib.storage import files
+from shfcas_lib.params.schema import Reward, Training
+from shfcas_lib.rewards import Corrected, Probe, Published, RewardModel
 from shfcas_lib.training import trainer
 
 if TYPE_CHECKING:
     from shfcas_lib.models.backbone import Backbone
+    from shfcas_lib.storage.runs import Memory, Stage
 
 
-class RewardModel(Protocol):
-    """Anything that scores the completions of a pool table."""
+@dataclass(frozen=True)
+class Adapter:
+    """What a LoRA reward needs beside data: a name on a backbone, and how it is trained. A probe
+    needs none of it."""
 
-    def score(self, pool: pd.DataFrame) -> np.ndarray:
-        """(rows,) float64, higher is better, of unit within-prompt spread on the completions it
-        was fitted on."""
+    name: str = "reward"
+    backbone: Backbone | None = None
+    training: Training = trainer.PLAIN
 
 
 def merge(biased: pd.DataFrame, labels: pd.DataFrame, weight: float) -> pd.DataFrame:
@@ -37,137 +51,105 @@ def merge(biased: pd.DataFrame, labels: pd.DataFrame, weight: float) -> pd.DataF
     (the same columns).
 
     Returns prompt_id, i, j, label, weight: 1 for a biased pair, `weight` for a human label;
-    sorted by id."""
+    sorted by id.
+    """
     key = ["prompt_id", "i", "j"]
-    both = pd.concat(
-        [
-            biased[[*key, "label"]].assign(weight=1.0),
-            labels[[*key, "label"]].assign(weight=float(weight)),
-        ]
-    )
+    given = biased[[*key, "label"]].assign(weight=1.0)
+    learnt = labels[[*key, "label"]].assign(weight=float(weight))
+    both = pd.concat([given, learnt])
     return both.drop_duplicates(key, keep="last").sort_values(key, ignore_index=True)
-
-
-def proxy(
-    settings: Reward,
-    pool: pd.DataFrame,
-    preferences: pd.DataFrame,
-    seed: int,
-    folder: Path | None = None,
-    backbone: Backbone | None = None,
-    *,
-    how: Training = trainer.PLAIN,
-) -> RewardModel:
-    """The proxy that a run starts from: trained on the biased preferences, or a published model's
-    scores over their spread on `pool`."""
-    if not settings.published or _stands(folder, "published.json"):
-        return fit(settings, pool, preferences, seed, "proxy", folder, backbone, how=how)
-    reward = rewards.Published(
-        rewards.spread(rewards.Published().score(pool), pool["prompt_id"].to_numpy())
-    )
-    if folder and processes.is_main():
-        reward.save(folder)
-    processes.wait()
-    return reward
-
-
-def ceiling(
-    params: Params,
-    pool: pd.DataFrame,
-    clean: pd.DataFrame,
-    folder: Path,
-    backbone: Backbone | None,
-    base: RewardModel,
-) -> dict[str, RewardModel]:
-    """The reward of clean preferences under the name `clean`; nothing where there is no gold to
-    say which preferences are clean."""
-    if not params.gold.known:
-        return {}
-    return {
-        "clean": fit(
-            params.reward,
-            pool,
-            clean,
-            params.seed,
-            "clean",
-            folder,
-            backbone,
-            base=base,
-            how=params.training,
-        )
-    }
 
 
 def fit(
     settings: Reward,
-    pool: pd.DataFrame | None,
-    preferences: pd.DataFrame | None,
+    pool: pd.DataFrame,
+    preferences: pd.DataFrame,
     seed: int,
-    name: str = "reward",
-    folder: Path | None = None,
-    backbone: Backbone | None = None,
-    *,
     base: RewardModel | None = None,
-    how: Training = trainer.PLAIN,
+    adapter: Adapter = Adapter(),
+    checkpoints: Path | None = None,
 ) -> RewardModel:
-    """Train the kind of reward that the parameters ask for, or read it back from `folder` if it
-    stands there whole.
+    """Train the kind of reward that the parameters ask for.
 
-    `lora` needs the backbone, on which it becomes the adapter `name`; `probe` needs only the
-    pool. With pool None the reward is only read; raises InputError where there is none. base: the
-    run's proxy; where it is a published model, what is trained is a correction on top of it. how:
-    see module training; checkpoints lie in `folder` until the reward is there."""
-    found = _found(settings, name, folder, backbone)
-    if found is not None:
-        trainer.forget(folder / "checkpoints")
-        return found
-    if pool is None:
-        raise InputError(
-            f"{folder} holds no finished reward: run the earlier notebooks with the same parameters"
-            " first"
-        )
-    offset = base.score(pool) if isinstance(base, rewards.Published) else None
-    trained = reward = _train(
-        settings, pool, preferences, seed, name, backbone, offset, how, folder
+    pool: a pool table that holds every completion named. preferences: prompt_id, i, j, label in
+    [0, 1], optional weight. base: the run's proxy; where it is a published model, what is trained
+    is a correction on top of it. checkpoints: a folder that a killed training goes on from.
+    Raises InputError for no preferences or a completion that is missing.
+    """
+    if not isinstance(base, Published):
+        return _train(settings, pool, preferences, seed, adapter, checkpoints, None)
+
+    offset = base.score(pool)
+    correction = _train(settings, pool, preferences, seed, adapter, checkpoints, offset)
+    reward = Corrected(base, correction)
+    used = pool.merge(rewards.named(preferences), on=["prompt_id", "index"])
+    return replace(reward, spread=rewards.spread(reward.score(used), used["prompt_id"].to_numpy()))
+
+
+def kept(
+    stage: Stage | Memory,
+    settings: Reward,
+    pool: pd.DataFrame,
+    preferences: pd.DataFrame,
+    seed: int,
+    base: RewardModel | None = None,
+    adapter: Adapter = Adapter(),
+) -> RewardModel:
+    """`fit`, its result kept in the stage's folder and read back from there the next time."""
+    checkpoints = stage.folder / "checkpoints" if stage.folder else None
+    reward = stage.reward(
+        lambda: fit(settings, pool, preferences, seed, base, adapter, checkpoints),
+        lambda folder: read(settings, folder, adapter),
     )
-    if offset is not None:
-        used = pool.merge(rewards.named(preferences), on=["prompt_id", "index"])
-        reward = rewards.Corrected(base, trained)
-        reward = replace(
-            reward, spread=rewards.spread(reward.score(used), used["prompt_id"].to_numpy())
-        )
-    if folder and processes.is_main():
-        _save(trained, folder if offset is None else folder / "correction")
-        if offset is not None:
-            files.write_json(
-                folder / "correction.json", {"base": base.spread, "spread": reward.spread}
-            )
-        trainer.forget(folder / "checkpoints")
-    processes.wait()
+    if checkpoints:  # the reward is whole; a kill may have come between, so this is done each time
+        trainer.forget(checkpoints)
     return reward
 
 
-def _found(
-    settings: Reward, name: str, folder: Path | None, backbone: Backbone | None
-) -> RewardModel | None:
-    """The finished reward in a folder, of whatever kind; None where there is none."""
-    if _stands(folder, "published.json"):
-        return rewards.load_published(folder)
-    if _stands(folder, "correction.json"):
-        facts = files.read_json(folder / "correction.json")
-        return rewards.Corrected(
-            rewards.Published(facts["base"]),
-            _read(settings, name, folder / "correction", backbone),
-            facts["spread"],
+def proxy(
+    stage: Stage | Memory,
+    settings: Reward,
+    pool: pd.DataFrame,
+    preferences: pd.DataFrame,
+    seed: int,
+    adapter: Adapter = Adapter("proxy"),
+) -> RewardModel:
+    """The proxy that a run starts from, kept like any reward: trained on the biased preferences,
+    or a published model's scores over their spread on `pool`."""
+    if settings.published:
+        return stage.reward(
+            lambda: Published.on(pool), lambda folder: read(settings, folder, adapter)
         )
-    if _stands(folder, "reward.safetensors" if settings.kind == "probe" else "reward.json"):
-        return _read(settings, name, folder, backbone)
+    return kept(stage, settings, pool, preferences, seed, adapter=adapter)
+
+
+def finished(settings: Reward, folder: Path, adapter: Adapter = Adapter()) -> RewardModel:
+    """The reward that an earlier notebook kept in `folder`. Raises InputError if there is none."""
+    reward = read(settings, folder, adapter)
+    if reward is None:
+        raise InputError(
+            f"{folder} holds no finished reward: run the earlier notebooks with the same"
+            " parameters first"
+        )
+    trainer.forget(folder / "checkpoints")
+    return reward
+
+
+def read(settings: Reward, folder: Path, adapter: Adapter) -> RewardModel | None:
+    """The reward that stands whole in a folder, of whatever kind; None where there is none."""
+    if _stands(folder / Published.MARKER):
+        return Published.load(folder)
+    if _stands(folder / Corrected.MARKER):
+        return Corrected.load(folder, _load(settings, folder / Corrected.PART, adapter))
+    if _stands(folder / (Probe.MARKER if settings.kind == "probe" else "reward.json")):
+        return _load(settings, folder, adapter)
     return None
 
 
-def _stands(folder: Path | None, marker: str) -> bool:
-    """Is there a finished reward of the kind that this file marks?"""
-    return folder is not None and processes.agreed((folder / marker).exists())
+def _stands(marker: Path) -> bool:
+    """Is there a finished reward of the kind that this file marks? Of several processes the main
+    one says so."""
+    return processes.agreed(marker.exists())
 
 
 def _train(
@@ -175,36 +157,37 @@ def _train(
     pool: pd.DataFrame,
     preferences: pd.DataFrame,
     seed: int,
-    name: str,
-    backbone: Backbone | None,
+    adapter: Adapter,
+    checkpoints: Path | None,
     offset: np.ndarray | None,
-    how: Training,
-    folder: Path | None,
 ) -> RewardModel:
     if settings.kind == "probe":
         return rewards.fit_probe(pool, preferences, settings.l2, offset)
     from shfcas_lib.training import reward as lora_reward
 
     return lora_reward.train(
-        backbone,
-        name,
+        _needed(adapter),
+        adapter.name,
         pool,
         preferences,
         settings,
         seed,
-        how,
-        folder / "checkpoints" if folder else None,
+        adapter.training,
+        checkpoints,
         offset,
     )
 
 
-def _save(reward: RewardModel, folder: Path) -> None:
-    reward.save(folder / "reward.safetensors" if isinstance(reward, rewards.Probe) else folder)
-
-
-def _read(settings: Reward, name: str, folder: Path, backbone: Backbone | None) -> RewardModel:
+def _load(settings: Reward, folder: Path, adapter: Adapter) -> RewardModel:
     if settings.kind == "probe":
-        return rewards.Probe.load(folder / "reward.safetensors")
+        return Probe.load(folder)
     from shfcas_lib.training import reward as lora_reward
 
-    return lora_reward.load(backbone, name, folder)
+    return lora_reward.load(_needed(adapter), adapter.name, folder)
+
+
+def _needed(adapter: Adapter) -> Backbone:
+    """The backbone that a LoRA reward is an adapter on. Raises InputError where there is none."""
+    if adapter.backbone is None:
+        raise InputError(f"reward {adapter.name!r}: reward.kind lora needs the backbone")
+    return adapter.backbone

@@ -5,81 +5,49 @@
 
 `probe` is a Bradley-Terry head on the backbone's frozen, pooled hidden states, which the pool
 stores as it samples. It is convex: the same data gives the same reward. `lora` (module
-lora_reward) is the paper's: LoRA and a score head, by TRL. Every reward is scaled to unit spread
-(mean within-prompt standard deviation over the completions it was fitted on), so that one beta
-means the same for all of them."""
+`training.reward`) is the paper's: LoRA and a score head, by TRL. A published reward model
+(`models.published`) is read from the pool's column `proxy`; what labels teach is a correction on
+top of it. Every reward is scaled to unit spread (mean within-prompt standard deviation over the
+completions it was fitted on), so that one beta means the same for all of them.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import pandas as pd
 
 from shfcas_lib import pool as pools
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.pool import features
 from shfcas_lib.storage import files
 
-if TYPE_CHECKING:
-    pass
+BLOCK = 8192  # completions scored at a time: a million of them need no more memory than these
 
 
-class _Reward(Protocol):
-    def score(self, pool: pd.DataFrame) -> np.ndarray: ...
-
-
-@dataclass(frozen=True)
-class Published:
-    """The proxy's scores, which the pool carries in its column `proxy`; `spread` is what they are
-    divided by."""
-
-    spread: float = 1.0
+class RewardModel(Protocol):
+    """Anything that scores the completions of a pool table, and can be kept in a folder."""
 
     def score(self, pool: pd.DataFrame) -> np.ndarray:
-        """Rewards of a pool table's completions, (rows,)."""
-        if "proxy" not in pool or pool["proxy"].isna().any():
-            raise InputError(
-                "the pool holds completions that the published proxy has not scored (column proxy)"
-            )
-        return pool["proxy"].to_numpy(float) / self.spread
+        """(rows,) float64, higher is better, of unit within-prompt spread on the completions it
+        was fitted on."""
 
     def save(self, folder: Path) -> None:
-        """Write published.json."""
-        files.write_json(folder / "published.json", {"spread": self.spread})
-
-
-@dataclass(frozen=True)
-class Corrected:
-    """A published proxy and what labels taught on top of it; `spread` is what the sum is divided
-    by."""
-
-    base: Published
-    correction: _Reward
-    spread: float = 1.0
-
-    def score(self, pool: pd.DataFrame) -> np.ndarray:
-        """Rewards of a pool table's completions, (rows,)."""
-        return (self.base.score(pool) + self.correction.score(pool)) / self.spread
-
-
-def load_published(folder: Path) -> Published:
-    """Read what `Published.save` wrote."""
-    return Published(files.read_json(folder / "published.json")["spread"])
-
-
-BLOCK = 8192  # completions scored at a time: a million of them need no more memory than these
+        """Write the reward; the file that marks it whole comes last."""
 
 
 @dataclass(frozen=True)
 class Probe:
     """A linear reward on the `design` of pooled features.
 
-    mean, std: (2, 4 x hidden), of the features and of the products; weight: (4 x hidden,) for the
-    completion's mean, start and end, and for mean times prompt; spread: what scores are divided
-    by."""
+    mean, std  (2, 4 x hidden), of the features and of the products
+    weight     (4 x hidden,) for the completion's mean, start and end, and for mean times prompt
+    spread     what scores are divided by
+    """
+
+    MARKER: ClassVar[str] = "reward.safetensors"
 
     mean: np.ndarray
     std: np.ndarray
@@ -88,38 +56,91 @@ class Probe:
 
     def score(self, pool: pd.DataFrame) -> np.ndarray:
         """Rewards of a pool table's completions, (rows,)."""
-        blocks = [
-            self.columns(pool.iloc[start : start + BLOCK]) @ self.weight
-            for start in range(0, len(pool), BLOCK)
-        ]
+        starts = range(0, len(pool), BLOCK)
+        blocks = [self.columns(pool.iloc[start : start + BLOCK]) @ self.weight for start in starts]
         return np.concatenate(blocks) / self.spread
 
     def columns(self, pool: pd.DataFrame) -> np.ndarray:
         """What the weights multiply, (rows, 4 x hidden)."""
-        return design(features(pool), self.mean, self.std)
+        return design(pools.features(pool), self.mean, self.std)
 
-    def save(self, path: Path) -> None:
-        """Write a safetensors file, whole or not at all."""
+    def save(self, folder: Path) -> None:
+        """Write reward.safetensors, whole or not at all."""
         from safetensors.numpy import save_file
 
-        with files.atomic(path) as target:
-            save_file(
-                {
-                    "mean": self.mean,
-                    "std": self.std,
-                    "weight": self.weight,
-                    "spread": np.array([self.spread]),
-                },
-                target,
-            )
+        spread = np.array([self.spread])
+        arrays = {"mean": self.mean, "std": self.std, "weight": self.weight, "spread": spread}
+        with files.atomic(folder / self.MARKER) as target:
+            save_file(arrays, target)
 
     @classmethod
-    def load(cls, path: Path) -> Probe:
+    def load(cls, folder: Path) -> Probe:
         """Read what `save` wrote."""
         from safetensors.numpy import load_file
 
-        parts = load_file(path)
-        return cls(parts["mean"], parts["std"], parts["weight"], float(parts["spread"][0]))
+        arrays = load_file(folder / cls.MARKER)
+        return cls(arrays["mean"], arrays["std"], arrays["weight"], float(arrays["spread"][0]))
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published proxy's scores, which the pool carries in its column `proxy`; `spread` is what
+    they are divided by."""
+
+    MARKER: ClassVar[str] = "published.json"
+
+    spread: float = 1.0
+
+    @classmethod
+    def on(cls, pool: pd.DataFrame) -> Published:
+        """The published proxy with unit spread on a pool's completions."""
+        return cls(spread(cls().score(pool), pool["prompt_id"].to_numpy()))
+
+    def score(self, pool: pd.DataFrame) -> np.ndarray:
+        """Rewards of a pool table's completions, (rows,). Raises InputError if one is missing."""
+        if "proxy" not in pool or pool["proxy"].isna().any():
+            raise InputError(
+                "the pool holds completions that the published proxy has not scored (column proxy)"
+            )
+        return pool["proxy"].to_numpy(float) / self.spread
+
+    def save(self, folder: Path) -> None:
+        """Write published.json."""
+        files.write_json(folder / self.MARKER, {"spread": self.spread})
+
+    @classmethod
+    def load(cls, folder: Path) -> Published:
+        """Read what `save` wrote."""
+        return cls(files.read_json(folder / cls.MARKER)["spread"])
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """A published proxy and what labels taught on top of it; `spread` is what the sum is divided
+    by."""
+
+    MARKER: ClassVar[str] = "correction.json"
+    PART: ClassVar[str] = "correction"  # the folder of what labels taught
+
+    base: Published
+    correction: RewardModel
+    spread: float = 1.0
+
+    def score(self, pool: pd.DataFrame) -> np.ndarray:
+        """Rewards of a pool table's completions, (rows,)."""
+        return (self.base.score(pool) + self.correction.score(pool)) / self.spread
+
+    def save(self, folder: Path) -> None:
+        """Write the correction into a folder of its own, then correction.json."""
+        self.correction.save(folder / self.PART)
+        facts = {"base": self.base.spread, "spread": self.spread}
+        files.write_json(folder / self.MARKER, facts)
+
+    @classmethod
+    def load(cls, folder: Path, correction: RewardModel) -> Corrected:
+        """Read what `save` wrote; correction: read from the folder `PART` in it."""
+        facts = files.read_json(folder / cls.MARKER)
+        return cls(Published(facts["base"]), correction, facts["spread"])
 
 
 def design(features: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from . import examples as examples
 from . import figures as figures
 from . import stats as stats
 from . import summary as summary
+from . import without_gold as without_gold
 from .agreement import collected as collected
 from .stats import Interval as Interval
 from .stats import cluster_interval as cluster_interval

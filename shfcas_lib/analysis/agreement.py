@@ -20,6 +20,7 @@ from shfcas_lib import refine
 from shfcas_lib.analysis import stats
 from shfcas_lib.base.randomness import rng
 from shfcas_lib.params.schema import Params, Reward
+from shfcas_lib.rewards import RewardModel
 from shfcas_lib.storage import runs
 
 # decided ones: a share of fewer says nothing, and neither does an interval over fewer prompts
@@ -35,7 +36,7 @@ def so_far(
     pool: pd.DataFrame,
     biased: pd.DataFrame,
     labels: pd.DataFrame,
-    before: refine.RewardModel,
+    before: RewardModel,
     folds: int = 5,
 ) -> dict | None:
     """What have the labels changed? How often `before` and the refined reward rank a labelled
@@ -66,7 +67,7 @@ def cross_validated(
     biased: pd.DataFrame,
     labels: pd.DataFrame,
     judged: dict[str, pd.DataFrame],
-    before: refine.RewardModel,
+    before: RewardModel,
     folds: int = 5,
 ) -> dict[str, np.ndarray]:
     """For each table of decided labels in `judged`, (rows,): 1 where a reward refined with
@@ -107,7 +108,7 @@ def table(
     pool: pd.DataFrame,
     biased: pd.DataFrame,
     labels: dict[str, pd.DataFrame],
-    before: refine.RewardModel,
+    before: RewardModel,
 ) -> pd.DataFrame | None:
     """How often each reward ranks a labelled pair as its label does, with 95% bootstrap intervals
     over prompts.
@@ -168,7 +169,7 @@ def table(
     )
 
 
-def agrees(reward: refine.RewardModel, pool: pd.DataFrame, labels: pd.DataFrame) -> np.ndarray:
+def agrees(reward: RewardModel, pool: pd.DataFrame, labels: pd.DataFrame) -> np.ndarray:
     """(rows,): 1 where the reward ranks the pair as its decided label does, ½ where it gives both
     the same, else 0. labels: prompt_id, i, j, label."""
     score = pd.Series(

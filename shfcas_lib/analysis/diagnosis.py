@@ -1,8 +1,10 @@
 """Where a proxy is wrong, and whether conflict knows it: scores and gold of evaluation prompts go
 in, tables come out.
 
-This is analysis for a reader. It uses gold on evaluation prompts only, and nothing of it flows
-back into selection. What cannot be said without gold is None where there is none."""
+This is analysis for a reader. It needs gold, on evaluation prompts only, and nothing of it flows
+back into selection. Where there is none, `accuracy_on_given` asks preferences that did not train
+the proxy.
+"""
 
 from __future__ import annotations
 
@@ -18,161 +20,124 @@ from shfcas_lib.tasks.attributes import attribute
 from shfcas_lib.tasks.safety import safety_score
 
 
-def rounded(table: pd.DataFrame | None, what: str, needs: str = "gold") -> pd.DataFrame | None:
-    """The table, rounded, for a cell to show; where there is none, one printed line says that
-    `what` is left out for want of what it needs."""
-    if table is None:
-        print(f"{what}: left out, it needs {needs}")
-        return None
-    return table.round(3)
-
-
-def judge(params: Params) -> str:
-    """Who says which of two completions is better where the proxy is judged, with the verb."""
-    return "gold ranks" if params.gold.known else "your preferences rank"
-
-
 def accuracy_by_group(
     prompts: pd.DataFrame,
     pool: pd.DataFrame,
-    gold: np.ndarray | None,
+    gold: np.ndarray,
     scores: dict[str, np.ndarray],
     seed: int,
-    given: pd.DataFrame | None = None,
-) -> pd.DataFrame | None:
+) -> pd.DataFrame:
     """Pair accuracy of rewards by category, all prompts first: columns group, reward, value, low,
     high, prompts.
 
-    Where the prompts are harmful and benign, those two groups take the place of the categories
-    that mix them. Without gold the proxy is judged by `given`, preferences that did not train it
-    (`training_data.held_out`); None where there are none."""
-    if gold is None and given is None:
-        return None
-    column = "harmful" if prompts["harmful"].any() else "category"
-    group = dict(zip(prompts["prompt_id"], prompts[column]))
-    if column == "harmful":
-        group = {
-            p: "harmful requests" if harmful else "benign look-alikes"
-            for p, harmful in group.items()
-        }
-    judged = (
-        {"proxy": _accuracy_on(given)}
-        if gold is None
-        else {
-            name: pair_accuracy(pool["prompt_id"].to_numpy(), score, gold)
-            for name, score in scores.items()
-        }
-    )
+    pool: evaluation pool; gold and each of scores: (rows,). Where the prompts are harmful and
+    benign, those two groups take the place of the categories that mix them.
+    """
+    ids = pool["prompt_id"].to_numpy()
+    accuracy = {name: pair_accuracy(ids, score, gold) for name, score in scores.items()}
+    return _by_group(prompts, accuracy, seed)
+
+
+def accuracy_on_given(prompts: pd.DataFrame, given: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The same of the proxy alone, judged by preferences that did not train it.
+
+    given: from `proxy_data.held_out`, prompt_id, label, and the proxy's margin.
+    """
+    decided = given[given["label"] != 0.5]
+    right = (np.sign(decided["margin"]) * np.sign(decided["label"] - 0.5) + 1) / 2
+    accuracy = right.groupby(decided["prompt_id"]).mean().rename("pair_accuracy").reset_index()
+    return _by_group(prompts, {"proxy": accuracy}, seed)
+
+
+def _by_group(prompts: pd.DataFrame, accuracy: dict[str, pd.DataFrame], seed: int) -> pd.DataFrame:
+    """Means of pair accuracy with intervals over prompts, for all prompts and for each group."""
+    group = _groups(prompts)
     rows = []
-    for name, accuracy in judged.items():
-        accuracy["group"] = accuracy["prompt_id"].map(group)
-        for label, part in [("all prompts", accuracy), *accuracy.groupby("group")]:
-            interval = stats.mean_interval(
-                part["pair_accuracy"], rng(seed, f"accuracy/{name}/{label}")
-            )
+    for name, table in accuracy.items():
+        parts = table.groupby(table["prompt_id"].map(group))
+        for label, part in [("all prompts", table), *parts]:
+            draw = rng(seed, f"accuracy/{name}/{label}")
+            interval = stats.mean_interval(part["pair_accuracy"], draw)
             rows.append((label, name, interval.value, interval.low, interval.high, len(part)))
     return pd.DataFrame(rows, columns=["group", "reward", "value", "low", "high", "prompts"])
 
 
-def _accuracy_on(given: pd.DataFrame) -> pd.DataFrame:
-    """Per prompt, the share of decided preferences that the proxy's margin agrees with, equal
-    rewards counting one half: prompt_id, pair_accuracy."""
-    decided = given[given["label"] != 0.5]
-    right = (np.sign(decided["margin"]) * np.sign(decided["label"] - 0.5) + 1) / 2
-    return right.groupby(decided["prompt_id"]).mean().rename("pair_accuracy").reset_index()
-
-
-def accuracy_told(table: pd.DataFrame | None) -> str:
-    """What `accuracy_by_group` found over all prompts, as one line."""
-    if table is None:
-        return (
-            "how good the proxy is: not known, there is neither gold nor a preference of your own"
-            " that did not train it"
-        )
-    overall = table[table["group"] == "all prompts"].set_index("reward")
-    if "clean" in overall.index:
-        return (
-            f"pair accuracy on held-out prompts: proxy {overall.at['proxy', 'value']:.3f}, clean"
-            f" labels {overall.at['clean', 'value']:.3f}"
-        )
-    row = overall.loc["proxy"]
-    return (
-        "given preferences that did not train the proxy, ranked as they say:"
-        f" {stats.Interval(row['value'], row['low'], row['high'])}, {row['prompts']} prompts"
-    )
+def _groups(prompts: pd.DataFrame) -> dict[str, str]:
+    """prompt_id to its group: harmful or benign where some are harmful, else the category."""
+    group = prompts["category"]
+    if prompts["harmful"].any():
+        group = prompts["harmful"].map({True: "harmful requests", False: "benign look-alikes"})
+    return dict(zip(prompts["prompt_id"], group, strict=True))
 
 
 def attribute_correlation(
-    name: str | None, pool: pd.DataFrame, scores: dict[str, np.ndarray | None]
-) -> pd.DataFrame | None:
+    name: str, pool: pd.DataFrame, scores: dict[str, np.ndarray]
+) -> pd.DataFrame:
     """Per prompt, rank correlation between an attribute and each score: columns prompt_id,
-    reward, correlation.
-
-    Prompts on which either side does not vary are left out, and so is gold where there is none.
-    None where there is no attribute."""
-    if name is None:
-        return None
-    scores = {reward: score for reward, score in scores.items() if score is not None}
+    reward, correlation. Prompts on which either side does not vary are left out."""
     table = pool[["prompt_id"]].assign(attribute=pool["completion"].map(attribute(name)))
     rows = []
     for reward, score in scores.items():
         for prompt, part in table.assign(score=score).groupby("prompt_id"):
             rows.append((prompt, reward, stats.spearman(part["attribute"], part["score"])))
-    return pd.DataFrame(rows, columns=["prompt_id", "reward", "correlation"]).dropna(
-        ignore_index=True
-    )
+    correlations = pd.DataFrame(rows, columns=["prompt_id", "reward", "correlation"])
+    return correlations.dropna(ignore_index=True)
 
 
 def injected_attribute(params: Params) -> str | None:
     """The attribute that the run's bias follows; length where it follows none, and without gold,
     which it would be compared with, None."""
-    return next(
-        (m.attribute for m in params.bias if isinstance(m, Attribute)),
-        "length" if params.gold.known else None,
-    )
+    followed = [m.attribute for m in params.bias if isinstance(m, Attribute)]
+    if followed:
+        return followed[0]
+    return "length" if params.gold.known else None
 
 
-def pair_errors(conflict: pd.DataFrame, gold: pd.DataFrame) -> pd.DataFrame | None:
-    """Every pair that gold tells apart: prompt_id, wrong (the proxy ranks it against gold), and
-    three scores that could tell: pacs (|PACS_i| + |PACS_j|), kendall (of the prompt) and margin
-    (minus the proxy's reward difference).
+def pair_errors(conflict: pd.DataFrame, gold: pd.DataFrame) -> pd.DataFrame:
+    """Every pair that gold tells apart, and the scores that could tell where the proxy is wrong.
 
-    conflict: a conflict table; gold: prompt_id, index, gold, or without gold: then None.
+    prompt_id        the pair's prompt
+    wrong            the proxy ranks it against gold
+    pacs             |PACS_i| + |PACS_j|
+    pacs_difference  |PACS_i - PACS_j|
+    kendall          K of the prompt
+    margin           minus the proxy's reward difference
+
+    conflict: a conflict table; gold: prompt_id, index, gold.
     """
-    if "gold" not in gold:
-        return None
-    table = conflict.merge(
-        gold[["prompt_id", "index", "gold"]], on=["prompt_id", "index"]
-    ).sort_values(["prompt_id", "index"])
+    table = _with_gold(conflict, gold)
     parts = []
     for prompt, part in table.groupby("prompt_id"):
         i, j = np.triu_indices(len(part), 1)
         g, r, p = (part[c].to_numpy() for c in ("gold", "reward", "pacs"))
-        told = g[i] != g[j]
-        parts.append(
-            pd.DataFrame(
-                {
-                    "prompt_id": prompt,
-                    "wrong": (np.sign(r[i] - r[j]) != np.sign(g[i] - g[j]))[told],
-                    "pacs": (np.abs(p[i]) + np.abs(p[j]))[told],
-                    "pacs_difference": np.abs(p[i] - p[j])[told],
-                    "kendall": part["kendall"].iloc[0],
-                    "margin": -np.abs(r[i] - r[j])[told],
-                }
-            )
+        pairs = pd.DataFrame(
+            {
+                "prompt_id": prompt,
+                "wrong": np.sign(r[i] - r[j]) != np.sign(g[i] - g[j]),
+                "pacs": np.abs(p[i]) + np.abs(p[j]),
+                "pacs_difference": np.abs(p[i] - p[j]),
+                "kendall": part["kendall"].iloc[0],
+                "margin": -np.abs(r[i] - r[j]),
+            }
         )
+        parts.append(pairs[g[i] != g[j]])
     return pd.concat(parts, ignore_index=True)
 
 
-def predicts_error(conflict: pd.DataFrame, gold: pd.DataFrame, seed: int) -> pd.DataFrame | None:
+def _with_gold(conflict: pd.DataFrame, gold: pd.DataFrame) -> pd.DataFrame:
+    """The conflict table with gold of each completion, sorted by id."""
+    key = ["prompt_id", "index"]
+    return conflict.merge(gold[[*key, "gold"]], on=key).sort_values(key)
+
+
+def predicts_error(conflict: pd.DataFrame, gold: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Does conflict know where the proxy is wrong? Columns measure, value, low, high, chance;
     intervals resample prompts.
 
     Completions: Spearman correlation of |PACS| with the proxy's error |z(r) - z(g)|. Prompts:
     Spearman correlation of K with the share of pairs ranked wrongly. Pairs: area under the ROC
-    curve for 'the proxy ranks this pair wrongly'. None without gold."""
-    if "gold" not in gold:
-        return None
+    curve for 'the proxy ranks this pair wrongly'.
+    """
     rows = []
     for name, data, statistic, chance in _error_measures(conflict, gold):
         interval = stats.cluster_interval(
@@ -194,9 +159,7 @@ def error_measures(conflict: pd.DataFrame, gold: pd.DataFrame) -> pd.DataFrame:
 
 def _error_measures(conflict: pd.DataFrame, gold: pd.DataFrame) -> list[tuple]:
     """(measure, table, statistic of that table, chance)."""
-    table = conflict.merge(
-        gold[["prompt_id", "index", "gold"]], on=["prompt_id", "index"]
-    ).sort_values(["prompt_id", "index"])
+    table = _with_gold(conflict, gold)
     z_gold = table.groupby("prompt_id")["gold"].transform(lambda g: z_scores(g.to_numpy())[0])
     completions = pd.DataFrame(
         {
@@ -251,28 +214,23 @@ def _error_measures(conflict: pd.DataFrame, gold: pd.DataFrame) -> list[tuple]:
     ]
 
 
-def roc_table(pairs: pd.DataFrame | None) -> pd.DataFrame | None:
+def roc_table(pairs: pd.DataFrame) -> pd.DataFrame:
     """`pair_errors` in long form for the figure: score_name, positive, score."""
-    if pairs is None:
-        return None
     names = {
         "pacs": "|PACS| of the pair",
         "kendall": "K of the prompt",
         "margin": "proxy's uncertainty",
     }
-    return pd.concat(
-        [
-            pd.DataFrame({"score_name": label, "positive": pairs["wrong"], "score": pairs[name]})
-            for name, label in names.items()
-        ],
-        ignore_index=True,
-    )
+    parts = []
+    for name, label in names.items():
+        scores = {"score_name": label, "positive": pairs["wrong"], "score": pairs[name]}
+        parts.append(pd.DataFrame(scores))
+    return pd.concat(parts, ignore_index=True)
 
 
 def hand_label_agreement() -> str:
     """How far the safety rules agree with 100 completions that were labelled by reading them,
     before the rules were run on them and after the last change to the rules. One sentence."""
-    from shfcas_lib.analysis import stats
     from shfcas_lib.tasks.embedded import hand_labels
 
     rows = hand_labels()

@@ -1,22 +1,26 @@
 """Figures of merit for people: per-prompt tables go in, means, contrasts and headlines with
 intervals come out.
 
-Intervals resample prompts, or seeds where there are replicates. What a run without gold may say
-is said here too."""
+Intervals resample prompts, or seeds where there are replicates.
+"""
 
 from __future__ import annotations
+
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
 from shfcas_lib import refine
 from shfcas_lib.analysis import stats
-from shfcas_lib.analysis.agreement import NEEDS
 from shfcas_lib.base.randomness import rng
-from shfcas_lib.evaluation import BY, MEASURES, headroom_share, pair_accuracy
+from shfcas_lib.evaluation import MEASURES, headroom_share, pair_accuracy
 from shfcas_lib.params.schema import Params
 
-_TOLD = ("gold", "win", "pair_accuracy", "gap")
+# A column's name goes on with that of a reward: what that reward says a policy gained, in standard
+# deviations over completions (module without_gold).
+BY = "gain by "
+_BY_GOLD = ("gold", "win", "pair_accuracy", "gap")
 
 
 def rewards_of(params: Params) -> list[str]:
@@ -29,48 +33,16 @@ def rewards_of(params: Params) -> list[str]:
     ]
 
 
-def changes(pool: pd.DataFrame, scores: dict[str, np.ndarray], params: Params) -> pd.DataFrame:
-    """What labels changed in the proxy's ranking of the evaluation completions; no gold takes
-    part. Columns reward, measure, value, low, high: the share of pairs of a prompt's completions
-    that a refined reward ranks as the proxy does, and the share of prompts whose best completion
-    is still the same."""
-    ids = pool["prompt_id"].to_numpy()
-    before = _favourites(ids, scores["proxy"])
-    rows = []
-    for name in [name for name in scores if name in params.selection.strategies]:
-        measures = {
-            "pairs ranked as the proxy ranks them": pair_accuracy(
-                ids, scores[name], scores["proxy"]
-            )["pair_accuracy"],
-            "prompts with the same favourite": (
-                (_favourites(ids, scores[name]) == before).astype(float)
-            ),
-        }
-        for measure, values in measures.items():
-            interval = stats.mean_interval(
-                values, rng(params.seed, f"changes/{name}/{measure}"), params.evaluation.bootstrap
-            )
-            rows.append((name, measure, interval.value, interval.low, interval.high))
-    return pd.DataFrame(rows, columns=["reward", "measure", "value", "low", "high"])
-
-
-def _favourites(ids: np.ndarray, score: np.ndarray) -> pd.Series:
-    """The row of each prompt's best completion."""
-    return pd.Series(score).groupby(ids).idxmax()
-
-
 def ceiling(
     params: Params,
     train: pd.DataFrame,
     clean: pd.DataFrame,
     evaluate: pd.DataFrame,
-    gold: np.ndarray | None,
-) -> pd.DataFrame | None:
+    gold: np.ndarray,
+) -> pd.DataFrame:
     """Can the task show anything? Columns measure, value, low, high, needed: the share of prompts
     on which gold differs, and the best-of-N headroom that a reward trained on clean preferences
-    reaches on evaluation prompts. None without gold."""
-    if gold is None:
-        return None
+    reaches on evaluation prompts."""
     ids = evaluate["prompt_id"].to_numpy()
     score = refine.fit(
         params.reward.model_copy(update={"kind": "probe"}), train, clean, params.seed
@@ -78,7 +50,10 @@ def ceiling(
     differs = (pd.Series(gold).groupby(ids).agg(np.ptp) > 1e-9).astype(float)
     head = headroom_share(ids, score, gold)
     accuracy = pair_accuracy(ids, score, gold)["pair_accuracy"]
-    draw = lambda name: rng(params.seed, f"ceiling/{name}")  # noqa: E731
+
+    def draw(name: str) -> np.random.Generator:
+        return rng(params.seed, f"ceiling/{name}")
+
     share = stats.cluster_interval(
         head, "prompt_id", lambda t: t["gained"].sum() / t["headroom"].sum(), draw("headroom")
     )
@@ -106,8 +81,8 @@ def summarise(table: pd.DataFrame, params: Params) -> pd.DataFrame:
     measure, value, low, high."""
     rows = []
     for policy, part in table.groupby("policy", sort=False):
-        for measure in [*MEASURES, *_by(table)]:
-            values = part[measure].dropna() if measure in part else []
+        for measure in measures_of(table):
+            values = part[measure].dropna()
             if len(values):
                 interval = stats.mean_interval(
                     values,
@@ -118,8 +93,10 @@ def summarise(table: pd.DataFrame, params: Params) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["policy", "measure", "value", "low", "high"])
 
 
-def _by(table: pd.DataFrame) -> list[str]:
-    return [column for column in table if column.startswith(BY)]
+def measures_of(table: pd.DataFrame) -> list[str]:
+    """The columns that measure a policy: MEASURES, and what each reward believes (without gold)."""
+    claims = [column for column in table if column.startswith(BY)]
+    return [measure for measure in MEASURES if measure in table] + claims
 
 
 def as_text(summary: pd.DataFrame, order: list[str]) -> pd.DataFrame:
@@ -135,7 +112,7 @@ def as_text(summary: pd.DataFrame, order: list[str]) -> pd.DataFrame:
 
 def headline_contrasts(table: pd.DataFrame) -> pd.DataFrame:
     """The contrasts to read first: those by gold, or without gold all of them."""
-    chosen = table[table["measure"].isin(_TOLD)]
+    chosen = table[table["measure"].isin(_BY_GOLD)]
     return chosen if len(chosen) else table
 
 
@@ -146,45 +123,36 @@ def contrasts(table: pd.DataFrame, params: Params, unit: str = "prompt_id") -> p
     Columns: better (the policy named first), than, measure, difference, low, high, p (Wilcoxon,
     two-sided, uncorrected), units, verdict: 'higher', 'lower' or 'not significant', by whether
     the interval holds 0."""
-    wanted = [m for m in MEASURES if m in table] + _by(table)
-    strategies = [name for name in params.selection.strategies if name in set(table["policy"])]
-    pairs = (
-        [(a, b) for k, a in enumerate(strategies) for b in strategies[k + 1 :]]
-        + [(a, "proxy") for a in strategies]
-        + [("proxy", "base")]
-    )
     rows = []
-    for measure in wanted:
+    for measure in measures_of(table):
         wide = table.pivot(index=unit, columns="policy", values=measure)
-        for first, second in pairs:
-            if (
-                first in wide
-                and second in wide
-                and len(values := (wide[first] - wide[second]).dropna())
-            ):
-                i = stats.mean_interval(
-                    values,
-                    rng(params.seed, f"contrast/{unit}/{measure}/{first}/{second}"),
-                    params.evaluation.bootstrap,
-                )
-                verdict = "higher" if i.low > 0 else "lower" if i.high < 0 else "not significant"
-                rows.append(
-                    (
-                        first,
-                        second,
-                        measure,
-                        i.value,
-                        i.low,
-                        i.high,
-                        stats.wilcoxon_p(values),
-                        len(values),
-                        verdict,
-                    )
-                )
-    return pd.DataFrame(
-        rows,
-        columns=["better", "than", "measure", "difference", "low", "high", "p", "units", "verdict"],
-    )
+        for better, than in _comparable(params, wide):
+            values = (wide[better] - wide[than]).dropna()
+            if not len(values):
+                continue
+            draw = rng(params.seed, f"contrast/{unit}/{measure}/{better}/{than}")
+            interval = stats.mean_interval(values, draw, params.evaluation.bootstrap)
+            p = stats.wilcoxon_p(values)
+            limits = (interval.value, interval.low, interval.high)
+            rows.append((better, than, measure, *limits, p, len(values), _verdict(interval)))
+    columns = ["better", "than", "measure", "difference", "low", "high", "p", "units", "verdict"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _comparable(params: Params, policies) -> list[tuple[str, str]]:
+    """The pairs of policies to compare, where there are both: strategies with each other and with
+    the proxy, the proxy with the base policy."""
+    strategies = [name for name in params.selection.strategies if name in policies]
+    pairs = list(combinations(strategies, 2))
+    pairs += [(name, "proxy") for name in strategies]
+    pairs += [("proxy", "base")]
+    return [(better, than) for better, than in pairs if better in policies and than in policies]
+
+
+def _verdict(interval: stats.Interval) -> str:
+    if interval.low > 0:
+        return "higher"
+    return "lower" if interval.high < 0 else "not significant"
 
 
 def joined(*parts: pd.DataFrame) -> pd.DataFrame:
@@ -197,79 +165,34 @@ def leading(params: Params) -> str:
     return next((name for name in params.selection.strategies if name != "random"), "random")
 
 
-def headline_without_gold(
-    summary: pd.DataFrame, changed: pd.DataFrame, agreement: pd.DataFrame | None, params: Params
-) -> dict[str, str]:
-    """The numbers that matter where there is no gold, as text. agreement: from module agreement,
-    the only one that is evidence; the rest says what changed."""
-    first = leading(params)
-    number = lambda row: str(stats.Interval(row["value"], row["low"], row["high"]))  # noqa: E731
-    numbers = (
-        {}
-        if agreement is not None
-        else {"agreement with the labels": f"not known, it needs {NEEDS}"}
-    )
-    for asked, part in agreement.groupby("asked", sort=False) if agreement is not None else []:
-        rows = part.set_index("reward")
-        pairs = "random pairs" if asked == "random" else f"pairs that {asked} chose"
-        numbers[f"{rows['labels'].iloc[0]} labels on {pairs}: the proxy agrees"] = number(
-            rows.loc["proxy"]
-        )
-        for name in [
-            name for name in rows.index if name != "proxy" and (asked == "random" or name == asked)
-        ]:
-            gain = stats.Interval(*rows.loc[name, ["gain", "gain_low", "gain_high"]])
-            numbers[f"  gain with {name} labels on {pairs}, cross-validated"] = (
-                f"{gain}, {rows.at[name, 'verdict']}"
-            )
-    numbers["evidence that it is better"] = (
-        "the agreement above, and nothing else; what follows says what changed"
-    )
-    for row in changed[changed["reward"] == first].to_dict("records"):
-        numbers[f"{row['measure']}, {first}"] = number(row)
-    for name in ("proxy", first):
-        for measure, what in (
-            ("kendall", "conflict K with the base policy"),
-            ("kl", "KL of the tilted policy, nats"),
-        ):
-            found = summary[(summary["policy"] == name) & (summary["measure"] == measure)]
-            numbers[f"{what}, {name}"] = number(found.iloc[0])
-    return numbers
-
-
 def headline(
     per_prompt: pd.DataFrame, repeats: pd.DataFrame | None, predicts: pd.DataFrame, params: Params
 ) -> dict[str, str]:
     """The five numbers that matter, as text. Over seeds where there are replicates, over prompts
     otherwise."""
-    table, unit, over = (
-        (per_prompt, "prompt_id", "prompts") if repeats is None else (repeats, "seed", "seeds")
-    )
+    table, unit, over = per_prompt, "prompt_id", "prompts"
+    if repeats is not None:
+        table, unit, over = repeats, "seed", "seeds"
     wide = table.pivot(index=unit, columns="policy", values="gold")
-    first = leading(params)
-    other = next((name for name in params.selection.strategies if name == "random"), None)
 
     def interval(values: pd.Series, name: str) -> str:
-        return str(
-            stats.mean_interval(
-                values.dropna(), rng(params.seed, f"headline/{name}"), params.evaluation.bootstrap
-            )
-        )
+        draw = rng(params.seed, f"headline/{name}")
+        return str(stats.mean_interval(values.dropna(), draw, params.evaluation.bootstrap))
 
+    first = leading(params)
     count = wide.notna().all(axis=1).sum()
+    gain = interval(wide["proxy"] - wide["base"], "proxy")
     numbers = {
         f"gold reward, base policy ({count} {over})": interval(wide["base"], "base"),
-        "gain of the biased proxy over the base policy": interval(
-            wide["proxy"] - wide["base"], "proxy"
-        ),
+        "gain of the biased proxy over the base policy": gain,
         f"gain of {first} over the proxy": interval(wide[first] - wide["proxy"], "first"),
     }
-    if other and other != first:
-        numbers[f"gain of {first} over {other} at the same budget"] = interval(
-            wide[first] - wide[other], "other"
-        )
-    area = predicts[predicts["measure"].str.startswith("wrong pairs found by |PACS|")].iloc[0]
-    numbers["wrong pairs found by |PACS|, area under ROC (0.5: chance)"] = str(
-        stats.Interval(area["value"], area["low"], area["high"])
-    )
+    if "random" in params.selection.strategies and first != "random":
+        gain = interval(wide[first] - wide["random"], "other")
+        numbers[f"gain of {first} over random at the same budget"] = gain
+
+    by_pacs = predicts["measure"].str.startswith("wrong pairs found by |PACS|")
+    area = predicts[by_pacs].iloc[0]
+    text = str(stats.Interval(area["value"], area["low"], area["high"]))
+    numbers["wrong pairs found by |PACS|, area under ROC (0.5: chance)"] = text
     return numbers

@@ -12,5 +12,6 @@ from .preferences import preferences_from_gold as preferences_from_gold
 from .preferences import to_trl as to_trl
 from .prompts import SPLITS as SPLITS
 from .prompts import dropped as dropped
+from .prompts import dropped_text as dropped_text
 from .prompts import load_prompts as load_prompts
 from .prompts import split as split

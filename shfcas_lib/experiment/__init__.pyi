@@ -1,4 +1,5 @@
 from . import checks as checks
+from . import judging as judging
 from . import notebooks as notebooks
 from . import proxy_data as proxy_data
 from . import replication as replication

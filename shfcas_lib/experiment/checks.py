@@ -1,10 +1,12 @@
 """Everything about a run that can be wrong before a model is loaded.
 
     screen = PromptCheck(params)
-    prompts = check(params, screen)     # what cannot be read stops the run in one sentence, or is dropped and counted
+    prompts = check(params, screen)
 
-The backbone, a published gold and a published proxy each read every prompt, each through its own
-template; their tokenizers alone are asked."""
+What cannot be read stops the run in one sentence, or is dropped and counted. The backbone, a
+published gold and a published proxy each read every prompt, each through its own template; their
+tokenizers alone are asked.
+"""
 
 from __future__ import annotations
 
@@ -12,49 +14,58 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from shfcas_lib.annotators.endpoint import judge_environment
 from shfcas_lib.base import places
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.plugins import imported
 from shfcas_lib.data.prompts import load_prompts
 from shfcas_lib.models import loading, published
 from shfcas_lib.models.templates import Refusal
-from shfcas_lib.params.schema import Attribute, Params
+from shfcas_lib.params.schema import Attribute, Coverage, Mechanism, Params
 from shfcas_lib.tasks.attributes import attribute
+from shfcas_lib.training import trainer
 
 
 def check(params: Params, screen: PromptCheck | None = None) -> pd.DataFrame:
     """Load the prompts and check everything about a run that needs no model. Returns the prompts.
     screen: as for `load_prompts`. Raises InputError."""
     prompts = load_prompts(params, screen)
-    known = sorted(prompts["category"].unique())
     for mechanism in params.bias:
-        if isinstance(mechanism, Attribute):
-            attribute(mechanism.attribute)  # raises where the name leads nowhere
-        missing = [c for c in getattr(mechanism, "absent", []) if c not in known]
-        if set(known) <= set(getattr(mechanism, "absent", [])):
-            raise InputError(
-                "bias: every category is absent, so that no preference is left to train the"
-                " proxy on"
-            )
-        if missing:
-            raise InputError(
-                f"bias: absent category {missing[0]!r} is not in the data (there are:"
-                f" {', '.join(known)})"
-            )
+        _check_mechanism(mechanism, sorted(prompts["category"].unique()))
     if ":" in params.gold.kind and not params.gold.kind.startswith("model:"):
         imported(params.gold.kind, "gold.kind")
     if params.feedback.file and not places.user_path(params.feedback.file).is_file():
         raise InputError(f"feedback.file {params.feedback.file!r} does not exist")
     if params.feedback.kind in ("judge", "mixed"):
-        from shfcas_lib.annotators.endpoint import judge_environment
-
         judge_environment()  # raises where the judge has no address or model
     if params.training.optimiser != "adamw_torch":
-        from shfcas_lib.models import loading
-        from shfcas_lib.training import trainer
-
         trainer.check_optimiser(params.training, loading.pick_device(params.model.device))
-    askable = int(prompts["split"].isin(params.selection.prompts.split("_and_")).sum())
+    _check_budget(params, prompts)
+    return prompts
+
+
+def _check_mechanism(mechanism: Mechanism, categories: list[str]) -> None:
+    """Raise InputError for a bias that leads nowhere. categories: those in the data."""
+    if isinstance(mechanism, Attribute):
+        attribute(mechanism.attribute)  # raises where the name leads nowhere
+    if not isinstance(mechanism, Coverage):
+        return
+    if set(categories) <= set(mechanism.absent):
+        raise InputError(
+            "bias: every category is absent, so that no preference is left to train the proxy on"
+        )
+    missing = [name for name in mechanism.absent if name not in categories]
+    if missing:
+        raise InputError(
+            f"bias: absent category {missing[0]!r} is not in the data (there are:"
+            f" {', '.join(categories)})"
+        )
+
+
+def _check_budget(params: Params, prompts: pd.DataFrame) -> None:
+    """Raise InputError for a budget larger than the pairs that can be asked about."""
+    splits = params.selection.prompts.split("_and_")
+    askable = int(prompts["split"].isin(splits).sum())
     pairs = params.sampling.n * (params.sampling.n - 1) // 2 * askable
     if (params.selection.budget or 0) > pairs:
         raise InputError(
@@ -62,7 +73,6 @@ def check(params: Params, screen: PromptCheck | None = None) -> pd.DataFrame:
             f" number of pairs among {params.sampling.n} completions of {askable}"
             f" {params.selection.prompts.replace('_', ' ')} prompts"
         )
-    return prompts
 
 
 class PromptCheck:

@@ -1,11 +1,12 @@
 """Where the proxy's training data comes from: the user's own pairs, or sampled completions that
-gold compared. And what judges it.
+gold compared. And what judges it where there is no gold.
 
     pool = training_pool(backbone, prompts, params)
     clean = clean_preferences(pool, prompts, params, stage)
 
 Both ways end in the same two tables: a pool of completions, and clean preferences (prompt_id, i,
-j, label) among them."""
+j, label) among them.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +14,30 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from shfcas_lib.bias import inject
 from shfcas_lib.data.preferences import as_completions, own_pairs, preferences_from_gold
 from shfcas_lib.gold import gold_table
+from shfcas_lib.models import published
 from shfcas_lib.params.schema import Params
 from shfcas_lib.pool import sample, score
-from shfcas_lib.rewards import locate
+from shfcas_lib.rewards import RewardModel, locate
 from shfcas_lib.storage import runs
 
 if TYPE_CHECKING:
     from shfcas_lib.models.backbone import Backbone
-    from shfcas_lib.refine import RewardModel
 
 
 def training_pool(backbone: Backbone, prompts: pd.DataFrame, params: Params) -> pd.DataFrame:
     """Completions of the training prompts: those of the user's preferences, or N samples per
     prompt from the policy."""
     train = prompts[prompts["split"] == "train"]
+    scorer = published.scorer(params)
     if not params.preferences.given:
-        return sample(backbone, train, params.sampling, params.seed, label="training prompts")
+        label = "training prompts"
+        return sample(backbone, train, params.sampling, params.seed, label, scorer)
     completions, _ = as_completions(_own_pairs(params, train))
     backbone.check_prompts(list(train["prompt"]), room=1)
-    return score(backbone, completions, label="completions of the preferences")
+    return score(backbone, completions, label="completions of the preferences", scorer=scorer)
 
 
 def clean_preferences(
@@ -43,20 +47,22 @@ def clean_preferences(
     of the pool. Gold's scores of the pool are kept in the stage's table `gold_train`: a published
     gold takes its time. Without either it is empty, and the proxy a published model."""
     if params.preferences.given:
-        _, preferences = as_completions(_own_pairs(params, prompts[prompts["split"] == "train"]))
+        train = prompts[prompts["split"] == "train"]
+        _, preferences = as_completions(_own_pairs(params, train))
         return preferences.drop_duplicates(["prompt_id", "i", "j"], keep="last", ignore_index=True)
     if not params.gold.known:
-        return pd.DataFrame(
-            {
-                "prompt_id": pd.Series(dtype="str"),
-                **{
-                    name: pd.Series(dtype=kind)
-                    for name, kind in (("i", int), ("j", int), ("label", float))
-                },
-            }
-        )
+        types = {"prompt_id": "str", "i": int, "j": int, "label": float}
+        return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in types.items()})
     scores = stage.table("gold_train", lambda: gold_table(pool, prompts, params))
     return preferences_from_gold(scores, params.preferences.per_prompt, params.seed)
+
+
+def spoilt_preferences(
+    clean: pd.DataFrame, pool: pd.DataFrame, prompts: pd.DataFrame, params: Params, seed: int
+) -> pd.DataFrame:
+    """The preferences with the run's bias injected, row by row (`bias.inject`)."""
+    category = dict(zip(prompts["prompt_id"], prompts["category"], strict=True))
+    return inject(seen_by_proxy(clean, params), pool, category, params.bias, seed)
 
 
 def seen_by_proxy(clean: pd.DataFrame, params: Params) -> pd.DataFrame:
@@ -76,12 +82,13 @@ def held_out(
 ) -> pd.DataFrame | None:
     """What judges the proxy where there is no gold: preferences of the user's own that did not
     train it. Columns prompt_id, i, j, label, margin (the proxy's reward of i minus that of j).
-    None where there is gold, or no such preference.
+    None where there is no such preference.
 
     They are those on prompts outside the training split; for a published proxy those on training
     prompts, none of which trained it. train, clean: training pool, and its preferences before
-    bias."""
-    if params.gold.known or not params.preferences.given:
+    bias.
+    """
+    if not params.preferences.given:
         return None
     pool, preferences = train, clean
     if not params.reward.published:
@@ -92,9 +99,8 @@ def held_out(
         backbone.check_prompts(list(completions["prompt"].unique()), room=1)
         pool = score(backbone, completions, label="held-out preferences")
     reward = proxy.score(pool)
-    return preferences.assign(
-        margin=reward[locate(pool, preferences, "i")] - reward[locate(pool, preferences, "j")]
-    )
+    first, second = (reward[locate(pool, preferences, side)] for side in ("i", "j"))
+    return preferences.assign(margin=first - second)
 
 
 def _own_pairs(params: Params, train: pd.DataFrame) -> pd.DataFrame:

@@ -1,13 +1,14 @@
 """The same experiment with fresh seeds: a pool with its gold goes in, one row per seed and policy
 comes out.
 
-    case = build_case(params, prompts, pool, seed)                  # split, bias, proxy: what strategies share
-    outcome = loop.run("shf_cas", case.setting, case.human, runs.Memory())
+    case = build_case(params, prompts, pool, seed)      # split, bias, proxy: what strategies share
+    outcome = loop.run_rounds("shf_cas", case.setting, case.human, runs.Memory())
 
 `pool` is a pool table of all prompts with the column gold. A seed decides split, bias, fit and
 selection; the completions stay. Only for reward `probe` and simulated feedback, and but for
 `trained` only for policy `tilt`. Gold reaches a strategy through the answers to what it asked,
-never otherwise."""
+never otherwise.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +27,12 @@ from shfcas_lib.base.randomness import derive
 from shfcas_lib.conflict import conflict_table
 from shfcas_lib.data.preferences import preferences_from_gold
 from shfcas_lib.data.prompts import SPLITS, split
-from shfcas_lib.experiment.trained import trained_policies
+from shfcas_lib.experiment import proxy_data
+from shfcas_lib.experiment.trained import sampled_policies, trained_policies
 from shfcas_lib.feedback import SimulatedHuman
 from shfcas_lib.gold import load_gold
 from shfcas_lib.params.schema import Params
+from shfcas_lib.rewards import RewardModel
 from shfcas_lib.selection import all_pairs
 from shfcas_lib.storage import runs
 
@@ -46,8 +49,8 @@ class Case:
     setting: loop.Setting
     human: SimulatedHuman
     evaluate: pd.DataFrame
-    clean: refine.RewardModel
-    full: refine.RewardModel
+    clean: RewardModel
+    full: RewardModel
 
     @property
     def references(self) -> dict[str, np.ndarray]:
@@ -73,21 +76,20 @@ def build_case(
 ) -> Case:
     """Split, bias and fit once more with `seed`. Rewards are read from `folder` where it holds
     them, else fitted (and kept there)."""
+    stage = runs.Stage(folder, None) if folder else runs.Memory()
+
+    # the split and the biased preferences
     prompts = split(prompts.drop(columns="split"), params.split, seed)
-    where = pool["prompt_id"].map(dict(zip(prompts["prompt_id"], prompts["split"])))
-    train, feedback, evaluate = (pool[where == name].reset_index(drop=True) for name in SPLITS)
+    part = pool["prompt_id"].map(dict(zip(prompts["prompt_id"], prompts["split"], strict=True)))
+    train, feedback, evaluate = (pool[part == name].reset_index(drop=True) for name in SPLITS)
     clean = preferences_from_gold(train, params.preferences.per_prompt, seed)
-    observed = bias.observed(
-        bias.inject(
-            clean, train, dict(zip(prompts["prompt_id"], prompts["category"])), params.bias, seed
-        )
-    )
+    biased = proxy_data.spoilt_preferences(clean, train, prompts, params, seed)
+    observed = bias.observed(biased)
 
-    def fit(name: str, completions: pd.DataFrame, preferences: pd.DataFrame) -> refine.RewardModel:
-        return refine.fit(
-            params.reward, completions, preferences, seed, name, folder / name if folder else None
-        )
+    def fit(name: str, completions: pd.DataFrame, preferences: pd.DataFrame) -> RewardModel:
+        return refine.kept(stage / name, params.reward, completions, preferences, seed)
 
+    # what strategies start from: no gold in the pools
     setting = loop.Setting(
         params,
         seed,
@@ -97,23 +99,28 @@ def build_case(
         observed,
         fit("proxy", train, observed),
     )
-    gold = dict(zip(zip(pool["prompt_id"], pool["index"]), pool["gold"]))
-    human = SimulatedHuman(
-        lambda shown: np.array([gold[key] for key in zip(shown["prompt_id"], shown["index"])]),
-        params.feedback.noise,
-        params.feedback.tie_margin,
-        seed,
-    )
-    everything = refine.merge(
-        observed, _every_label(setting.askable, gold), params.reward.feedback_weight
-    )
+
+    # the human and the ceilings, who know gold
+    gold = pool.set_index(["prompt_id", "index"])["gold"].to_dict()
+    labels = _every_label(setting.askable, gold)
+    everything = refine.merge(observed, labels, params.reward.feedback_weight)
     return Case(
         setting,
-        human,
+        _human(params, gold, seed),
         evaluate,
         fit("clean", train, clean),
         fit("full", pd.concat([train, feedback]), everything),
     )
+
+
+def _human(params: Params, gold: dict, seed: int) -> SimulatedHuman:
+    """Who answers about completions of the pool. gold: (prompt_id, index) to gold."""
+
+    def known(shown: pd.DataFrame) -> np.ndarray:
+        keys = zip(shown["prompt_id"], shown["index"], strict=True)
+        return np.array([gold[key] for key in keys])
+
+    return SimulatedHuman(known, params.feedback.noise, params.feedback.tie_margin, seed)
 
 
 def measure(case: Case, scores: dict[str, np.ndarray]) -> pd.DataFrame:
@@ -138,21 +145,16 @@ def curves(case: Case, scores: dict[str, np.ndarray]) -> pd.DataFrame:
 def categories(case: Case, scores: dict[str, np.ndarray]) -> pd.DataFrame:
     """Mean gold of each policy in each category of prompts: policy, category, prompts, gold."""
     ids, gold = case.evaluate["prompt_id"].to_numpy(), case.evaluate["gold"].to_numpy()
-    category = dict(zip(case.setting.prompts["prompt_id"], case.setting.prompts["category"]))
+    prompts = case.setting.prompts
+    category = dict(zip(prompts["prompt_id"], prompts["category"], strict=True))
     parts = []
     for policy, reward in {"base": np.zeros(len(gold)), **scores}.items():
-        table = policies.per_prompt(
-            ids, policies.tilt(ids, reward, case.setting.params.policy.beta), {"gold": gold}
-        )
-        means = (
-            table.groupby(table["prompt_id"].map(category))["gold"]
-            .agg(["size", "mean"])
-            .rename_axis("category")
-            .reset_index()
-        )
-        parts.append(
-            means.rename(columns={"size": "prompts", "mean": "gold"}).assign(policy=policy)
-        )
+        weights = policies.tilt(ids, reward, case.setting.params.policy.beta)
+        table = policies.per_prompt(ids, weights, {"gold": gold})
+        by = table.groupby(table["prompt_id"].map(category))["gold"]
+        means = by.agg(["size", "mean"]).rename_axis("category").reset_index()
+        means = means.rename(columns={"size": "prompts", "mean": "gold"})
+        parts.append(means.assign(policy=policy))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -169,11 +171,8 @@ def replicates(
     for k, seed in _counted(params):
         case = build_case(params, prompts, pool.assign(gold=gold), seed)
         fixed, refined = case.references, _refined(case)[0]
-        parts.append(
-            measure(case, {"proxy": fixed["proxy"], **refined, "clean": fixed["clean"]}).assign(
-                seed=k
-            )
-        )
+        scores = {"proxy": fixed["proxy"], **refined, "clean": fixed["clean"]}
+        parts.append(measure(case, scores).assign(seed=k))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -187,13 +186,9 @@ def references(
     for k, seed in _counted(params):
         case = build_case(params, prompts, first(pool, params.sampling.n), seed, folder / str(k))
         conflict = conflict_table(case.evaluate, case.setting.proxy.score(case.evaluate))
-        predicts = diagnosis.error_measures(conflict, case.evaluate)
-        parts.append(
-            {
-                name: table.assign(seed=k)
-                for name, table in (_tables(case, case.references) | {"predicts": predicts}).items()
-            }
-        )
+        tables = _tables(case, case.references)
+        tables["predicts"] = diagnosis.error_measures(conflict, case.evaluate)
+        parts.append({name: table.assign(seed=k) for name, table in tables.items()})
     return _stacked(parts)
 
 
@@ -207,18 +202,13 @@ def strategies(
     for k, seed in _counted(params):
         case = build_case(params, prompts, first(pool, params.sampling.n), seed, folder / str(k))
         scores, outcomes = _refined(case)
-        tables = {
-            name: table[table["policy"] != "base"] for name, table in _tables(case, scores).items()
-        }
-        tables["rounds"] = pd.concat(
-            [outcome.rounds.assign(policy=name) for name, outcome in outcomes.items()]
-        )
-        tables["timing"] = pd.DataFrame(
-            {
-                "policy": list(outcomes),
-                "seconds": [outcome.seconds for outcome in outcomes.values()],
-            }
-        )
+        tables = {}
+        for name, table in _tables(case, scores).items():
+            tables[name] = table[table["policy"] != "base"]
+        rounds = [outcome.rounds.assign(policy=name) for name, outcome in outcomes.items()]
+        tables["rounds"] = pd.concat(rounds)
+        seconds = [outcome.seconds for outcome in outcomes.values()]
+        tables["timing"] = pd.DataFrame({"policy": list(outcomes), "seconds": seconds})
         parts.append({name: table.assign(seed=k) for name, table in tables.items()})
     return _stacked(parts)
 
@@ -232,42 +222,35 @@ def trained(
     stage: runs.Stage,
 ) -> pd.DataFrame:
     """Policies trained against the proxy, every strategy's refined reward and, as a ceiling, the
-    clean one, for the first seed of replicates, sampled anew on its evaluation prompts. folder:
-    where `references` kept that seed's rewards. stage: keeps what is done, so that a killed job
-    goes on.
+    clean one, for the first seed of replicates, sampled anew on its evaluation prompts.
 
-    Returns policy, prompt_id, gold, kl and win of the trained policy, with tilted_gold and
-    tilted_kl, those of the closed form with the same reward on the same prompts."""
+    folder: where `references` kept that seed's rewards. stage: keeps what is done, so that a
+    killed job goes on. Returns policy, prompt_id, gold, kl and win of the trained policy, with
+    tilted_gold and tilted_kl, those of the closed form with the same reward on the same prompts.
+    """
     case = build_case(params, prompts, first(pool, params.sampling.n), _seed(params, 0), folder)
     setting = dataclasses.replace(case.setting, backbone=backbone)
+
     # later rounds ask about completions that the pool does not hold
     human = load_annotator(params.feedback, load_gold(params), setting.seed)
-    outcomes = {
-        name: loop.run_rounds(name, setting, human, stage / name)
-        for name in params.selection.strategies
-    }
-    models = {
-        "proxy": setting.proxy,
-        **{name: outcome.reward for name, outcome in reversed(outcomes.items())},
-        "clean": case.clean,
-    }
-    known, adapters = pd.concat([setting.train, setting.feedback], ignore_index=True), {}
-    for name, reward in models.items():
+    refined = {}
+    for name in params.selection.strategies:
+        refined[name] = loop.run_rounds(name, setting, human, stage / name).reward
+    rewards = {"proxy": setting.proxy}
+    rewards |= {name: refined[name] for name in reversed(params.selection.strategies)}
+    rewards["clean"] = case.clean
+
+    # a policy for each reward, and the closed form beside it
+    adapters = {}
+    for name, reward in rewards.items():
         adapters[name] = stage.folder / f"policy_{name}"
-        loop.train_policy(setting, reward, known, adapters[name])
-    truth = case.evaluate["gold"].to_numpy()
-    table = trained_policies(
-        params, setting.prompts, backbone, adapters, case.evaluate, truth, stage
-    )
-    tilted = evaluation.tilted(
-        case.evaluate,
-        truth,
-        {name: reward.score(case.evaluate) for name, reward in models.items()},
-        params.policy.beta,
-    )
-    tilted = tilted[["policy", "prompt_id", "gold", "kl"]].rename(
-        columns={"gold": "tilted_gold", "kl": "tilted_kl"}
-    )
+        loop.train_policy(setting, reward, setting.known, adapters[name])
+    gold = case.evaluate["gold"].to_numpy()
+    pools = sampled_policies(params, setting.prompts, backbone, adapters, stage)
+    table = trained_policies(params, setting.prompts, pools, case.evaluate, gold, stage)
+    tilted = evaluation.evaluate(case.evaluate, gold, rewards, params.policy.beta)
+    tilted = tilted[["policy", "prompt_id", "gold", "kl"]]
+    tilted = tilted.rename(columns={"gold": "tilted_gold", "kl": "tilted_kl"})
     return table.merge(tilted, on=["policy", "prompt_id"])
 
 
@@ -286,14 +269,12 @@ def _counted(params: Params):
 
 def _refined(case: Case) -> tuple[dict[str, np.ndarray], dict[str, loop.Outcome]]:
     """Scores of the evaluation pool by each strategy's refined reward, and the outcomes."""
+    outcomes, scores = {}, {}
     # the figures' order: the method last, just above the ceiling
-    names = reversed(case.setting.params.selection.strategies)
-    outcomes = {
-        name: loop.run_rounds(name, case.setting, case.human, runs.Memory()) for name in names
-    }
-    return {
-        name: outcome.reward.score(case.evaluate) for name, outcome in outcomes.items()
-    }, outcomes
+    for name in reversed(case.setting.params.selection.strategies):
+        outcomes[name] = loop.run_rounds(name, case.setting, case.human, runs.Memory())
+        scores[name] = outcomes[name].reward.score(case.evaluate)
+    return scores, outcomes
 
 
 def _tables(case: Case, scores: dict[str, np.ndarray]) -> dict[str, pd.DataFrame]:
@@ -309,14 +290,13 @@ def _stacked(parts: list[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
 
 
 def _every_label(pool: pd.DataFrame, gold: dict) -> pd.DataFrame:
-    """Gold labels of all pairs of a pool: prompt_id, i, j, label."""
-    flat = pool[["prompt_id", "index"]].assign(
-        **dict.fromkeys(
-            ("kendall", "mean_abs_pacs", "degenerate", "pacs", "reward", "z_reward", "z_logp"), 0.0
-        )
-    )
+    """Gold labels of all pairs of a pool: prompt_id, i, j, label. gold: (prompt_id, index) to
+    gold."""
+    unused = ("kendall", "mean_abs_pacs", "degenerate", "pacs", "reward", "z_reward", "z_logp")
+    flat = pool[["prompt_id", "index"]].assign(**dict.fromkeys(unused, 0.0))
     pairs = all_pairs(flat)[["prompt_id", "i", "j"]]
-    first, second = (
-        np.array([gold[key] for key in zip(pairs["prompt_id"], pairs[c])]) for c in ("i", "j")
-    )
-    return pairs.assign(label=(np.sign(first - second) + 1) / 2)
+    values = []
+    for side in ("i", "j"):
+        keys = zip(pairs["prompt_id"], pairs[side], strict=True)
+        values.append(np.array([gold[key] for key in keys]))
+    return pairs.assign(label=(np.sign(values[0] - values[1]) + 1) / 2)

@@ -1,15 +1,20 @@
-"""The heavy stages of a run as a command: what the notebooks would compute, in one process or in
-several.
+"""A run, written once: what the notebooks call, step by step, and `shfcas stage` all at once.
+
+    prompts = stages.prompts(run)
+    backbone = stages.base_policy(run, prompts)
+    train, evaluate = stages.first_pools(run, backbone)
 
     python -m shfcas_lib stage pools proxy params/mine.yaml
-    accelerate launch --multi_gpu --num_processes 4 -m shfcas_lib stage pools proxy rounds policies params/mine.yaml
+    accelerate launch --multi_gpu --num_processes 4 -m shfcas_lib stage pools proxy params/mine.yaml
 
-Every table and adapter lands where the notebooks look for it, so that they find it done. Pools
-are the same whatever the number of processes; training sees the same batches in the same order
-(docs/training.md says where it may differ)."""
+Each step reads what earlier ones left in the run folder, and leaves its own tables and rewards
+there: what is done is read back. Pools are the same whatever the number of processes; training
+sees the same batches in the same order (docs/training.md says where it may differ).
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -18,37 +23,233 @@ from shfcas_lib import bias, gold, loop, pool, refine
 from shfcas_lib.annotators.people import load_annotator
 from shfcas_lib.base import processes
 from shfcas_lib.base.errors import InputError
+from shfcas_lib.conflict import conflict_table
 from shfcas_lib.data.prompts import dropped
 from shfcas_lib.experiment import checks, proxy_data
-from shfcas_lib.experiment.checks import PromptCheck
+from shfcas_lib.feedback import Annotator
 from shfcas_lib.models import loading, published, vllm_engine
 from shfcas_lib.params.schema import Params
-from shfcas_lib.storage import runs
+from shfcas_lib.rewards import RewardModel
+from shfcas_lib.storage.runs import Run, open_run
 from shfcas_lib.training import sft
 
 if TYPE_CHECKING:
     from shfcas_lib.models.backbone import Backbone
 
+PROXY, CONFLICT, FEEDBACK = "01_proxy", "02_conflict", "03_feedback"
+
+
+# --- notebook 01: a proxy with a known flaw
+
+
+def prompts(run: Run) -> pd.DataFrame:
+    """The prompts of a run with their split; whatever can be wrong with the run is met before
+    anything is written. Raises InputError."""
+    with processes.main_first():  # what has to be fetched is fetched once
+        screen = checks.PromptCheck(run.params)
+        table = checks.check(run.params, screen)
+    stage = run.stage(PROXY)  # refuses a folder of other parameters
+    stage.table("dropped", lambda: dropped(run.params, screen))
+    return stage.table("prompts", lambda: table)
+
+
+def base_policy(run: Run, prompts: pd.DataFrame) -> Backbone:
+    """The language model of a run, which plays policy and reference; fine-tuned first where `sft`
+    asks for it. Every other model that the run names is tried out, too."""
+    run.record(**vllm_engine.engine_facts(run.params.sampling))  # where vLLM samples: is it there?
+    published.try_out(run.params)
+    return policy(run, prompts)
+
+
+def policy(run: Run, prompts: pd.DataFrame | None = None) -> Backbone:
+    """The same for a later notebook. prompts: where the fine-tuned copy may be made now."""
+    model = sft.base(run, prompts)
+    with processes.main_first():
+        return loading.load_backbone(model)
+
+
+def policy_if_needed(run: Run) -> Backbone | None:
+    """`policy`; None where all that is left is closed forms, which need no language model."""
+    closed = (run.params.reward.kind, run.params.policy.kind) == ("probe", "tilt")
+    return None if closed else policy(run)
+
+
+def first_pools(run: Run, backbone: Backbone) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Completions of the training prompts, or the user's own pairs, and of the evaluation prompts:
+    two pool tables. Where vLLM wrote them, one printed line says how far it is from the backbone.
+    """
+    params, stage = run.params, run.stage(PROXY)
+    table = run.require(PROXY, "prompts")
+    with stage.timed("sample training and evaluation prompts"):
+        train = stage.table("pool_train", lambda: proxy_data.training_pool(backbone, table, params))
+        evaluate = stage.table(
+            "pool_evaluate", lambda: _sampled(run, backbone, "evaluate", "evaluation prompts")
+        )
+    gap = vllm_engine.logp_gap(evaluate)
+    if gap and processes.is_main():
+        print(gap)
+    return train, evaluate
+
+
+def preferences(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Clean preferences, and the same with the run's bias injected, row by row."""
+    params, stage = run.params, run.stage(PROXY)
+    table, train = run.require(PROXY, "prompts"), run.require(PROXY, "pool_train")
+    clean = stage.table(
+        "preferences_clean", lambda: proxy_data.clean_preferences(train, table, params, stage)
+    )
+    biased = stage.table(
+        "preferences_biased",
+        lambda: proxy_data.spoilt_preferences(clean, train, table, params, params.seed),
+    )
+    return clean, biased
+
+
+def proxy_and_ceiling(run: Run, backbone: Backbone) -> dict[str, RewardModel]:
+    """The `proxy`, and with gold as `clean` the reward of the clean labels of the same pairs."""
+    params, stage = run.params, run.stage(PROXY)
+    clean, biased = preferences(run)
+    train = run.require(PROXY, "pool_train")
+    with stage.timed("train the proxy"):
+        proxy = refine.proxy(
+            stage / "proxy",
+            params.reward,
+            train,
+            bias.observed(biased),
+            params.seed,
+            _adapter(params, "proxy", backbone),
+        )
+        if not params.gold.known:
+            return {"proxy": proxy}
+        ceiling = refine.kept(
+            stage / "clean",
+            params.reward,
+            train,
+            clean,
+            params.seed,
+            proxy,
+            _adapter(params, "clean", backbone),
+        )
+    return {"proxy": proxy, "clean": ceiling}
+
+
+# --- notebook 02: where proxy and policy disagree
+
+
+def feedback_pool(run: Run, backbone: Backbone) -> pd.DataFrame:
+    """Completions of the feedback prompts, those about which a human may be asked."""
+    stage = run.stage(CONFLICT)
+    with stage.timed("sample feedback prompts"):
+        return stage.table(
+            "pool_feedback", lambda: _sampled(run, backbone, "feedback", "feedback prompts")
+        )
+
+
+def proxy(run: Run, backbone: Backbone | None = None) -> RewardModel:
+    """The proxy that notebook 01 left. Raises InputError where there is none."""
+    return finished_reward(run, run.folder / PROXY / "proxy", "proxy", backbone)
+
+
+def conflict(run: Run, proxy: RewardModel) -> pd.DataFrame:
+    """The conflict table of the feedback pool under the proxy."""
+    completions = run.require(CONFLICT, "pool_feedback")
+    return run.stage(CONFLICT).table(
+        "conflict", lambda: conflict_table(completions, proxy.score(completions))
+    )
+
+
+# --- notebook 03: spend the labels where it matters
+
+
+def setting(run: Run, backbone: Backbone | None = None) -> loop.Setting:
+    """What every strategy of a run starts from. The language model is loaded where it is needed:
+    the closed forms do without."""
+    params = run.params
+    backbone = backbone or policy_if_needed(run)
+    return loop.Setting(
+        params,
+        params.seed,
+        run.require(PROXY, "prompts"),
+        run.require(PROXY, "pool_train"),
+        run.require(CONFLICT, "pool_feedback"),
+        bias.observed(run.require(PROXY, "preferences_biased")),
+        proxy(run, backbone),
+        backbone,
+    )
+
+
+def annotator(run: Run) -> Annotator:
+    """Who answers. Gold is loaded where there is one: it may be the simulated human."""
+    params = run.params
+    known = gold.load_gold(params) if params.gold.known else None
+    return load_annotator(params.feedback, known, params.seed, run.stage(FEEDBACK).folder)
+
+
+def rounds(run: Run, setting: loop.Setting, annotator: Annotator) -> dict[str, loop.Outcome]:
+    """All rounds of every strategy. Raises Unanswered while people have not answered."""
+    stage, outcomes = run.stage(FEEDBACK), {}
+    with stage.timed("rounds"):
+        for name in run.params.selection.strategies:
+            outcomes[name] = loop.run_rounds(name, setting, annotator, stage / name)
+    return outcomes
+
+
+def rounds_table(run: Run, outcomes: dict[str, loop.Outcome]) -> pd.DataFrame:
+    """`Outcome.rounds` of every strategy, with the column strategy; kept."""
+    parts = [outcome.rounds.assign(strategy=name) for name, outcome in outcomes.items()]
+    return run.stage(FEEDBACK).table("rounds", lambda: pd.concat(parts, ignore_index=True))
+
+
+def judge_report(run: Run, annotator: Annotator, outcomes: dict[str, loop.Outcome]) -> dict:
+    """What a judge took, printed, and by strategy how far it agrees with the person who shared the
+    comparisons with it; empty where nobody did."""
+    kind = run.params.feedback.kind
+    if kind in ("judge", "mixed"):
+        print("the judge took", getattr(annotator, "judge", annotator).spent())
+    if kind != "mixed":
+        return {}
+    agreement = {}
+    for name, outcome in outcomes.items():
+        agreement[name] = annotator.agreement(outcome.labels, outcome.pool)
+    print("judge and person:", agreement)
+    return agreement
+
+
+def policies(run: Run, setting: loop.Setting, rewards: dict[str, RewardModel]) -> None:
+    """Train a policy against each reward, one after the other; nothing for the closed form."""
+    stage = run.stage(FEEDBACK)
+    if run.params.policy.kind == "tilt":
+        return
+    for name, reward in rewards.items():
+        with stage.timed(f"train the policy against {name}"):
+            loop.train_policy(setting, reward, setting.known, stage.folder / f"policy_{name}")
+
+
+def refined_rewards(run: Run, backbone: Backbone | None = None) -> dict[str, RewardModel]:
+    """The rewards that notebook 03 left, one for each strategy, in the order of the parameters."""
+    last = f"round_{run.params.selection.rounds}"
+    rewards = {}
+    for name in run.params.selection.strategies:
+        folder = run.folder / FEEDBACK / name / last
+        rewards[name] = finished_reward(run, folder, f"refined_{name}", backbone)
+    return rewards
+
+
+# --- the heavy stages as a command
+
 
 def run_stages(names: list[str], params: Params) -> None:
-    """Run stages by name, one after the other. Raises InputError for a stage whose predecessor is
-    missing."""
+    """Run stages by name, one after the other, in one process or in several. Raises InputError
+    for a stage whose predecessor is missing."""
     processes.start(loading.pick_device(params.model.device))
     try:
-        run = runs.open_run(params)
-        with processes.main_first():  # whatever has to be fetched is fetched once
-            screen = PromptCheck(params) if "pools" in names else None
-            prompts = checks.check(params, screen)
+        run = open_run(params)
         if "pools" in names:
-            # refuses a folder of other parameters before anything is trained into it
-            first = run.stage("01_proxy")
-            first.table("prompts", lambda: prompts)
-            first.table("dropped", lambda: dropped(params, screen))
-            run.record(**vllm_engine.engine_facts(params.sampling))
-            published.try_out(params)
-        model = sft.base(run, prompts if "pools" in names else None)
-        with processes.main_first():
-            backbone = loading.load_backbone(model)
+            backbone = base_policy(run, prompts(run))
+        else:
+            with processes.main_first():
+                checks.check(params)
+            backbone = policy(run)
         for name in names:
             STAGES[name](run, backbone)
         run.record(processes=processes.count())
@@ -56,114 +257,50 @@ def run_stages(names: list[str], params: Params) -> None:
         processes.stop()
 
 
-def pools(run: runs.Run, backbone: Backbone) -> None:
-    """Completions of the base policy, fine-tuned first where `sft` asks for it: of training and
-    evaluation prompts (notebook 01) and of feedback prompts (notebook 02)."""
-    params, first, second = run.params, run.stage("01_proxy"), run.stage("02_conflict")
-    prompts = run.require("01_proxy", "prompts")
-    with first.timed("sample training and evaluation prompts"):
-        first.table(
-            "pool_train",
-            lambda: published.scored(proxy_data.training_pool(backbone, prompts, params), params),
-        )
-        evaluate = first.table(
-            "pool_evaluate",
-            lambda: _sampled(backbone, prompts, "evaluate", "evaluation prompts", params),
-        )
-        if processes.is_main() and (told := vllm_engine.logp_gap(evaluate)):
-            print(told)
-    with second.timed("sample feedback prompts"):
-        second.table(
-            "pool_feedback",
-            lambda: _sampled(backbone, prompts, "feedback", "feedback prompts", params),
-        )
+def _pools_stage(run: Run, backbone: Backbone) -> None:
+    first_pools(run, backbone)
+    feedback_pool(run, backbone)
 
 
-def proxy(run: runs.Run, backbone: Backbone) -> None:
-    """Preferences, spoilt preferences, and the two rewards trained on them (notebook 01)."""
-    params, stage = run.params, run.stage("01_proxy")
-    prompts, train = (run.require("01_proxy", name) for name in ("prompts", "pool_train"))
-    clean = stage.table(
-        "preferences_clean", lambda: proxy_data.clean_preferences(train, prompts, params, stage)
-    )
-    category = dict(zip(prompts["prompt_id"], prompts["category"]))
-    biased = stage.table(
-        "preferences_biased",
-        lambda: bias.inject(
-            proxy_data.seen_by_proxy(clean, params), train, category, params.bias, params.seed
-        ),
-    )
-    with stage.timed("train the proxy"):
-        trained = refine.proxy(
-            params.reward,
-            train,
-            bias.observed(biased),
-            params.seed,
-            stage.folder / "proxy",
-            backbone,
-            how=params.training,
-        )
-        refine.ceiling(params, train, clean, stage.folder / "clean", backbone, trained)
-
-
-def rounds(run: runs.Run, backbone: Backbone) -> None:
-    """The rounds of every strategy (notebook 03). Several processes cannot wait for people: who
-    answers is gold or a file."""
-    params, stage = run.params, run.stage("03_feedback")
-    if processes.count() > 1 and params.feedback.kind not in ("gold", "replay"):
+def _rounds_stage(run: Run, backbone: Backbone) -> None:
+    kind = run.params.feedback.kind
+    if processes.count() > 1 and kind not in ("gold", "replay"):
         raise InputError(
-            f"stage rounds: feedback.kind {params.feedback.kind} asks one by one and needs one"
+            f"stage rounds: feedback.kind {kind} asks one by one and needs one"
             " process: run it without a launcher, or notebook 03"
         )
-    known = gold.load_gold(params) if params.gold.known else None
-    annotator = load_annotator(params.feedback, known, params.seed, stage.folder)
-    setting = _setting(run, backbone)
-    with stage.timed("rounds"):
-        for name in params.selection.strategies:
-            loop.run_rounds(name, setting, annotator, stage / name)
+    rounds(run, setting(run, backbone), annotator(run))
 
 
-def policies(run: runs.Run, backbone: Backbone) -> None:
-    """Policies trained against the proxy and against every refined reward (notebook 03)."""
-    params, stage = run.params, run.stage("03_feedback")
-    if params.policy.kind == "tilt":
+def _policies_stage(run: Run, backbone: Backbone) -> None:
+    if run.params.policy.kind == "tilt":
         raise InputError(
             "stage policies: policy.kind tilt is a closed form, there is nothing to train"
         )
-    setting = _setting(run, backbone)
-    rewards = {"proxy": setting.proxy}
-    for name in params.selection.strategies:
-        last = stage.folder / name / f"round_{params.selection.rounds}"
-        rewards[name] = refine.fit(
-            params.reward, None, None, params.seed, f"refined_{name}", last, backbone
-        )
-    known = pd.concat([setting.train, setting.feedback], ignore_index=True)
-    for name, reward in rewards.items():
-        with stage.timed(f"train the policy against {name}"):
-            loop.train_policy(setting, reward, known, stage.folder / f"policy_{name}")
+    start = setting(run, backbone)
+    policies(run, start, {"proxy": start.proxy, **refined_rewards(run, backbone)})
 
 
-STAGES = {"pools": pools, "proxy": proxy, "rounds": rounds, "policies": policies}
+STAGES = {
+    "pools": _pools_stage,
+    "proxy": proxy_and_ceiling,
+    "rounds": _rounds_stage,
+    "policies": _policies_stage,
+}
 
 
-def _setting(run: runs.Run, backbone: Backbone) -> loop.Setting:
-    params = run.params
-    prompts, train, biased = (
-        run.require("01_proxy", name) for name in ("prompts", "pool_train", "preferences_biased")
-    )
-    asked, observed = run.require("02_conflict", "pool_feedback"), bias.observed(biased)
-    reward = refine.fit(
-        params.reward, None, None, params.seed, "proxy", run.folder / "01_proxy" / "proxy", backbone
-    )
-    return loop.Setting(params, params.seed, prompts, train, asked, observed, reward, backbone)
+def _sampled(run: Run, backbone: Backbone, split: str, label: str) -> pd.DataFrame:
+    """Completions of the prompts of one split."""
+    params, table = run.params, run.require(PROXY, "prompts")
+    mine = table[table["split"] == split]
+    scorer = published.scorer(params)
+    return pool.sample(backbone, mine, params.sampling, params.seed, label, scorer)
 
 
-def _sampled(
-    backbone: Backbone, prompts: pd.DataFrame, split: str, label: str, params: Params
-) -> pd.DataFrame:
-    return published.scored(
-        pool.sample(
-            backbone, prompts[prompts["split"] == split], params.sampling, params.seed, label
-        ),
-        params,
-    )
+def _adapter(params: Params, name: str, backbone: Backbone | None) -> refine.Adapter:
+    return refine.Adapter(name, backbone, params.training)
+
+
+def finished_reward(run: Run, folder: Path, name: str, backbone: Backbone | None) -> RewardModel:
+    """The reward that an earlier notebook kept in `folder`. Raises InputError if there is none."""
+    return refine.finished(run.params.reward, folder, _adapter(run.params, name, backbone))

@@ -1,5 +1,9 @@
 """Trained policies on the evaluation prompts: adapters go in, what their own answers are worth
-comes out."""
+comes out.
+
+Completion k of a prompt draws from the same generator under every policy, the base policy's too
+unless vLLM wrote those: what they share does not blur the comparison.
+"""
 
 from __future__ import annotations
 
@@ -9,90 +13,77 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from shfcas_lib import refine
-from shfcas_lib.evaluation import BY, sampled_policy
+from shfcas_lib.analysis.without_gold import sampled_claims
+from shfcas_lib.evaluation import sampled_policy
 from shfcas_lib.gold import gold_table
-from shfcas_lib.gold import values as gold_values
 from shfcas_lib.models import published
 from shfcas_lib.models.backbone import POLICY
 from shfcas_lib.params.schema import Params
 from shfcas_lib.pool import sample_adapted
-from shfcas_lib.rewards import spread
+from shfcas_lib.rewards import RewardModel
 from shfcas_lib.storage import runs
 
 if TYPE_CHECKING:
     from shfcas_lib.models.backbone import Backbone
 
 
-def trained_policies(
+def sampled_policies(
     params: Params,
     prompts: pd.DataFrame,
     backbone: Backbone,
     adapters: dict[str, Path],
-    base: pd.DataFrame,
-    base_gold: np.ndarray | None,
     stage: runs.Stage,
-    rewards: dict[str, refine.RewardModel] | None = None,
-) -> pd.DataFrame:
-    """Sample the evaluation prompts from trained policies, `evaluation.answers` each: the table
-    of `trained` for each policy, below the base policy's own rows. Completion k of a prompt draws
-    from the same generator under every policy, the base policy's too unless vLLM wrote those:
-    what they share does not blur the comparison.
-
-    adapters: policy name to the folder that loop.train_policy wrote. base, base_gold: evaluation
-    pool of the base policy. Without gold the `rewards` judge: kl, and `BY` for each."""
+) -> dict[str, pd.DataFrame]:
+    """Completions of the evaluation prompts by each trained policy, `evaluation.answers` each, as
+    pool tables by the policy's name. adapters: policy name to the folder that loop.train_policy
+    wrote."""
     held_out = prompts[prompts["split"] == "evaluate"]
-    sampling = params.sampling.model_copy(
-        update={"n": params.evaluation.answers or params.sampling.n}
-    )
-    if base_gold is None:
-        before = {name: reward.score(base) for name, reward in (rewards or {}).items()}
-        parts = [_gains_by(base, base, rewards or {}, before).assign(policy="base", kl=0.0)]
-    else:
-        even = (
-            pd.DataFrame({"prompt_id": base["prompt_id"], "gold": base_gold})
-            .groupby("prompt_id")
-            .mean()
-            .reset_index()
-        )
-        parts = [even.assign(policy="base", kl=0.0, win=0.5)]
+    answers = params.evaluation.answers or params.sampling.n
+    sampling = params.sampling.model_copy(update={"n": answers})
+    pools = {}
     for name, folder in adapters.items():
         backbone.load_adapter(POLICY, folder / "adapter")
-        sampled = stage.table(
+        pools[name] = stage.table(
             f"pool_{name}",
-            lambda: sample_adapted(
-                backbone, POLICY, held_out, sampling, params.seed, f"policy {name}"
+            lambda label=f"policy {name}": sample_adapted(
+                backbone, POLICY, held_out, sampling, params.seed, label
             ),
         )
-        if base_gold is None:
-            parts.append(
-                _gains_by(published.scored(sampled, params), base, rewards or {}, before).assign(
-                    policy=name
-                )
-            )
-        else:
-            gold = gold_values(
-                stage.table(f"gold_{name}", lambda: gold_table(sampled, prompts, params))
-            )
-            parts.append(sampled_policy(name, sampled, gold, base, base_gold))
+    return pools
+
+
+def trained_policies(
+    params: Params,
+    prompts: pd.DataFrame,
+    pools: dict[str, pd.DataFrame],
+    base: pd.DataFrame,
+    base_gold: np.ndarray,
+    stage: runs.Stage,
+) -> pd.DataFrame:
+    """The table of `evaluation.sampled_policy` for each policy, below the base policy's own rows.
+
+    pools: from `sampled_policies`. base, base_gold: evaluation pool of the base policy and its
+    (rows,) gold. stage: keeps the gold of what was sampled.
+    """
+    means = pd.DataFrame({"prompt_id": base["prompt_id"], "gold": base_gold})
+    means = means.groupby("prompt_id").mean().reset_index()
+    parts = [means.assign(policy="base", kl=0.0, win=0.5)]
+    for name, sampled in pools.items():
+        gold = stage.table(f"gold_{name}", lambda pool=sampled: gold_table(pool, prompts, params))
+        parts.append(sampled_policy(name, sampled, gold["gold"].to_numpy(), base, base_gold))
     return pd.concat(parts, ignore_index=True)
 
 
-def _gains_by(
-    sampled: pd.DataFrame,
+def trained_claims(
+    params: Params,
+    pools: dict[str, pd.DataFrame],
     base: pd.DataFrame,
-    rewards: dict[str, refine.RewardModel],
-    before: dict[str, np.ndarray],
+    rewards: dict[str, RewardModel],
 ) -> pd.DataFrame:
-    """What every reward believes a policy gained: prompt_id, kl, and `BY`, from the mean of the
-    base policy's completions of the prompt. before: the rewards of those."""
-    table = sampled[["prompt_id"]].assign(
-        kl=sampled["logp"] - sampled["logp_reference"] if "logp_reference" in sampled else 0.0
-    )
-    for name, reward in rewards.items():
-        ids = base["prompt_id"].to_numpy()
-        mean = pd.Series(before[name]).groupby(ids).mean()
-        table[BY + name] = (
-            reward.score(sampled) - sampled["prompt_id"].map(mean).to_numpy()
-        ) / spread(before[name], ids)
-    return table.groupby("prompt_id").mean().reset_index()
+    """The same where there is no gold: what every reward believes each policy gained."""
+    before = {name: reward.score(base) for name, reward in rewards.items()}
+    parts = [sampled_claims("base", base, base, rewards, before)]
+    for name, sampled in pools.items():
+        scored = published.scored(sampled, params)
+        parts.append(sampled_claims(name, scored, base, rewards, before))
+    return pd.concat(parts, ignore_index=True)

@@ -51,6 +51,11 @@ def scored(pool: pd.DataFrame, params: Params) -> pd.DataFrame:
     )
 
 
+def scorer(params: Params) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """`scored` for the pools of a run, as sampling takes it."""
+    return functools.partial(scored, params=params)
+
+
 def try_out(params: Params) -> None:
     """Load every published model that the run names and score one text with it: what is wrong
     with a model shows before hours of sampling."""

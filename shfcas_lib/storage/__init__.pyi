@@ -9,6 +9,7 @@ from . import sqlite as sqlite
 from .assets import asset_path as asset_path
 from .files import atomic as atomic
 from .files import read_json as read_json
+from .files import records as records
 from .files import write_json as write_json
 from .labels import ANSWERS as ANSWERS
 from .labels import LabelStore as LabelStore

@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import pandas as pd
 
@@ -27,6 +28,15 @@ from shfcas_lib.params.schema import Params, Sft, Training
 from shfcas_lib.storage import inputs
 from shfcas_lib.storage.files import TEMPORARY, atomic, clear, locked, scratch, write_json, writing
 from shfcas_lib.storage.machine import commit, description, device, versions
+
+
+class Saved(Protocol):
+    """Whatever can be kept in a folder."""
+
+    def save(self, folder: Path) -> None: ...
+
+
+R = TypeVar("R", bound=Saved)
 
 _COMMON = (
     "seed",
@@ -246,6 +256,22 @@ class Stage:
             processes.wait()
         return pd.read_parquet(path)
 
+    def reward(self, make: Callable[[], R], read: Callable[[Path], R | None]) -> R:
+        """The reward that this folder keeps: what `read` finds in it, or else what `make` returns,
+        saved whole. Of several processes the main one writes."""
+        reward = read(self.folder)
+        if reward is None:
+            reward = make()
+            if processes.is_main():
+                reward.save(self.folder)
+            processes.wait()
+        return reward
+
+    @property
+    def figures(self) -> Path:
+        """Where the stage's figures go."""
+        return self.folder / "figures"
+
     def metrics(self, values: dict) -> None:
         """Write metrics.json."""
         write_json(self.folder / "metrics.json", values)
@@ -261,13 +287,20 @@ class Stage:
 
 
 class Memory:
-    """Stands in for a Stage where nothing should be written: every table is made anew. Used by
+    """Stands in for a Stage where nothing should be written: everything is made anew. Used by
     replicates."""
+
+    folder = None
 
     def __truediv__(self, name: str) -> Memory:
         return self
 
     def table(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """What `make` returns."""
+        return make()
+
+    def reward(self, make: Callable[[], R], read: Callable[[Path], R | None]) -> R:
+        """What `make` returns."""
         return make()
 
 

@@ -75,13 +75,30 @@ def modules_of(source: str) -> set[str]:
                 if alias.name.partition(".")[0] == LIBRARY
             }
     for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Attribute)
-            and isinstance(node.value, ast.Name)
-            and node.value.id in faces
-        ):
-            used.add(_home(faces[node.value.id], node.attr))
+        if isinstance(node, ast.Attribute):
+            root, *names = _dotted(node)
+            if root in faces:
+                used.add(_reached(faces[root], names))
     return used & _graph().modules
+
+
+def _dotted(node: ast.expr) -> list[str]:
+    """The names of `a.b.c`; of anything else that ends in them, an empty name first."""
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.insert(0, node.attr)
+        node = node.value
+    return [node.id if isinstance(node, ast.Name) else "", *names]
+
+
+def _reached(package: str, names: list[str]) -> str:
+    """The module that a dotted name leads to, through packages and their faces."""
+    for name in names:
+        home = _home(package, name)
+        if home == package or _file(home).name != "__init__.py":
+            return home
+        package = home
+    return package
 
 
 def _home(package: str, name: str) -> str:

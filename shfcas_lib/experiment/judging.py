@@ -1,0 +1,302 @@
+"""Is it better? The steps of notebook 04, and those of 01 and 02 that ask for the truth.
+
+Whether a run has gold is decided here and nowhere else: with gold, it judges; without, what cannot
+be said is None (a line says what is left out), and what can be said comes from
+`analysis.without_gold`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from shfcas_lib import bias, evaluation
+from shfcas_lib.analysis import agreement, diagnosis, examples, summary, without_gold
+from shfcas_lib.analysis.stats import Interval
+from shfcas_lib.conflict import conflict_table
+from shfcas_lib.experiment import proxy_data, replication, stages
+from shfcas_lib.experiment.trained import sampled_policies, trained_claims, trained_policies
+from shfcas_lib.gold import gold_scores, gold_table
+from shfcas_lib.rewards import RewardModel
+from shfcas_lib.storage.runs import Run
+
+if TYPE_CHECKING:
+    from shfcas_lib.models.backbone import Backbone
+
+EVALUATION = "04_evaluation"
+AGREEMENT_NEEDS = agreement.NEEDS
+
+
+# --- for the cells of a notebook
+
+
+def rounded(table: pd.DataFrame | None, what: str, needs: str = "gold") -> pd.DataFrame | None:
+    """The table, rounded, for a cell to show; where there is none, one printed line says that
+    `what` is left out for want of what it needs."""
+    if table is None:
+        print(f"{what}: left out, it needs {needs}")
+        return None
+    return table.round(3)
+
+
+def judge(run: Run) -> str:
+    """Who says which of two completions is better where the proxy is judged, with the verb."""
+    return "gold ranks" if run.params.gold.known else "your preferences rank"
+
+
+def attribute(run: Run) -> str | None:
+    """The surface attribute that rewards are compared with (`diagnosis.injected_attribute`)."""
+    return diagnosis.injected_attribute(run.params)
+
+
+def accuracy_text(table: pd.DataFrame | None) -> str:
+    """What `accuracy` found over all prompts, as one line."""
+    if table is None:
+        return (
+            "how good the proxy is: not known, there is neither gold nor a preference of your own"
+            " that did not train it"
+        )
+    overall = table[table["group"] == "all prompts"].set_index("reward")
+    if "clean" in overall.index:
+        return (
+            f"pair accuracy on held-out prompts: proxy {overall.at['proxy', 'value']:.3f}, clean"
+            f" labels {overall.at['clean', 'value']:.3f}"
+        )
+    row = overall.loc["proxy"]
+    return (
+        "given preferences that did not train the proxy, ranked as they say:"
+        f" {Interval(row['value'], row['low'], row['high'])}, {row['prompts']} prompts"
+    )
+
+
+# --- notebook 01: where the proxy is wrong
+
+
+def gold(run: Run) -> np.ndarray | None:
+    """Gold of the evaluation completions, (rows,); None where nobody knows it."""
+    table, pool = run.require(stages.PROXY, "prompts"), run.require(stages.PROXY, "pool_evaluate")
+    kept = run.stage(stages.PROXY).table(
+        "gold_evaluate", lambda: gold_table(pool, table, run.params)
+    )
+    return kept["gold"].to_numpy() if run.params.gold.known else None
+
+
+def ceiling(run: Run) -> pd.DataFrame | None:
+    """Can this task show anything? A reward of all clean pairs of the training completions tells
+    (`summary.ceiling`)."""
+    params, stage = run.params, run.stage(stages.PROXY)
+    truth = gold(run)
+    if truth is None:
+        return None
+    if params.task == "safety":
+        print(diagnosis.hand_label_agreement())
+    table, train = run.require(stages.PROXY, "prompts"), run.require(stages.PROXY, "pool_train")
+    every = params.preferences.model_copy(update={"per_prompt": 10**6})
+    every_pair = params.model_copy(update={"preferences": every})
+
+    def make() -> pd.DataFrame:
+        clean = proxy_data.clean_preferences(train, table, every_pair, stage)
+        evaluate = run.require(stages.PROXY, "pool_evaluate")
+        return summary.ceiling(params, train, clean, evaluate, truth)
+
+    return stage.table("ceiling", make)
+
+
+def accuracy(
+    run: Run, backbone: Backbone, proxy: RewardModel, scores: dict[str, np.ndarray]
+) -> pd.DataFrame | None:
+    """How often rewards rank a pair rightly, by group. scores: of the evaluation completions.
+    Without gold the proxy alone, by preferences of the user's own that did not train it; None
+    where there are none."""
+    table, truth = run.require(stages.PROXY, "prompts"), gold(run)
+    if truth is not None:
+        evaluate = run.require(stages.PROXY, "pool_evaluate")
+        return diagnosis.accuracy_by_group(table, evaluate, truth, scores, run.params.seed)
+
+    train = run.require(stages.PROXY, "pool_train")
+    clean = run.require(stages.PROXY, "preferences_clean")
+    given = run.stage(stages.PROXY).table(
+        "preferences_held_out",
+        lambda: proxy_data.held_out(backbone, train, clean, table, proxy, run.params),
+    )
+    return None if given is None else diagnosis.accuracy_on_given(table, given, run.params.seed)
+
+
+def attribute_pull(run: Run, scores: dict[str, np.ndarray]) -> pd.DataFrame | None:
+    """How strongly each reward, and gold, follows the attribute that annotators followed; None
+    where there is none to compare with."""
+    name, truth = attribute(run), gold(run)
+    if name is None:
+        return None
+    known = {} if truth is None else {"gold": truth}
+    evaluate = run.require(stages.PROXY, "pool_evaluate")
+    return diagnosis.attribute_correlation(name, evaluate, known | scores)
+
+
+# --- notebook 02: does conflict know where the proxy is wrong?
+
+
+def held_out_conflict(run: Run, proxy: RewardModel) -> pd.DataFrame:
+    """The conflict table of the evaluation completions under the proxy."""
+    evaluate = run.require(stages.PROXY, "pool_evaluate")
+    return run.stage(stages.CONFLICT).table(
+        "conflict_evaluate", lambda: conflict_table(evaluate, proxy.score(evaluate))
+    )
+
+
+def predicts_error(run: Run, conflict: pd.DataFrame) -> pd.DataFrame | None:
+    """`diagnosis.predicts_error` on evaluation prompts, kept; None without gold."""
+    if not run.params.gold.known:
+        return None
+    truth = run.require(stages.PROXY, "gold_evaluate")
+    return run.stage(stages.CONFLICT).table(
+        "predicts_error", lambda: diagnosis.predicts_error(conflict, truth, run.params.seed)
+    )
+
+
+def roc_table(run: Run, conflict: pd.DataFrame) -> pd.DataFrame | None:
+    """The table behind the ROC figure; None without gold."""
+    if not run.params.gold.known:
+        return None
+    truth = run.require(stages.PROXY, "gold_evaluate")
+    return diagnosis.roc_table(diagnosis.pair_errors(conflict, truth))
+
+
+# --- notebook 04: rewards, policies, and what labels changed
+
+
+def rewards(run: Run, backbone: Backbone | None) -> dict[str, RewardModel]:
+    """The rewards that are compared, in the figures' order: the proxy, one refined with the labels
+    of each strategy, and with gold the ceiling."""
+    refined = stages.refined_rewards(run, backbone)
+    compared = {"proxy": stages.proxy(run, backbone)}
+    compared |= {name: refined[name] for name in reversed(run.params.selection.strategies)}
+    if run.params.gold.known:
+        folder = run.folder / stages.PROXY / "clean"
+        compared["clean"] = stages.finished_reward(run, folder, "clean", backbone)
+    return compared
+
+
+def label_agreement(run: Run, proxy: RewardModel) -> pd.DataFrame | None:
+    """How often each reward ranks a labelled pair as its label does (`agreement.table`)."""
+    train = run.require(stages.PROXY, "pool_train")
+    feedback = run.require(stages.CONFLICT, "pool_feedback")
+    observed = bias.observed(run.require(stages.PROXY, "preferences_biased"))
+    labels, completions = agreement.collected(run, train, feedback)
+    return run.stage(EVALUATION).table(
+        "label_agreement",
+        lambda: agreement.table(run.params, completions, observed, labels, proxy),
+    )
+
+
+def changes(run: Run, scores: dict[str, np.ndarray]) -> pd.DataFrame:
+    """What labels changed in the proxy's ranking of the evaluation completions."""
+    pool = run.require(stages.PROXY, "pool_evaluate")
+    return run.stage(EVALUATION).table(
+        "changes", lambda: without_gold.changes(pool, scores, run.params)
+    )
+
+
+def per_prompt(run: Run, scores: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Every tilted policy on every evaluation prompt, by gold or by what rewards claim."""
+    pool, beta, truth = _judged(run)
+    if truth is None:
+        return _kept(run, "per_prompt", lambda: without_gold.claims(pool, scores, beta))
+    return _kept(run, "per_prompt", lambda: evaluation.tilted(pool, truth, scores, beta))
+
+
+def over_optimisation(run: Run, scores: dict[str, np.ndarray]) -> pd.DataFrame:
+    """The over-optimisation curve, by gold or by the leading strategy's refined reward."""
+    pool, _, truth = _judged(run)
+    betas, judge = run.params.evaluation.betas, summary.leading(run.params)
+    if truth is None:
+        make = lambda: without_gold.curve(pool, judge, scores, betas)  # noqa: E731
+        return _kept(run, "over_optimisation", make)
+    return _kept(run, "over_optimisation", lambda: evaluation.curve(pool, truth, scores, betas))
+
+
+def means(run: Run, table: pd.DataFrame, name: str = "summary") -> pd.DataFrame:
+    """`summary.summarise`, kept under `name`."""
+    return _kept(run, name, lambda: summary.summarise(table, run.params))
+
+
+def contrasts(
+    run: Run, table: pd.DataFrame, name: str = "contrasts", unit: str = "prompt_id"
+) -> pd.DataFrame:
+    """`summary.contrasts`, kept under `name`."""
+    return _kept(run, name, lambda: summary.contrasts(table, run.params, unit))
+
+
+def replicates(run: Run) -> pd.DataFrame | None:
+    """The experiment again with fresh seeds; None where no replicates are asked for."""
+    params, stage = run.params, run.stage(EVALUATION)
+    if not params.evaluation.replicates:
+        return None
+    table = run.require(stages.PROXY, "prompts")
+    pools = [run.require(stages.PROXY, name) for name in ("pool_train", "pool_evaluate")]
+    everything = summary.joined(*pools, run.require(stages.CONFLICT, "pool_feedback"))
+
+    def make() -> pd.DataFrame:
+        truth = gold_scores(everything, table, params)
+        return replication.replicates(params, table, everything, truth)
+
+    with stage.timed("replicates"):
+        return stage.table("replicates", make)
+
+
+def trained(
+    run: Run, backbone: Backbone | None, rewards: dict[str, RewardModel]
+) -> pd.DataFrame | None:
+    """Trained policies on the evaluation prompts, with answers of their own; None for the closed
+    form."""
+    params, stage = run.params, run.stage(EVALUATION)
+    if params.policy.kind == "tilt":
+        return None
+    folder = run.folder / stages.FEEDBACK
+    adapters = {name: folder / f"policy_{name}" for name in rewards if name != "clean"}
+    pool, _, truth = _judged(run)
+    table = run.require(stages.PROXY, "prompts")
+
+    def make() -> pd.DataFrame:
+        pools = sampled_policies(params, table, backbone, adapters, stage)
+        if truth is None:
+            return trained_claims(params, pools, pool, rewards)
+        return trained_policies(params, table, pools, pool, truth, stage)
+
+    return stage.table("trained_per_prompt", make)
+
+
+def side_by_side(run: Run, scores: dict[str, np.ndarray], count: int = 3) -> str:
+    """Favourites of the proxy and of the leading strategy's reward where gold differs most, or,
+    without gold, the completions that rose and fell furthest; plain text."""
+    pool, _, truth = _judged(run)
+    leading = summary.leading(run.params)
+    if truth is None:
+        return examples.rank_changes(pool, scores, "proxy", leading, 2 * count)
+    return examples.side_by_side(pool, truth, scores, "proxy", leading, count)
+
+
+def headline(
+    run: Run,
+    table: pd.DataFrame,
+    repeats: pd.DataFrame | None,
+    changed: pd.DataFrame,
+    agreed: pd.DataFrame | None,
+) -> dict[str, str]:
+    """The numbers that matter, as text. table: `per_prompt`."""
+    if run.params.gold.known:
+        predicts = run.require(stages.CONFLICT, "predicts_error")
+        return summary.headline(table, repeats, predicts, run.params)
+    return without_gold.headline(means(run, table), changed, agreed, run.params)
+
+
+def _judged(run: Run) -> tuple[pd.DataFrame, float, np.ndarray | None]:
+    """The evaluation pool, the anchor of the tilted policies, and gold where there is one."""
+    pool = run.require(stages.PROXY, "pool_evaluate")
+    return pool, run.params.policy.beta, gold(run)
+
+
+def _kept(run: Run, name: str, make) -> pd.DataFrame:
+    return run.stage(EVALUATION).table(name, make)
