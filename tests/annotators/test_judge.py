@@ -837,7 +837,7 @@ def test_the_loop_runs_with_a_judge_and_goes_on_after_its_server_died(serve, pla
         }
     )
     stage = runs.open_run(asked).stage("03_feedback")
-    proxy = refine.fit(asked.reward, train, biased, 0, "proxy", stage.folder.parent / "proxy")
+    proxy = refine.fit(asked.reward, train, biased, 0)
     setting = loop.Setting(asked, 0, prompts, train, rest, biased, proxy)
 
     def once():

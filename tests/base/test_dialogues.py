@@ -173,9 +173,8 @@ def test_a_dialogue_of_a_preference_file_goes_through_scoring_both_rewards_and_p
     assert len(history) == 8 and list(history.iloc[0]["tokens"])[:-1] == expected
     for kind in ("probe", "lora"):
         reward = Reward(kind=kind, epochs=1, batch_size=2, l2=1.0)
-        scores = refine.fit(
-            reward, pool, preferences, 0, kind, tmp_path / kind, fresh_backbone
-        ).score(pool)
+        adapter = refine.Adapter(kind, fresh_backbone)
+        scores = refine.fit(reward, pool, preferences, 0, adapter=adapter).score(pool)
         assert np.isfinite(scores).all()
     policy = Policy(kind="dpo", pairs=4, batch_size=2)
     policy_training.train(

@@ -52,7 +52,7 @@ def test_on_an_empty_environment_the_cell_installs_a_project_that_imports(tmp_pa
         "import sys, types\nsys.modules['google.colab'] = types.ModuleType('google.colab')\n"
         + source
         + "\nimport shfcas_lib, os\nfrom shfcas_lib.base import places\nprint(shfcas_lib.__file__,"
-        " places.home(), os.getcwd())\nprint(params.load('params/quickstart.yaml').run)\n"
+        " places.home(), os.getcwd())\nprint(shfcas_lib.load('params/quickstart.yaml').run)\n"
     )
     lent = sysconfig.get_paths()["purelib"]
     environment = {

@@ -19,7 +19,7 @@ from judge_server import Server
 from project import PATHS, ROOT
 
 from shfcas_lib import evaluation, refine
-from shfcas_lib.analysis import agreement, examples, figures, stats, summary
+from shfcas_lib.analysis import agreement, examples, figures, stats, summary, without_gold
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.randomness import rng
 from shfcas_lib.experiment import proxy_data
@@ -280,7 +280,8 @@ def test_what_needs_no_gold_is_the_same_with_and_without(planted):
         "proxy": np.stack(pool["features"])[:, 0],
         "shf_cas": np.stack(pool["features"])[:, 1],
     }
-    known, blind = (evaluation.tilted(pool, truth, scores, 0.5) for truth in (gold, None))
+    known = evaluation.tilted(pool, gold, scores, 0.5)
+    blind = without_gold.claims(pool, scores, 0.5)
     shared = ["policy", "prompt_id", "kl", "kendall", "mean_abs_pacs"]
     pd.testing.assert_frame_equal(known[shared], blind[shared])
     assert set(blind) - set(shared) == {"gain by proxy", "gain by shf_cas"}
@@ -292,7 +293,7 @@ def test_what_needs_no_gold_is_the_same_with_and_without(planted):
     assert "gain by shf_cas" in set(
         summary.headline_contrasts(summary.contrasts(blind, settings))["measure"]
     )
-    curve = evaluation.curve(pool, None, scores, [1.0, 0.5], "shf_cas")
+    curve = without_gold.curve(pool, "shf_cas", scores, [1.0, 0.5])
     own = curve[curve["policy"] == "shf_cas"]
     assert (
         "gold_gain" not in curve
@@ -305,7 +306,7 @@ def test_changes_count_pairs_and_favourites(planted):
     pool, _ = planted
     settings = reading.validate({"selection": {"strategies": ["shf_cas", "random"]}}, "test")
     first = np.stack(pool["features"])[:, 0]
-    table = summary.changes(
+    table = without_gold.changes(
         pool, {"proxy": first, "random": -first, "shf_cas": 2 * first}, settings
     ).set_index(["reward", "measure"])["value"]
     assert table["shf_cas"].eq(1).all() and table["random"].eq(0).all()
@@ -538,7 +539,8 @@ def test_given_preferences_that_did_not_train_the_proxy_judge_it(
         ),
     }
     left = cells.run(values, cells.NOTEBOOKS["run"][:1])
-    given, prompts = left["given"], left["prompt_table"].set_index("prompt_id")["split"]
+    given = pd.read_parquet(runs_folder / "held/01_proxy/preferences_held_out.parquet")
+    prompts = left["prompts"].set_index("prompt_id")["split"]
     assert set(given["prompt_id"].map(prompts)) == (
         {"train"} if published else {"feedback", "evaluate"}
     )
@@ -555,15 +557,15 @@ def test_given_preferences_that_did_not_train_the_proxy_judge_it(
     assert (runs_folder / "held/01_proxy/figures/attribute_pull.png").exists() != published
     if not published:
         assert overall["value"] > 0.7, "'yes' at the end of every chosen answer is easy to learn"
-        margin = left["proxy"].score(left["train"])
+        margin = left["rewards"]["proxy"].score(left["train"])
         assert (
             np.isfinite(margin).all()
             and proxy_data.held_out(
                 None,
                 left["train"],
                 left["clean"],
-                left["prompt_table"],
-                left["proxy"],
+                left["prompts"],
+                left["rewards"]["proxy"],
                 reading.validate({}, "gold"),
             )
             is None

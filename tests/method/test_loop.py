@@ -30,7 +30,7 @@ def counted(path):
     if writes == last:
         os.kill(os.getpid(), signal.SIGKILL)
     return atomic(path)
-files.atomic = counted
+files.atomic = runs.atomic = counted
 
 settings = reading.validate({"run": "r", "bias": [{"kind": "attribute", "attribute": "length", "strength": 0.8}],
                          "selection": {"budget": 12, "rounds": 3}, "reward": {"l2": 10.0}, "evaluation": {"replicates": 2}}, "test")
@@ -45,7 +45,7 @@ run = runs.open_run(settings)
 first, stage = run.stage("01_proxy"), run.stage("03_feedback")
 clean = first.table("clean", lambda: preferences_from_gold(train.assign(gold=gold[where == "train"]), 4, 0))
 biased = first.table("biased", lambda: bias.inject(clean, train, dict(zip(prompts["prompt_id"], prompts["category"])), settings.bias, 0))
-proxy = refine.fit(settings.reward, train, bias.observed(biased), 0, "proxy", first.folder / "proxy")
+proxy = refine.kept(first / "proxy", settings.reward, train, bias.observed(biased), 0)
 setting = loop.Setting(settings, 0, prompts, train, asked, bias.observed(biased), proxy)
 truth = pd.Series(gold, index=pd.MultiIndex.from_frame(pool[["prompt_id", "index"]]))
 human = feedback.SimulatedHuman(lambda t: truth.loc[list(zip(t["prompt_id"], t["index"]))].to_numpy(), noise=0.2, seed=0)

@@ -13,6 +13,7 @@ from shfcas_lib import refine, rewards
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.params.schema import Reward
 from shfcas_lib.rewards import Probe, fit_probe
+from shfcas_lib.storage.runs import Stage
 
 KEY = ["prompt_id", "i", "j"]
 
@@ -227,8 +228,8 @@ def test_no_preferences_is_an_error(planted):
 def test_a_saved_probe_scores_exactly_as_before(planted, tmp_path):
     pool, gold = planted
     reward = fit_probe(pool, preferences(pool, gold), l2=20.0)
-    reward.save(tmp_path / "sub" / "reward.safetensors")
-    again = Probe.load(tmp_path / "sub" / "reward.safetensors")
+    reward.save(tmp_path / "sub")
+    again = Probe.load(tmp_path / "sub")
     np.testing.assert_array_equal(again.score(pool), reward.score(pool))
     assert [p.name for p in (tmp_path / "sub").iterdir()] == ["reward.safetensors"]
 
@@ -236,14 +237,15 @@ def test_a_saved_probe_scores_exactly_as_before(planted, tmp_path):
 def test_refine_reads_back_what_it_fitted_instead_of_fitting_again(planted, tmp_path):
     pool, gold = planted
     settings = Reward(l2=20.0)
-    first = refine.fit(settings, pool, preferences(pool, gold), seed=0, folder=tmp_path)
-    again = refine.fit(settings, pool, preferences(pool, -gold), seed=0, folder=tmp_path)
+    stage = Stage(tmp_path, None)
+    first = refine.kept(stage, settings, pool, preferences(pool, gold), seed=0)
+    again = refine.kept(stage, settings, pool, preferences(pool, -gold), seed=0)
     np.testing.assert_array_equal(first.score(pool), again.score(pool))
 
 
-def test_refine_without_a_pool_says_that_nothing_is_there_to_read(tmp_path):
+def test_a_reward_that_nobody_kept_is_said_to_be_missing(tmp_path):
     with pytest.raises(InputError, match="holds no finished reward"):
-        refine.fit(Reward(), None, None, seed=0, folder=tmp_path)
+        refine.finished(Reward(), tmp_path)
 
 
 # the merge with feedback

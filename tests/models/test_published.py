@@ -15,6 +15,7 @@ from shfcas_lib.base.errors import InputError
 from shfcas_lib.models import published
 from shfcas_lib.params import reading
 from shfcas_lib.params.schema import Classifier, Model, Reward
+from shfcas_lib.storage.runs import Stage
 
 ROWS = pd.DataFrame(
     [
@@ -287,7 +288,7 @@ def flawed(planted):
     (pool, gold, proxy)."""
     pool, truth = planted
     pool = pool.assign(proxy=40 * np.stack(pool["features"])[:, :4].sum(1))
-    return pool, truth, refine.proxy(Reward(proxy="model:x"), pool, pool.head(0), seed=0)
+    return pool, truth, rewards.Published.on(pool)
 
 
 def labelled(pool, truth, prompts):
@@ -356,18 +357,16 @@ def test_a_correction_does_not_relearn_what_the_proxy_knows(flawed):
 def test_a_corrected_reward_survives_saving_and_a_half_saved_one_is_made_again(flawed, tmp_path):
     pool, truth, proxy = flawed
     settings, labels = Reward(proxy="model:x"), labelled(pool, truth, 12)
-    refined = refine.fit(settings, pool, labels, 0, folder=tmp_path / "r", base=proxy)
-    np.testing.assert_array_equal(
-        refine.fit(settings, None, None, 0, folder=tmp_path / "r").score(pool), refined.score(pool)
-    )
+    stage = Stage(tmp_path / "r", None)
+    refined = refine.kept(stage, settings, pool, labels, 0, proxy)
+    again = refine.finished(settings, tmp_path / "r")
+    np.testing.assert_array_equal(again.score(pool), refined.score(pool))
     (tmp_path / "r" / "correction.json").unlink()
     with pytest.raises(InputError, match="no finished reward"):
-        refine.fit(settings, None, None, 0, folder=tmp_path / "r")
+        refine.finished(settings, tmp_path / "r")
     proxy.save(tmp_path / "proxy")
-    np.testing.assert_array_equal(
-        refine.fit(settings, None, None, 0, folder=tmp_path / "proxy").score(pool),
-        proxy.score(pool),
-    )
+    again = refine.finished(settings, tmp_path / "proxy")
+    np.testing.assert_array_equal(again.score(pool), proxy.score(pool))
 
 
 def test_a_lora_correction_starts_from_the_proxy(fresh_backbone, tmp_path):
@@ -376,19 +375,14 @@ def test_a_lora_correction_starts_from_the_proxy(fresh_backbone, tmp_path):
         [("p0", 0, 1, 0.0), ("p1", 0, 1, 1.0), ("p2", 0, 1, 0.5)],
         columns=["prompt_id", "i", "j", "label"],
     )
-    proxy = refine.proxy(Reward(proxy="model:x"), pool, labels.head(0), seed=0)
-    still = refine.fit(
-        Reward(kind="lora", proxy="model:x", learning_rate=1.0e-12, epochs=1),
-        pool,
-        labels,
-        0,
-        "a",
-        backbone=fresh_backbone,
-        base=proxy,
-    )
+    proxy = rewards.Published.on(pool)
+    settings = Reward(kind="lora", proxy="model:x", learning_rate=1.0e-12, epochs=1)
+    one, other = (refine.Adapter(name, fresh_backbone) for name in "ab")
+    still = refine.fit(settings, pool, labels, 0, proxy, one)
     np.testing.assert_allclose(still.score(pool) * still.spread, proxy.score(pool), atol=1e-6)
     settings = Reward(kind="lora", proxy="model:x", learning_rate=1.0e-2, epochs=3)
-    moved = refine.fit(settings, pool, labels, 0, "b", tmp_path / "b", fresh_backbone, base=proxy)
+    stage = Stage(tmp_path / "b", None)
+    moved = refine.kept(stage, settings, pool, labels, 0, proxy, other)
     gap = [
         pd.Series(reward.score(pool) * scale).diff(3).to_numpy()
         for reward, scale in ((proxy, 1), (moved, moved.spread))
@@ -396,7 +390,7 @@ def test_a_lora_correction_starts_from_the_proxy(fresh_backbone, tmp_path):
     assert gap[1][3] > gap[0][3] and gap[1][4] < gap[0][4], (
         "towards the labels: p0 second, p1 first"
     )
-    again = refine.fit(settings, None, None, 0, "b", tmp_path / "b", fresh_backbone)
+    again = refine.finished(settings, tmp_path / "b", other)
     np.testing.assert_array_equal(again.score(pool), moved.score(pool))
 
 
@@ -451,7 +445,7 @@ def test_published_proxy_and_gold_through_the_notebooks(kind, heads, tiny_model,
                 pd.read_parquet(run / "02_conflict/pool_feedback.parquet"),
             ]
         )
-        proxy = rewards.load_published(run / "01_proxy/proxy")
+        proxy = rewards.Published.load(run / "01_proxy/proxy")
         again = refine.fit(
             settings,
             known,

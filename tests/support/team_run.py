@@ -73,7 +73,7 @@ def start(pool, **changes):
     )
     prompts = pd.DataFrame({"prompt_id": pool["prompt_id"].unique(), "harmful": False})
     stage = run.stage("03_feedback")
-    proxy = refine.fit(asked.reward, train, biased, 0, "proxy", run.folder / "proxy")
+    proxy = refine.fit(asked.reward, train, biased, 0)
     setting = loop.Setting(asked, 0, prompts, train, rest, biased, proxy)
     return run, lambda name="shf_cas": loop.run_rounds(
         name, setting, load_annotator(asked.feedback, None, 0, stage.folder), stage / name

@@ -4,9 +4,8 @@ person at the screen starts from."""
 import numpy as np
 import pandas as pd
 
-from shfcas_lib import bias, loop, refine
-from shfcas_lib.data.preferences import preferences_from_gold
 from shfcas_lib.data.prompts import split
+from shfcas_lib.experiment import stages
 from shfcas_lib.params import reading
 from shfcas_lib.storage import runs
 from shfcas_lib.tasks.embedded import embedded_prompts
@@ -78,20 +77,14 @@ def make(values, hostile=True):
     train, asked = (pool[where == name].reset_index(drop=True) for name in ("train", "feedback"))
     if hostile:
         asked["completion"] = [HOSTILE[k] for k in asked["index"]]
-    clean = preferences_from_gold(train.assign(gold=np.stack(train["features"])[:, 0]), 4, 0)
-    biased = bias.inject(
-        clean, train, dict(zip(prompts["prompt_id"], prompts["category"])), wanted.bias, 0
-    )
+    gold = train[["prompt_id", "index"]].assign(gold=np.stack(train["features"])[:, 0])
     run = runs.open_run(wanted)
     first, second = run.stage("01_proxy"), run.stage("02_conflict")
-    proxy = refine.fit(
-        wanted.reward, train, bias.observed(biased), 0, "proxy", first.folder / "proxy"
-    )
-    for stage, tables in (
-        (first, {"prompts": prompts, "pool_train": train, "preferences_biased": biased}),
-        (second, {"pool_feedback": asked}),
-    ):
-        for name, table in tables.items():
-            stage.table(name, lambda: table)
+    tables = {"prompts": prompts, "pool_train": train, "gold_train": gold}
+    for name, table in tables.items():
+        first.table(name, lambda table=table: table)
+    second.table("pool_feedback", lambda: asked)
+    stages.proxy_and_ceiling(run, None)
+    for stage in (first, second):
         stage.metrics({"made": "by a test"})
-    return run, loop.Setting(wanted, 0, prompts, train, asked, bias.observed(biased), proxy)
+    return run, stages.setting(run)

@@ -309,15 +309,9 @@ def test_a_policy_that_learned_nothing_writes_what_the_base_policy_wrote(scene, 
     backbone.add_adapter(POLICY, settings.policy.lora, seed=3)
     backbone.save_adapter(POLICY, tmp_path / "adapter")
     stage = runs.Stage(tmp_path / "stage", None)
-    table = trained.trained_policies(
-        settings,
-        prompts,
-        backbone,
-        {"fresh": tmp_path},
-        base,
-        gold_scores(base, prompts, settings),
-        stage,
-    )
+    pools = trained.sampled_policies(settings, prompts, backbone, {"fresh": tmp_path}, stage)
+    gold = gold_scores(base, prompts, settings)
+    table = trained.trained_policies(settings, prompts, pools, base, gold, stage)
     assert list(stage.table("pool_fresh", None)["completion"]) == list(base["completion"])
     gold = table.pivot(index="prompt_id", columns="policy", values="gold")
     np.testing.assert_allclose(gold["fresh"], gold["base"])

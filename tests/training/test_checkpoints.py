@@ -16,6 +16,7 @@ from shfcas_lib.params import reading
 from shfcas_lib.params.schema import Lora, Model, Policy, Reward, Sampling, Training
 from shfcas_lib.pool import score
 from shfcas_lib.storage import files
+from shfcas_lib.storage.runs import Stage
 from shfcas_lib.training import checkpoints, trainer
 from shfcas_lib.training import policy as policy_training
 
@@ -43,7 +44,8 @@ def trained(what, tiny_model, scene, folder, **how):
     pool, preferences, probe = scene
     backbone, how = load_tiny(tiny_model), Training(**how)
     if what == "lora":
-        reward = refine.fit(REWARD, pool, preferences, 3, "proxy", folder, backbone, how=how)
+        adapter = refine.Adapter("proxy", backbone, how)
+        reward = refine.kept(Stage(folder, None), REWARD, pool, preferences, 3, adapter=adapter)
         return adapter_weights(backbone, "proxy") | {"head": reward.head.weight.detach()}
     values = {
         "policy": {

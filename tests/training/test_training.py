@@ -196,9 +196,8 @@ def test_a_folder_without_its_marker_is_no_reward(trained, tiny_model, tmp_path)
 
 def test_refine_reads_back_a_reward_that_was_trained(trained, tiny_model, pool, tmp_path):
     trained.save(tmp_path)
-    again = refine.fit(
-        REWARD, None, None, seed=0, name="again", folder=tmp_path, backbone=load_tiny(tiny_model)
-    )
+    adapter = refine.Adapter("again", load_tiny(tiny_model))
+    again = refine.finished(REWARD, tmp_path, adapter)
     np.testing.assert_allclose(again.score(pool), trained.score(pool), rtol=0, atol=1e-6)
 
 
