@@ -44,11 +44,15 @@ env: $(STAMP)  ## create the environment only
 lab: $(STAMP)  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --notebook-dir=. notebooks/01_proxy_bias_injection.ipynb
 
-format: $(STAMP)  ## sort imports and fix what ruff can fix
-	$(BIN)/ruff check --fix shfcas_lib tests benchmarks
+format: $(STAMP)  ## lay the code out, and fix what ruff can fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
-check: $(STAMP)  ## lint, without changing anything
-	$(BIN)/ruff check shfcas_lib tests benchmarks
+check: $(STAMP)  ## layout, lint, types, and which room may import which, without changing anything
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 lock: $(STAMP)  ## write the lock from what is installed
 	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(nvidia|triton|cuda|atheris|xllamacpp)' | sed 's/+cpu$$//' > requirements.lock
@@ -88,7 +92,7 @@ gpu-check: $(STAMP)  ## the recipes at their sizes on a CUDA GPU: memory, speed,
 	$(BIN)/python -W ignore benchmarks/gpu_check.py
 
 clean:  ## remove runs and caches of tools; the environment and the fetched assets stay
-	rm -rf runs .pytest_cache .hypothesis .ruff_cache build *.egg-info
+	rm -rf runs .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache build *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # A half-made environment must not look finished: the stamp is written last.
