@@ -5,12 +5,16 @@ Three mechanisms, after the causes that the paper's abstract names, applied in t
 `params.bias`:
 
     noise      a label is flipped with probability epsilon
-    attribute  with probability s the annotator follows a surface attribute (longer wins, compliance wins, ...)
+    attribute  with probability s the annotator follows a surface attribute: longer wins, ...
     coverage   preferences of chosen categories are absent
 
-Columns added to the preferences: label_clean, and per mechanism k a column done_<k>_<kind> that
-is True where that mechanism changed the row (noise, attribute: the label; coverage: the row is
-absent). `absent` is True where any removed it."""
+Columns added to the preferences:
+
+    label_clean        the label before any bias
+    done_<k>_<kind>    True where mechanism k changed the row (noise, attribute: the label;
+                       coverage: the row is absent)
+    absent             True where any mechanism removed the row
+"""
 
 from __future__ import annotations
 
@@ -63,18 +67,14 @@ def observed(biased: pd.DataFrame) -> pd.DataFrame:
 
 def summary(biased: pd.DataFrame) -> pd.DataFrame:
     """How many rows each mechanism changed: columns mechanism, rows, share."""
-    columns = [c for c in biased if c.startswith("done_")]
-    rows = [
-        (c.removeprefix("done_"), int(biased[c].sum()), float(biased[c].mean())) for c in columns
-    ]
+    rows = []
+    for column in biased:
+        if column.startswith("done_"):
+            done = biased[column]
+            rows.append((column.removeprefix("done_"), int(done.sum()), float(done.mean())))
     wrong = (biased["label"] != biased["label_clean"]) & ~biased["absent"]
-    rows.append(
-        (
-            "labels that are now wrong",
-            int(wrong.sum()),
-            float(wrong.sum() / max(1, (~biased["absent"]).sum())),
-        )
-    )
+    share = float(wrong.sum() / max(1, (~biased["absent"]).sum()))
+    rows.append(("labels that are now wrong", int(wrong.sum()), share))
     return pd.DataFrame(rows, columns=["mechanism", "rows", "share"])
 
 
@@ -82,15 +82,14 @@ def _follow(table: pd.DataFrame, completions: pd.DataFrame, name: str) -> np.nda
     """The label that somebody gives who looks at the attribute alone; the present label where it
     does not decide."""
     function = attribute(name)
-    value = {
-        (row.prompt_id, row.index_): function(row.completion)
-        for row in completions.rename(columns={"index": "index_"}).itertuples()
-    }
-    for key, found in value.items():
-        if not isinstance(found, (int, float, np.number)) or not np.isfinite(found):
+    columns = (completions[column] for column in ("prompt_id", "index", "completion"))
+    value = {}
+    for prompt_id, index, completion in zip(*columns, strict=True):
+        number = value[prompt_id, index] = function(completion)
+        if not isinstance(number, (int, float, np.number)) or not np.isfinite(number):
             raise InputError(
-                f"bias attribute {name!r} gives {found!r} for completion {key[1]} of prompt"
-                f" {key[0]}, expected a finite number"
+                f"bias attribute {name!r} gives {number!r} for completion {index} of prompt"
+                f" {prompt_id}, expected a finite number"
             )
     first = np.array([value[row.prompt_id, row.i] for row in table.itertuples()])
     second = np.array([value[row.prompt_id, row.j] for row in table.itertuples()])

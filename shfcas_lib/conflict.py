@@ -63,8 +63,12 @@ def kendall_distance(reward: np.ndarray, logp: np.ndarray) -> np.ndarray:
     out = np.empty(len(reward))
     for start in range(0, len(reward), BLOCK):
         # prompts side by side: long vectors
-        r, l = (np.ascontiguousarray(values[start : start + BLOCK].T) for values in (reward, logp))
-        agreement = sum((_order(r, k) * _order(l, k)).sum(0, dtype=np.int32) for k in range(n - 1))
+        block = slice(start, start + BLOCK)
+        rewards, logps = (np.ascontiguousarray(values[block].T) for values in (reward, logp))
+        agreement = np.zeros(rewards.shape[1], np.int32)
+        for k in range(n - 1):
+            same = _order(rewards, k) * _order(logps, k)
+            agreement += same.sum(0, dtype=np.int32)
         out[start : start + BLOCK] = (1 - agreement / (n * (n - 1) / 2)) / 2
     return out
 

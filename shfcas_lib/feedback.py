@@ -15,7 +15,7 @@ known: the (prompt_id, i, j) that are answered already."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -28,24 +28,6 @@ KEY = ["prompt_id", "i", "j"]
 Answered = Iterator[tuple[Mapping, str, str]]
 
 
-def answers_of(annotator, comparisons: pd.DataFrame, shown: pd.DataFrame, known: set) -> Answered:
-    """(comparison, answer, name of who gave it) for every comparison that is not known. The next
-    question is put only when the answer before it was taken."""
-    if hasattr(annotator, "answer_all"):
-        yield from annotator.answer_all(comparisons, shown, known)
-        return
-    # a millisecond a comparison less than looking rows up in the table
-    row = dict(zip(shown.index, shown.to_dict("records")))
-    for comparison in comparisons.to_dict("records"):
-        prompt, i, j = (comparison[name] for name in KEY)
-        if (prompt, i, j) not in known:
-            yield (
-                comparison,
-                annotator.answer(comparison, pd.DataFrame([row[prompt, i], row[prompt, j]])),
-                annotator.name,
-            )
-
-
 class Annotator(Protocol):
     """Whoever compares two completions."""
 
@@ -54,6 +36,27 @@ class Annotator(Protocol):
     def answer(self, comparison: Mapping, shown: pd.DataFrame) -> str:
         """'first' where completion i is better, 'second' where j is, 'tie' where neither; or
         'both_bad', or 'skip' for no label. shown: the two rows, i then j."""
+
+
+def answers_of(
+    annotator: Any, comparisons: pd.DataFrame, shown: pd.DataFrame, known: set
+) -> Answered:
+    """(comparison, answer, name of who gave it) for every comparison that is not known. The next
+    question is put only when the answer before it was taken."""
+    if hasattr(annotator, "answer_all"):
+        yield from annotator.answer_all(comparisons, shown, known)
+        return
+    texts = _by_id(shown)
+    for comparison in comparisons.to_dict("records"):
+        prompt, i, j = (comparison[name] for name in KEY)
+        if (prompt, i, j) not in known:
+            both = pd.DataFrame([texts[prompt, i], texts[prompt, j]])
+            yield comparison, annotator.answer(comparison, both), annotator.name
+
+
+def _by_id(shown: pd.DataFrame) -> dict:
+    """(prompt_id, index) to the row: a millisecond a comparison less than a look into the table."""
+    return dict(zip(shown.index, shown.to_dict("records"), strict=True))
 
 
 class SimulatedHuman:
@@ -76,12 +79,8 @@ class SimulatedHuman:
     def _word(self, comparison: Mapping, first: float, second: float) -> str:
         if abs(first - second) <= self.tie_margin:
             return "tie"
-        wrong = (
-            rng(
-                self.seed, f"feedback/{comparison['prompt_id']}/{comparison['i']}/{comparison['j']}"
-            ).random()
-            < self.noise
-        )
+        name = "/".join(str(comparison[column]) for column in KEY)
+        wrong = rng(self.seed, f"feedback/{name}").random() < self.noise
         return "first" if (first > second) != wrong else "second"
 
 
@@ -91,16 +90,15 @@ class SimulatedHumanAtOnce(SimulatedHuman):
 
     def answer_all(self, comparisons: pd.DataFrame, shown: pd.DataFrame, known: set) -> Answered:
         """(comparison, answer, name) for every comparison that is not known."""
-        asked = [
-            c for c in comparisons.to_dict("records") if tuple(c[name] for name in KEY) not in known
-        ]
-        if not asked:
+        records = comparisons.to_dict("records")
+        open_ones = [c for c in records if tuple(c[name] for name in KEY) not in known]
+        if not open_ones:
             return
-        row = dict(zip(shown.index, shown.to_dict("records")))
-        scores = self.gold(
-            pd.DataFrame([row[c["prompt_id"], c[side]] for c in asked for side in ("i", "j")])
-        )
-        for comparison, (first, second) in zip(asked, np.asarray(scores).reshape(-1, 2)):
+        texts, both = _by_id(shown), []
+        for comparison in open_ones:
+            both += [texts[comparison["prompt_id"], comparison[side]] for side in ("i", "j")]
+        scores = np.asarray(self.gold(pd.DataFrame(both))).reshape(-1, 2)
+        for comparison, (first, second) in zip(open_ones, scores, strict=True):
             yield comparison, self._word(comparison, first, second), self.name
 
 
@@ -119,6 +117,5 @@ def ask(
     for comparison, answer, name in answers_of(annotator, comparisons, shown, known):
         # two runs in one folder ask the same: one of the two answers is kept
         store.add(comparison, answer, name, after=None)
-    return comparisons.merge(
-        store.labels()[[*KEY, "answer", "label", "annotator", "time"]], on=KEY, how="left"
-    )
+    labels = store.labels()[[*KEY, "answer", "label", "annotator", "time"]]
+    return comparisons.merge(labels, on=KEY, how="left")

@@ -15,33 +15,35 @@ from shfcas_lib.params.schema import Selection
 from shfcas_lib.strategies import STRATEGIES, Fitted, View
 
 COLUMNS = ["prompt_id", "i", "j", "rank", "strategy", "reason"]
+# Columns of completions, and what a pair calls them before the ending i or j.
+_OF_BOTH = {
+    "index": "",
+    "pacs": "pacs_",
+    "reward": "reward_",
+    "z_reward": "z_reward_",
+    "z_logp": "z_logp_",
+}
 
 
 def all_pairs(conflict: pd.DataFrame, asked: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Every unordered pair of completions of one prompt, without those in `asked` (prompt_id, i,
-    j).
+    """Every unordered pair of completions of one prompt, but those in `asked` (prompt_id, i, j).
 
-    Columns prompt_id, i, j (i < j), the prompt's kendall, mean_abs_pacs and degenerate, and of
-    both completions pacs, reward, z_reward and z_logp with the endings _i and _j; sorted by
-    (prompt_id, i, j)."""
+    Columns, sorted by (prompt_id, i, j):
+
+        prompt_id, i, j                     i < j
+        kendall, mean_abs_pacs, degenerate  of the prompt
+        pacs_i, pacs_j                      of both completions, and so reward, z_reward, z_logp
+    """
     parts = []
     size = conflict.groupby("prompt_id")["index"].transform("size")
     for n, part in conflict.sort_values(["prompt_id", "index"]).groupby(size):
         first, second = np.triu_indices(n, 1)
         table = part.iloc[::n][["prompt_id", "kendall", "mean_abs_pacs", "degenerate"]]
         table = table.loc[table.index.repeat(len(first))]
-        for name, ending in (
-            ("index", ""),
-            ("pacs", "pacs_"),
-            ("reward", "reward_"),
-            ("z_reward", "z_reward_"),
-            ("z_logp", "z_logp_"),
-        ):
+        for name, ending in _OF_BOTH.items():
             value = part[name].to_numpy().reshape(-1, n)
-            table[f"{ending}i"], table[f"{ending}j"] = (
-                value[:, first].ravel(),
-                value[:, second].ravel(),
-            )
+            table[f"{ending}i"] = value[:, first].ravel()
+            table[f"{ending}j"] = value[:, second].ravel()
         parts.append(table)
     pairs = pd.concat(parts)
     if asked is not None and len(asked):
@@ -73,17 +75,15 @@ def select(
             f"selection.budget: {budget} comparisons asked for, but only {len(pairs)} pairs are"
             " left to ask"
         )
-    chosen = STRATEGIES[strategy](
-        pairs, len(pairs) if budget is None else budget, generator, View(settings, strategy, fitted)
-    )
-    reason = (
-        "K "
-        + chosen["kendall"].round(3).astype(str)
-        + ", PACS "
-        + chosen["pacs_i"].round(2).astype(str)
-        + " and "
-        + chosen["pacs_j"].round(2).astype(str)
-    )
-    return chosen.assign(rank=range(1, len(chosen) + 1), strategy=strategy, reason=reason)[
-        COLUMNS
-    ].reset_index(drop=True)
+    wanted = len(pairs) if budget is None else budget
+    chosen = STRATEGIES[strategy](pairs, wanted, generator, View(settings, strategy, fitted))
+    rank = range(1, len(chosen) + 1)
+    chosen = chosen.assign(rank=rank, strategy=strategy, reason=_reason(chosen))
+    return chosen[COLUMNS].reset_index(drop=True)
+
+
+def _reason(pairs: pd.DataFrame) -> pd.Series:
+    """Why each pair is asked about, in a few words."""
+    kendall = pairs["kendall"].round(3).astype(str)
+    first, second = (pairs[f"pacs_{side}"].round(2).astype(str) for side in ("i", "j"))
+    return "K " + kendall + ", PACS " + first + " and " + second

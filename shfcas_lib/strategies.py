@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.random import Generator
 from scipy.special import entr, expit
 
 from shfcas_lib import rewards
@@ -57,20 +58,17 @@ class View:
         return self.fitted
 
 
-StrategyFunction = Callable[[pd.DataFrame, int, np.random.Generator, View], pd.DataFrame]
+Pairs = pd.DataFrame  # what selection.all_pairs makes
+StrategyFunction = Callable[[Pairs, int, Generator, View], Pairs]
 
 
-def shf_cas(
-    pairs: pd.DataFrame, budget: int, generator: np.random.Generator, view: View
-) -> pd.DataFrame:
+def shf_cas(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
     """SHF-CAS, budget form (arXiv:2512.09212 with a budget): the top share of prompts by K, then
     the pairs whose completions carry the largest |PACS|."""
     return _largest(_top_prompts(pairs, budget, view.settings), _weight, budget)
 
 
-def shf_cas_threshold(
-    pairs: pd.DataFrame, budget: int, generator: np.random.Generator, view: View
-) -> pd.DataFrame:
+def shf_cas_threshold(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
     """SHF-CAS, the paper's form: all pairs of the prompts with mean |PACS| > delta and K >= tau,
     most conflicted prompts first."""
     kept = pairs[
@@ -79,39 +77,29 @@ def shf_cas_threshold(
     return _largest(kept, lambda p: p["mean_abs_pacs"], budget)
 
 
-def pacs(
-    pairs: pd.DataFrame, budget: int, generator: np.random.Generator, view: View
-) -> pd.DataFrame:
+def pacs(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
     """Ablation: the largest |PACS| anywhere, K unused."""
     return _largest(pairs, _weight, budget)
 
 
-def kendall(
-    pairs: pd.DataFrame, budget: int, generator: np.random.Generator, view: View
-) -> pd.DataFrame:
+def kendall(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
     """Ablation: random pairs of the top share of prompts by K, PACS unused."""
     return random(_top_prompts(pairs, budget, view.settings), budget, generator, view)
 
 
-def pacs_difference(
-    pairs: pd.DataFrame, budget: int, generator: np.random.Generator, view: View
-) -> pd.DataFrame:
+def pacs_difference(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
     """Variation of ours: the largest |PACS_i - PACS_j|, the pairs on whose order and distance
     proxy and policy differ most. The sum of |PACS| is large, too, where both completions are
     misjudged alike, and then the proxy may still order them rightly."""
     return _largest(pairs, lambda p: (p["pacs_i"] - p["pacs_j"]).abs(), budget)
 
 
-def random(
-    pairs: pd.DataFrame, budget: int, generator: np.random.Generator, view: View
-) -> pd.DataFrame:
+def random(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
     """The first baseline: pairs drawn uniformly."""
     return pairs.iloc[generator.permutation(len(pairs))[:budget]]
 
 
-def random_prompts(
-    pairs: pd.DataFrame, budget: int, generator: np.random.Generator, view: View
-) -> pd.DataFrame:
+def random_prompts(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
     """The paper's baseline: prompts drawn uniformly, all pairs of each until the budget is spent.
     Against `random` it shows what spending labels in few prompts costs."""
     prompts = pairs["prompt_id"].drop_duplicates().to_numpy()
@@ -119,53 +107,38 @@ def random_prompts(
     return _largest(pairs, lambda p: -p["prompt_id"].map(place), budget)
 
 
-def margin(
-    pairs: pd.DataFrame, budget: int, generator: np.random.Generator, view: View
-) -> pd.DataFrame:
+def margin(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
     """Uncertainty sampling (Lewis and Gale 1994): the pairs whose rewards differ least."""
     return _largest(pairs, lambda p: -(p["reward_i"] - p["reward_j"]).abs(), budget)
 
 
-def uncertainty(
-    pairs: pd.DataFrame, budget: int, generator: np.random.Generator, view: View
-) -> pd.DataFrame:
+def uncertainty(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
     """Disagreement of an ensemble (query by bagging, Abe and Mamitsuka 1998; for rewards
     Christiano et al. 2017): the largest variance of the preference probability over probes fitted
     on bootstrap samples of the training pairs."""
     fitted = view.need_fitted()
     difference = []
     for _ in range(MEMBERS):
-        drawn = fitted.training.iloc[
-            generator.integers(0, len(fitted.training), len(fitted.training))
-        ]
-        member = rewards.fit_probe(fitted.known, drawn, fitted.l2)
-        difference.append(
-            _differences(member.columns(fitted.pool) @ member.weight, fitted.pool, pairs)
-        )
-    return _largest(
-        pairs, lambda p: pd.Series(np.var(expit(np.array(difference)), 0), p.index), budget
-    )
+        rows = generator.integers(0, len(fitted.training), len(fitted.training))
+        member = rewards.fit_probe(fitted.known, fitted.training.iloc[rows], fitted.l2)
+        scores = member.columns(fitted.pool) @ member.weight
+        difference.append(_differences(scores, fitted.pool, pairs))
+    variance = np.var(expit(np.array(difference)), 0)
+    return _largest(pairs, lambda p: pd.Series(variance, p.index), budget)
 
 
-def bald(
-    pairs: pd.DataFrame, budget: int, generator: np.random.Generator, view: View
-) -> pd.DataFrame:
+def bald(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
     """Expected information gain about the probe's weights (BALD, Houlsby et al. 2011), H(E p) - E
     H(p) under the Laplace posterior."""
     mean, variance, _ = _posterior(pairs, view.need_fitted())
     node, weight = np.polynomial.hermite_e.hermegauss(16)  # E over a standard normal
     p = expit(mean[:, None] + np.sqrt(variance)[:, None] * node)
     weight = weight / weight.sum()
-    return _largest(
-        pairs,
-        lambda t: pd.Series(_uncertainty(p @ weight) - _uncertainty(p) @ weight, t.index),
-        budget,
-    )
+    gain = _uncertainty(p @ weight) - _uncertainty(p) @ weight
+    return _largest(pairs, lambda t: pd.Series(gain, t.index), budget)
 
 
-def d_optimal(
-    pairs: pd.DataFrame, budget: int, generator: np.random.Generator, view: View
-) -> pd.DataFrame:
+def d_optimal(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
     """Greedy D-optimal design for the probe (Chaloner and Verdinelli 1995; for preferences
     Mukherjee et al. 2024): each pair in turn raises the log determinant of the Fisher information
     most. Time grows with pairs times budget squared."""
@@ -183,55 +156,45 @@ def d_optimal(
     return pairs.iloc[taken]
 
 
-def best_of(
-    pairs: pd.DataFrame, budget: int, generator: np.random.Generator, view: View
-) -> pd.DataFrame:
+def best_of(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
     """The proxy's favourites, as in RSO (Liu et al. 2023, arXiv:2309.06657): both completions
     drawn from the policy that the proxy prefers, weights exp(z(r)), without replacement (Gumbel's
     top-k)."""
-    return _largest(
-        pairs, lambda p: p["z_reward_i"] + p["z_reward_j"] + generator.gumbel(size=len(p)), budget
-    )
+    noise = generator.gumbel(size=len(pairs))
+    return _largest(pairs, lambda p: p["z_reward_i"] + p["z_reward_j"] + noise, budget)
 
 
-def low_conflict(
-    pairs: pd.DataFrame, budget: int, generator: np.random.Generator, view: View
-) -> pd.DataFrame:
+def low_conflict(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
     """Negative control: the smallest |PACS|, where proxy and policy agree."""
     return _largest(pairs, lambda p: -_weight(p), budget)
 
 
 STRATEGIES: dict[str, StrategyFunction] = {
-    f.__name__: f
-    for f in (
-        shf_cas,
-        shf_cas_threshold,
-        pacs,
-        kendall,
-        pacs_difference,
-        random,
-        random_prompts,
-        margin,
-        uncertainty,
-        bald,
-        d_optimal,
-        best_of,
-        low_conflict,
-    )
+    "shf_cas": shf_cas,
+    "shf_cas_threshold": shf_cas_threshold,
+    "pacs": pacs,
+    "kendall": kendall,
+    "pacs_difference": pacs_difference,
+    "random": random,
+    "random_prompts": random_prompts,
+    "margin": margin,
+    "uncertainty": uncertainty,
+    "bald": bald,
+    "d_optimal": d_optimal,
+    "best_of": best_of,
+    "low_conflict": low_conflict,
 }
 
 
 def _top_prompts(pairs: pd.DataFrame, budget: int, settings: Selection) -> pd.DataFrame:
     """Pairs of the top share of prompts by K, ties broken by id; of more prompts where these hold
     fewer pairs than the budget."""
-    prompts = (
-        pairs.groupby("prompt_id")
-        .agg(kendall=("kendall", "first"), pairs=("i", "size"))
-        .reset_index()
-    )
+    by_prompt = pairs.groupby("prompt_id")
+    prompts = by_prompt.agg(kendall=("kendall", "first"), pairs=("i", "size")).reset_index()
     prompts = prompts.sort_values(["kendall", "prompt_id"], ascending=[False, True])
     enough = int(np.searchsorted(prompts["pairs"].cumsum(), budget)) + 1
-    kept = prompts["prompt_id"].head(max(enough, int(np.ceil(settings.top_share * len(prompts)))))
+    share = int(np.ceil(settings.top_share * len(prompts)))
+    kept = prompts["prompt_id"].head(max(enough, share))
     return pairs[pairs["prompt_id"].isin(kept)]
 
 
@@ -243,25 +206,29 @@ def _largest(
     pairs: pd.DataFrame, key: Callable[[pd.DataFrame], pd.Series], budget: int
 ) -> pd.DataFrame:
     """The `budget` pairs with the largest key; ties are broken by id."""
-    ordered = pairs.assign(key=key(pairs)).sort_values(
+    ordered = pairs.assign(key=key(pairs))
+    ordered = ordered.sort_values(
         ["key", "prompt_id", "i", "j"], ascending=[False, True, True, True]
     )
     return ordered.head(budget).drop(columns="key")
 
 
-def _posterior(pairs: pd.DataFrame, fitted: Fitted):
+def _posterior(
+    pairs: Pairs, fitted: Fitted
+) -> tuple[np.ndarray, np.ndarray, Callable[[int], np.ndarray]]:
     """Under the probe's Laplace posterior, of each pair's reward difference (logits): mean,
     variance, and a function that gives the covariance of all pairs with pair k."""
     columns = fitted.probe.columns(fitted.pool)
     difference = _differences(columns, fitted.pool, pairs)
     whitened = rewards.information(fitted.probe, fitted.known, fitted.training, fitted.l2)
     seen = difference @ whitened.T
+    mean = difference @ fitted.probe.weight
     variance = np.maximum((difference**2).sum(1) - (seen**2).sum(1), 0) / fitted.l2
-    return (
-        difference @ fitted.probe.weight,
-        variance,
-        lambda k: (difference @ difference[k] - seen @ seen[k]) / fitted.l2,
-    )
+
+    def covariance(k: int) -> np.ndarray:
+        return (difference @ difference[k] - seen @ seen[k]) / fitted.l2
+
+    return mean, variance, covariance
 
 
 def _differences(values: np.ndarray, pool: pd.DataFrame, pairs: pd.DataFrame) -> np.ndarray:
