@@ -9,7 +9,8 @@ labels of the pair's prompt. Labels of `random` are a fair sample of the pairs o
 prompts, as long as only those are asked about and policies are not trained between rounds. Those
 that a strategy chose are not: it looks for pairs on which the proxy may be wrong. Without gold
 this is the evidence there is that labels improved the reward; it says nothing about prompts of
-another kind."""
+another kind.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +29,7 @@ FEWEST = {
     "labels": 10,
     "prompts": 5,
 }
+_APART = 10**6  # more completions than a prompt has in any round
 NEEDS = "reward.kind probe, and ten decided labels on five prompts"
 
 
@@ -45,14 +47,13 @@ def so_far(
     Returns labels (how many decided ones), before, after and error (standard error of `after`);
     None below ten decided labels, five prompts, or for a reward that is no probe. About two
     seconds on one core for the quickstart."""
-    labels = _held(labels, pool)
+    labels = _usable(labels, pool)
     if not _enough(settings, labels):
         return None
     decided = labels[labels["label"] != 0.5]
-    refined = cross_validated(settings, pool, biased, labels, {"labels": decided}, before, folds)[
-        "labels"
-    ]
-    after = refined.mean()
+    judged = {"labels": decided}
+    right = cross_validated(settings, pool, biased, labels, judged, before, folds)["labels"]
+    after = right.mean()
     return {
         "labels": len(decided),
         "before": float(agrees(before, pool, decided).mean()),
@@ -75,31 +76,22 @@ def cross_validated(
 
     pool: holds every completion named. biased: observed preferences (prompt_id, i, j, label).
     before: the proxy, which also judges where no label is left."""
-    prompts = np.sort(
-        pd.concat(
-            [labels["prompt_id"], *(table["prompt_id"] for table in judged.values())]
-        ).unique()
-    )
+    # whole prompts are held out, in turn
+    named = [table["prompt_id"] for table in (labels, *judged.values())]
+    prompts = np.sort(pd.concat(named).unique())
     fold = {prompt: k % min(folds, len(prompts)) for k, prompt in enumerate(prompts)}
-    asked, of_label = pool[pool["prompt_id"].isin(prompts)], labels["prompt_id"].map(fold)
+    completions = pool[pool["prompt_id"].isin(prompts)]
+
     right = {name: np.full(len(table), np.nan) for name, table in judged.items()}
     for k in sorted(set(fold.values())):
-        rest = labels[of_label != k]
-        reward = (
-            refine.fit(
-                settings,
-                pool,
-                refine.merge(biased, rest, settings.feedback_weight),
-                seed=0,
-                base=before,
-            )
-            if len(rest)
-            else before
-        )
+        rest, reward = labels[labels["prompt_id"].map(fold) != k], before
+        if len(rest):
+            preferences = refine.merge(biased, rest, settings.feedback_weight)
+            reward = refine.fit(settings, pool, preferences, 0, before)
         for name, table in judged.items():
             here = (table["prompt_id"].map(fold) == k).to_numpy()
             if here.any():
-                right[name][here] = agrees(reward, asked, table[here])
+                right[name][here] = agrees(reward, completions, table[here])
     return right
 
 
@@ -113,68 +105,51 @@ def table(
     """How often each reward ranks a labelled pair as its label does, with 95% bootstrap intervals
     over prompts.
 
-    labels: strategy to its labels. Columns asked (the strategy that chose the pairs), reward
-    (proxy, or refined with the labels of a strategy), labels (decided ones), value, low, high,
-    and gain, gain_low, gain_high over the proxy (missing for the proxy itself), verdict:
-    'higher', 'lower', 'not significant', or nothing for the proxy. None where the reward is no
-    probe (cross-validation would train it anew in each of five folds), or no strategy has ten
-    decided labels on five prompts."""
-    held = {name: _held(part, pool) for name, part in labels.items()}
-    judged = {
-        name: part[part["label"] != 0.5]
-        for name, part in held.items()
-        if _enough(params.reward, part)
-    }
+    labels: strategy to its labels. Columns
+
+        asked                      the strategy that chose the pairs
+        reward                     proxy, or refined with the labels of a strategy
+        labels                     decided ones
+        value, low, high           share of pairs ranked as labelled
+        gain, gain_low, gain_high  over the proxy; missing for the proxy itself
+        verdict                    higher, lower, not significant; nothing for the proxy
+
+    None where the reward is no probe (cross-validation would train it anew in each of five folds),
+    or no strategy has ten decided labels on five prompts.
+    """
+    usable = {name: _usable(part, pool) for name, part in labels.items()}
+    judged = {}
+    for name, part in usable.items():
+        if _enough(params.reward, part):
+            judged[name] = part[part["label"] != 0.5]
     if not judged:
         return None
+
     right = {"proxy": {name: agrees(before, pool, part) for name, part in judged.items()}}
-    right |= {
-        name: cross_validated(params.reward, pool, biased, part, judged, before)
-        for name, part in held.items()
-    }
+    for name, part in usable.items():
+        right[name] = cross_validated(params.reward, pool, biased, part, judged, before)
+
     rows = []
     for asked, part in judged.items():
-        for reward, found in right.items():
-            share = _interval(found[asked], part, params, f"{asked}/{reward}")
-            gain = _interval(
-                found[asked] - right["proxy"][asked], part, params, f"{asked}/{reward}/gain"
-            )
-            verdict = (
-                ""
-                if reward == "proxy"
-                else "higher"
-                if gain.low > 0
-                else "lower"
-                if gain.high < 0
-                else "not significant"
-            )
-            gains = (np.nan,) * 3 if reward == "proxy" else (gain.value, gain.low, gain.high)
-            rows.append(
-                (asked, reward, len(part), share.value, share.low, share.high, *gains, verdict)
-            )
-    return pd.DataFrame(
-        rows,
-        columns=[
-            "asked",
-            "reward",
-            "labels",
-            "value",
-            "low",
-            "high",
-            "gain",
-            "gain_low",
-            "gain_high",
-            "verdict",
-        ],
-    )
+        for reward, agreed in right.items():
+            share = _interval(agreed[asked], part, params, f"{asked}/{reward}")
+            row = (asked, reward, len(part), share.value, share.low, share.high)
+            if reward == "proxy":
+                rows.append((*row, np.nan, np.nan, np.nan, ""))
+                continue
+            difference = agreed[asked] - right["proxy"][asked]
+            gain = _interval(difference, part, params, f"{asked}/{reward}/gain")
+            rows.append((*row, gain.value, gain.low, gain.high, stats.direction(gain)))
+    columns = ["asked", "reward", "labels", "value", "low", "high"]
+    columns += ["gain", "gain_low", "gain_high", "verdict"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def agrees(reward: RewardModel, pool: pd.DataFrame, labels: pd.DataFrame) -> np.ndarray:
     """(rows,): 1 where the reward ranks the pair as its decided label does, ½ where it gives both
     the same, else 0. labels: prompt_id, i, j, label."""
-    score = pd.Series(
-        reward.score(pool), index=pd.MultiIndex.from_frame(pool[["prompt_id", "index"]])
-    )
+    ids = pd.MultiIndex.from_frame(pool[["prompt_id", "index"]])
+    score = pd.Series(reward.score(pool), index=ids)
     first, second = (
         score.reindex(pd.MultiIndex.from_frame(labels[["prompt_id", side]])).to_numpy()
         for side in ("i", "j")
@@ -182,7 +157,7 @@ def agrees(reward: RewardModel, pool: pd.DataFrame, labels: pd.DataFrame) -> np.
     return (np.sign(first - second) * np.sign(labels["label"].to_numpy() - 0.5) + 1) / 2
 
 
-def _held(labels: pd.DataFrame, pool: pd.DataFrame) -> pd.DataFrame:
+def _usable(labels: pd.DataFrame, pool: pd.DataFrame) -> pd.DataFrame:
     """The labels that say something about two completions of the pool; a skipped comparison has
     none."""
     named = pd.MultiIndex.from_frame(pool[["prompt_id", "index"]])
@@ -214,9 +189,6 @@ def _interval(
     )
 
 
-_APART = 10**6  # more completions than a prompt has in any round
-
-
 def collected(
     run: runs.Run, train: pd.DataFrame, feedback: pd.DataFrame
 ) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
@@ -225,20 +197,18 @@ def collected(
 
     train, feedback: the run's pools. Completions that trained policies wrote for a later round
     get an index of their own, because those of two strategies have the same; so do the labels
-    about them. Raises InputError where a round is missing."""
+    about them. Raises InputError where a round is missing.
+    """
     labels, pools = {}, [train, feedback]
     for place, strategy in enumerate(run.params.selection.strategies, 1):
-        parts = []
+        parts, far = [], place * _APART
         for number in range(1, run.params.selection.rounds + 1):
             part = run.require("03_feedback", f"{strategy}/round_{number}/labels")
-            before = f"{strategy}/round_{number - 1}/next_pool"
-            if (run.folder / "03_feedback" / f"{before}.parquet").exists():
-                part = part.assign(i=part["i"] + place * _APART, j=part["j"] + place * _APART)
-                pools.append(
-                    run.require("03_feedback", before).pipe(
-                        lambda pool, far: pool.assign(index=pool["index"] + far), place * _APART
-                    )
-                )
+            fresh = f"{strategy}/round_{number - 1}/next_pool"
+            if (run.folder / "03_feedback" / f"{fresh}.parquet").exists():
+                part = part.assign(i=part["i"] + far, j=part["j"] + far)
+                pool = run.require("03_feedback", fresh)
+                pools.append(pool.assign(index=pool["index"] + far))
             parts.append(part)
         labels[strategy] = pd.concat(parts, ignore_index=True)
     return labels, pd.concat(pools, ignore_index=True)

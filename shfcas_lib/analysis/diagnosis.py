@@ -150,10 +150,9 @@ def predicts_error(conflict: pd.DataFrame, gold: pd.DataFrame, seed: int) -> pd.
 def error_measures(conflict: pd.DataFrame, gold: pd.DataFrame) -> pd.DataFrame:
     """The same measures without intervals, where many seeds give them: columns measure, value,
     chance."""
-    rows = [
-        (name, statistic(data), chance)
-        for name, data, statistic, chance in _error_measures(conflict, gold)
-    ]
+    rows = []
+    for name, data, statistic, chance in _error_measures(conflict, gold):
+        rows.append((name, statistic(data), chance))
     return pd.DataFrame(rows, columns=["measure", "value", "chance"])
 
 
@@ -169,11 +168,8 @@ def _error_measures(conflict: pd.DataFrame, gold: pd.DataFrame) -> list[tuple]:
         }
     )
     pairs = pair_errors(conflict, gold)
-    prompts = (
-        pairs.groupby("prompt_id")
-        .agg(wrong=("wrong", "mean"), kendall=("kendall", "first"))
-        .reset_index()
-    )
+    by_prompt = pairs.groupby("prompt_id")
+    prompts = by_prompt.agg(wrong=("wrong", "mean"), kendall=("kendall", "first")).reset_index()
     return [
         (
             "|PACS| with the proxy's error on a completion, Spearman",

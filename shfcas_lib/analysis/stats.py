@@ -32,6 +32,13 @@ class Interval:
         return {k: float(v) for k, v in asdict(self).items()}
 
 
+def direction(interval: Interval) -> str:
+    """'higher' or 'lower' where the interval is clear of 0, else 'not significant'."""
+    if interval.low > 0:
+        return "higher"
+    return "lower" if interval.high < 0 else "not significant"
+
+
 def mean_interval(
     values, generator: np.random.Generator, resamples: int = 4000, level: float = 0.95
 ) -> Interval:

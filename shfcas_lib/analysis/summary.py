@@ -23,16 +23,6 @@ BY = "gain by "
 _BY_GOLD = ("gold", "win", "pair_accuracy", "gap")
 
 
-def rewards_of(params: Params) -> list[str]:
-    """The rewards that are compared, in the figures' order: the proxy, one refined with the
-    labels of each strategy, and with gold the ceiling."""
-    return [
-        "proxy",
-        *reversed(params.selection.strategies),
-        *(["clean"] if params.gold.known else []),
-    ]
-
-
 def ceiling(
     params: Params,
     train: pd.DataFrame,
@@ -44,36 +34,30 @@ def ceiling(
     on which gold differs, and the best-of-N headroom that a reward trained on clean preferences
     reaches on evaluation prompts."""
     ids = evaluate["prompt_id"].to_numpy()
-    score = refine.fit(
-        params.reward.model_copy(update={"kind": "probe"}), train, clean, params.seed
-    ).score(evaluate)
-    differs = (pd.Series(gold).groupby(ids).agg(np.ptp) > 1e-9).astype(float)
-    head = headroom_share(ids, score, gold)
-    accuracy = pair_accuracy(ids, score, gold)["pair_accuracy"]
+    probe = params.reward.model_copy(update={"kind": "probe"})
+    score = refine.fit(probe, train, clean, params.seed).score(evaluate)
 
     def draw(name: str) -> np.random.Generator:
         return rng(params.seed, f"ceiling/{name}")
 
+    differs = (pd.Series(gold).groupby(ids).agg(np.ptp) > 1e-9).astype(float)
+    head = headroom_share(ids, score, gold)
+    accuracy = pair_accuracy(ids, score, gold)["pair_accuracy"]
     share = stats.cluster_interval(
         head, "prompt_id", lambda t: t["gained"].sum() / t["headroom"].sum(), draw("headroom")
     )
-    rows = [
-        (
-            "prompts on which gold differs between completions",
-            stats.mean_interval(differs, draw("differs")),
-            0.5,
+    intervals = {
+        "prompts on which gold differs between completions": (
+            stats.mean_interval(differs, draw("differs"))
         ),
-        ("best-of-N headroom reached by a reward trained on clean labels", share, 0.5),
-        (
-            "pairs that reward ranks as gold does",
-            stats.mean_interval(accuracy, draw("accuracy")),
-            None,
-        ),
-    ]
-    return pd.DataFrame(
-        [(name, i.value, i.low, i.high, needed) for name, i, needed in rows],
-        columns=["measure", "value", "low", "high", "needed"],
-    )
+        "best-of-N headroom reached by a reward trained on clean labels": share,
+        "pairs that reward ranks as gold does": stats.mean_interval(accuracy, draw("accuracy")),
+    }
+    needed = (0.5, 0.5, None)  # less shows nothing
+    rows = []
+    for (name, interval), least in zip(intervals.items(), needed, strict=True):
+        rows.append((name, interval.value, interval.low, interval.high, least))
+    return pd.DataFrame(rows, columns=["measure", "value", "low", "high", "needed"])
 
 
 def summarise(table: pd.DataFrame, params: Params) -> pd.DataFrame:
@@ -84,11 +68,8 @@ def summarise(table: pd.DataFrame, params: Params) -> pd.DataFrame:
         for measure in measures_of(table):
             values = part[measure].dropna()
             if len(values):
-                interval = stats.mean_interval(
-                    values,
-                    rng(params.seed, f"summary/{policy}/{measure}"),
-                    params.evaluation.bootstrap,
-                )
+                draw = rng(params.seed, f"summary/{policy}/{measure}")
+                interval = stats.mean_interval(values, draw, params.evaluation.bootstrap)
                 rows.append((policy, measure, interval.value, interval.low, interval.high))
     return pd.DataFrame(rows, columns=["policy", "measure", "value", "low", "high"])
 
@@ -103,11 +84,8 @@ def as_text(summary: pd.DataFrame, order: list[str]) -> pd.DataFrame:
     """A summary for people: policies in this order down, measures across, a value with its
     interval in each cell."""
     text = summary.apply(lambda r: f"{r['value']:.3f} [{r['low']:.3f}, {r['high']:.3f}]", axis=1)
-    return (
-        summary.assign(text=text)
-        .pivot(index="policy", columns="measure", values="text")
-        .reindex(order)
-    )
+    table = summary.assign(text=text).pivot(index="policy", columns="measure", values="text")
+    return table.reindex(order)
 
 
 def headline_contrasts(table: pd.DataFrame) -> pd.DataFrame:
@@ -134,7 +112,7 @@ def contrasts(table: pd.DataFrame, params: Params, unit: str = "prompt_id") -> p
             interval = stats.mean_interval(values, draw, params.evaluation.bootstrap)
             p = stats.wilcoxon_p(values)
             limits = (interval.value, interval.low, interval.high)
-            rows.append((better, than, measure, *limits, p, len(values), _verdict(interval)))
+            rows.append((better, than, measure, *limits, p, len(values), stats.direction(interval)))
     columns = ["better", "than", "measure", "difference", "low", "high", "p", "units", "verdict"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -147,12 +125,6 @@ def _comparable(params: Params, policies) -> list[tuple[str, str]]:
     pairs += [(name, "proxy") for name in strategies]
     pairs += [("proxy", "base")]
     return [(better, than) for better, than in pairs if better in policies and than in policies]
-
-
-def _verdict(interval: stats.Interval) -> str:
-    if interval.low > 0:
-        return "higher"
-    return "lower" if interval.high < 0 else "not significant"
 
 
 def joined(*parts: pd.DataFrame) -> pd.DataFrame:
