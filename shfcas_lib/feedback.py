@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from shfcas_lib.base.randomness import rng
-from shfcas_lib.gold import GoldReward
+from shfcas_lib.gold import Scores
 from shfcas_lib.storage.labels import LabelStore
 
 KEY = ["prompt_id", "i", "j"]
@@ -68,9 +68,7 @@ class SimulatedHuman:
 
     name = "gold"
 
-    def __init__(
-        self, gold: GoldReward, noise: float = 0.0, tie_margin: float = 0.0, seed: int = 0
-    ):
+    def __init__(self, gold: Scores, noise: float = 0.0, tie_margin: float = 0.0, seed: int = 0):
         self.gold, self.noise, self.tie_margin, self.seed = gold, noise, tie_margin, seed
 
     def answer(self, comparison: Mapping, shown: pd.DataFrame) -> str:

@@ -16,6 +16,7 @@ said instead.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -30,27 +31,24 @@ from shfcas_lib.tasks import instructions
 from shfcas_lib.tasks.helpfulness import Relevance
 from shfcas_lib.tasks.safety import safety_score
 
-GoldReward = Callable[[pd.DataFrame], np.ndarray]
+Scores = Callable[[pd.DataFrame], np.ndarray]
 
 
-def load_gold(params: Params) -> GoldReward:
-    """The gold reward of a run: a function from completions (prompt_id, index, prompt, completion,
-    and for safety harmful) to scores, float64, one per row. Its attribute at_once: is one call for
-    many much cheaper than many calls?
+@dataclass(frozen=True)
+class GoldReward:
+    """A function from completions to scores that are checked to be finite.
 
-    Raises InputError for `none`, an unknown kind, or a score that is not finite.
+    score    from completions (prompt_id, index, prompt, completion, and for safety harmful) to
+             scores, float64, one per row
+    at_once  is one call for many completions much cheaper than many calls?
     """
-    kind = params.gold.kind
-    if kind == "task":
-        kind = _OF_TASK[params.task]
-    if kind == "none":
-        raise InputError(
-            "gold.kind: found 'none', but this step needs gold: set a gold reward, or skip it"
-        )
-    score = _scorer(kind, params)
 
-    def checked(table: pd.DataFrame) -> np.ndarray:
-        scores = np.asarray(score(table), float)
+    score: Scores
+    at_once: bool = False
+
+    def __call__(self, table: pd.DataFrame) -> np.ndarray:
+        """Scores of completions, (rows,). Raises InputError for one that is not finite."""
+        scores = np.asarray(self.score(table), float)
         bad = np.flatnonzero(~np.isfinite(scores))
         if len(bad):
             row = table.iloc[bad[0]]
@@ -60,15 +58,24 @@ def load_gold(params: Params) -> GoldReward:
             )
         return scores
 
+
+def load_gold(params: Params) -> GoldReward:
+    """The gold reward of a run. Raises InputError for `none`, or an unknown kind."""
+    kind = params.gold.kind
+    if kind == "task":
+        kind = _OF_TASK[params.task]
+    if kind == "none":
+        raise InputError(
+            "gold.kind: found 'none', but this step needs gold: set a gold reward, or skip it"
+        )
     # a published model is loaded at each call: better one call for all
-    checked.at_once = kind.startswith("model:")
-    return checked
+    return GoldReward(_scores(kind, params), at_once=kind.startswith("model:"))
 
 
 _OF_TASK = {"helpfulness": "relevance", "safety": "safety", "instructions": "instructions"}
 
 
-def _scorer(kind: str, params: Params) -> GoldReward:
+def _scores(kind: str, params: Params) -> Scores:
     """The reward of that kind, its scores not checked."""
     if kind == "relevance":
         return Relevance()
@@ -77,7 +84,7 @@ def _scorer(kind: str, params: Params) -> GoldReward:
     if kind == "instructions":
         return _by_row(lambda r: instructions.followed(r.prompt, r.completion))
     if kind.startswith("model:"):
-        source, block = params.gold.published, params.gold.model
+        source, block = kind.removeprefix("model:"), params.gold.model
         return lambda table: published.score_published(
             table, source, block, params.model, "gold.kind"
         )
@@ -90,7 +97,7 @@ def _scorer(kind: str, params: Params) -> GoldReward:
     )
 
 
-def _by_row(score: Callable) -> GoldReward:
+def _by_row(score: Callable) -> Scores:
     """A gold reward that looks at one completion at a time."""
     return lambda table: np.array([score(row) for row in table.itertuples()], float)
 

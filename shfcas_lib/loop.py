@@ -19,6 +19,7 @@ import pandas as pd
 
 from shfcas_lib import refine
 from shfcas_lib.base import processes
+from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.randomness import derive, rng
 from shfcas_lib.conflict import by_prompt, conflict_table
 from shfcas_lib.feedback import Annotator, ask
@@ -58,6 +59,13 @@ class Setting:
     observed: pd.DataFrame
     proxy: RewardModel
     backbone: Backbone | None = None
+
+    @property
+    def needed_backbone(self) -> Backbone:
+        """The language model. Raises InputError where the setting has none."""
+        if self.backbone is None:
+            raise InputError("a policy is to be trained or sampled, but no backbone is loaded")
+        return self.backbone
 
     @property
     def known(self) -> pd.DataFrame:
@@ -238,11 +246,11 @@ def _resampled(
     setting: Setting, reward: RewardModel, known: pd.DataFrame, number: int, here: Stage | Memory
 ) -> pd.DataFrame:
     """Completions of the askable prompts by a policy that is trained against `reward`."""
-    params = setting.params
-    train_policy(setting, reward, known, here.folder / "policy")
+    params, backbone = setting.params, setting.needed_backbone
+    train_policy(setting, reward, known, _folder(here) / "policy")
     splits = params.selection.prompts.split("_and_")
     fresh = sample_adapted(
-        setting.backbone,
+        backbone,
         POLICY,
         setting.prompts[setting.prompts["split"].isin(splits)],
         params.sampling,
@@ -262,17 +270,17 @@ def train_policy(setting: Setting, reward: RewardModel, pool: pd.DataFrame, fold
     policy of a run starts from the same adapter and takes its prompts in the same order, as far
     as the rewards tell their completions apart.
     """
-    checkpoints = folder / "checkpoints"
+    backbone, checkpoints = setting.needed_backbone, folder / "checkpoints"
     if processes.agreed((folder / "done.json").exists()):
         trainer.forget(checkpoints)
-        setting.backbone.load_adapter(POLICY, folder / "adapter")
+        backbone.load_adapter(POLICY, folder / "adapter")
         return
 
     params, policy = setting.params, setting.params.policy
     scores = None if policy.kind in policy_training.ONLINE else reward.score(pool)
     table = policy_training.examples(pool, scores, policy, rng(setting.seed, "policy"))
     policy_training.train(
-        setting.backbone,
+        backbone,
         table,
         policy,
         derive(setting.seed, "policy"),
@@ -281,7 +289,7 @@ def train_policy(setting: Setting, reward: RewardModel, pool: pd.DataFrame, fold
         policy_training.Online(reward, params.sampling),
     )
     if processes.is_main():
-        setting.backbone.save_adapter(POLICY, folder / "adapter")
+        backbone.save_adapter(POLICY, folder / "adapter")
         unit = "pairs" if policy.kind in ("dpo", "rso") else "examples"
         files.write_json(folder / "done.json", {unit: len(table), "kind": policy.kind})
         trainer.forget(checkpoints)
@@ -320,5 +328,13 @@ def _shares(budget: int | None, rounds: int) -> list[int | None]:
 def _open_store(stage: Stage | Memory) -> LabelStore:
     """The strategy's label store; in memory where nothing is written, as by a process beside the
     main one."""
-    written = stage.folder is not None and processes.is_main()
-    return LabelStore(stage.folder / "labels.sqlite" if written else Path(":memory:"))
+    if stage.folder is None or not processes.is_main():
+        return LabelStore(Path(":memory:"))
+    return LabelStore(stage.folder / "labels.sqlite")
+
+
+def _folder(stage: Stage | Memory) -> Path:
+    """The stage's folder. Raises InputError where nothing is written: policies need one."""
+    if stage.folder is None:
+        raise InputError("policies are trained in a folder, and this experiment writes nothing")
+    return stage.folder

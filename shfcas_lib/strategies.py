@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -58,7 +59,7 @@ class View:
         return self.fitted
 
 
-Pairs = pd.DataFrame  # what selection.all_pairs makes
+Pairs: TypeAlias = "pd.DataFrame"  # what selection.all_pairs makes
 StrategyFunction = Callable[[Pairs, int, Generator, View], Pairs]
 
 
@@ -144,7 +145,8 @@ def d_optimal(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pa
     most. Time grows with pairs times budget squared."""
     mean, variance, covariance = _posterior(pairs, view.need_fitted())
     information = expit(mean) * expit(-mean)
-    taken, columns = [], np.zeros((len(pairs), 0))
+    taken: list[int] = []
+    columns = np.zeros((len(pairs), 0))
     for _ in range(budget):
         gain = information * variance
         gain[taken] = -1

@@ -199,7 +199,8 @@ def collected(
     get an index of their own, because those of two strategies have the same; so do the labels
     about them. Raises InputError where a round is missing.
     """
-    labels, pools = {}, [train, feedback]
+    labels: dict[str, pd.DataFrame] = {}
+    pools = [train, feedback]
     for place, strategy in enumerate(run.params.selection.strategies, 1):
         parts, far = [], place * _APART
         for number in range(1, run.params.selection.rounds + 1):

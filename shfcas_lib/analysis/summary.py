@@ -120,7 +120,7 @@ def contrasts(table: pd.DataFrame, params: Params, unit: str = "prompt_id") -> p
 def _comparable(params: Params, policies) -> list[tuple[str, str]]:
     """The pairs of policies to compare, where there are both: strategies with each other and with
     the proxy, the proxy with the base policy."""
-    strategies = [name for name in params.selection.strategies if name in policies]
+    strategies: list[str] = [name for name in params.selection.strategies if name in policies]
     pairs = list(combinations(strategies, 2))
     pairs += [(name, "proxy") for name in strategies]
     pairs += [("proxy", "base")]

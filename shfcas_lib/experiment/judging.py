@@ -260,7 +260,8 @@ def trained(
     table = run.require(stages.PROXY, "prompts")
 
     def make() -> pd.DataFrame:
-        pools = sampled_policies(params, table, backbone, adapters, stage)
+        model = backbone or stages.policy(run)
+        pools = sampled_policies(params, table, model, adapters, stage)
         if truth is None:
             return trained_claims(params, pools, pool, rewards)
         return trained_policies(params, table, pools, pool, truth, stage)

@@ -233,10 +233,10 @@ def trained(
 
     # later rounds ask about completions that the pool does not hold
     human = load_annotator(params.feedback, load_gold(params), setting.seed)
-    refined = {}
+    refined: dict[str, RewardModel] = {}
     for name in params.selection.strategies:
         refined[name] = loop.run_rounds(name, setting, human, stage / name).reward
-    rewards = {"proxy": setting.proxy}
+    rewards: dict[str, RewardModel] = {"proxy": setting.proxy}
     rewards |= {name: refined[name] for name in reversed(params.selection.strategies)}
     rewards["clean"] = case.clean
 
@@ -269,7 +269,8 @@ def _counted(params: Params):
 
 def _refined(case: Case) -> tuple[dict[str, np.ndarray], dict[str, loop.Outcome]]:
     """Scores of the evaluation pool by each strategy's refined reward, and the outcomes."""
-    outcomes, scores = {}, {}
+    outcomes: dict[str, loop.Outcome] = {}
+    scores: dict[str, np.ndarray] = {}
     # the figures' order: the method last, just above the ceiling
     for name in reversed(case.setting.params.selection.strategies):
         outcomes[name] = loop.run_rounds(name, case.setting, case.human, runs.Memory())

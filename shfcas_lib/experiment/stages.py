@@ -15,7 +15,7 @@ sees the same batches in the same order (docs/training.md says where it may diff
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -187,7 +187,8 @@ def annotator(run: Run) -> Annotator:
 
 def rounds(run: Run, setting: loop.Setting, annotator: Annotator) -> dict[str, loop.Outcome]:
     """All rounds of every strategy. Raises Unanswered while people have not answered."""
-    stage, outcomes = run.stage(FEEDBACK), {}
+    stage = run.stage(FEEDBACK)
+    outcomes: dict[str, loop.Outcome] = {}
     with stage.timed("rounds"):
         for name in run.params.selection.strategies:
             outcomes[name] = loop.run_rounds(name, setting, annotator, stage / name)
@@ -200,7 +201,7 @@ def rounds_table(run: Run, outcomes: dict[str, loop.Outcome]) -> pd.DataFrame:
     return run.stage(FEEDBACK).table("rounds", lambda: pd.concat(parts, ignore_index=True))
 
 
-def judge_report(run: Run, annotator: Annotator, outcomes: dict[str, loop.Outcome]) -> dict:
+def judge_report(run: Run, annotator: Any, outcomes: dict[str, loop.Outcome]) -> dict:
     """What a judge took, printed, and by strategy how far it agrees with the person who shared the
     comparisons with it; empty where nobody did."""
     kind = run.params.feedback.kind
@@ -228,7 +229,7 @@ def policies(run: Run, setting: loop.Setting, rewards: dict[str, RewardModel]) -
 def refined_rewards(run: Run, backbone: Backbone | None = None) -> dict[str, RewardModel]:
     """The rewards that notebook 03 left, one for each strategy, in the order of the parameters."""
     last = f"round_{run.params.selection.rounds}"
-    rewards = {}
+    rewards: dict[str, RewardModel] = {}
     for name in run.params.selection.strategies:
         folder = run.folder / FEEDBACK / name / last
         rewards[name] = finished_reward(run, folder, f"refined_{name}", backbone)

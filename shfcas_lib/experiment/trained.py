@@ -7,6 +7,7 @@ unless vLLM wrote those: what they share does not blur the comparison.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,15 +41,14 @@ def sampled_policies(
     held_out = prompts[prompts["split"] == "evaluate"]
     answers = params.evaluation.answers or params.sampling.n
     sampling = params.sampling.model_copy(update={"n": answers})
+
+    def sampled(label: str) -> pd.DataFrame:
+        return sample_adapted(backbone, POLICY, held_out, sampling, params.seed, label)
+
     pools = {}
     for name, folder in adapters.items():
         backbone.load_adapter(POLICY, folder / "adapter")
-        pools[name] = stage.table(
-            f"pool_{name}",
-            lambda label=f"policy {name}": sample_adapted(
-                backbone, POLICY, held_out, sampling, params.seed, label
-            ),
-        )
+        pools[name] = stage.table(f"pool_{name}", partial(sampled, f"policy {name}"))
     return pools
 
 
@@ -69,7 +69,7 @@ def trained_policies(
     means = means.groupby("prompt_id").mean().reset_index()
     parts = [means.assign(policy="base", kl=0.0, win=0.5)]
     for name, sampled in pools.items():
-        gold = stage.table(f"gold_{name}", lambda pool=sampled: gold_table(pool, prompts, params))
+        gold = stage.table(f"gold_{name}", partial(gold_table, sampled, prompts, params))
         parts.append(sampled_policy(name, sampled, gold["gold"].to_numpy(), base, base_gold))
     return pd.concat(parts, ignore_index=True)
 

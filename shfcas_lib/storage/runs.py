@@ -234,7 +234,7 @@ class Run:
 class Stage:
     """One stage folder: memoised tables, metrics, wall time."""
 
-    def __init__(self, folder: Path, run: Run):
+    def __init__(self, folder: Path, run: Run | None):
         self.folder, self.run = folder, run
 
     def __truediv__(self, name: str) -> Stage:
