@@ -4,8 +4,8 @@ from . import loading as loading
 from . import published as published
 from . import templates as templates
 from . import vllm_engine as vllm_engine
-from .backbone import Backbone as Backbone
 from .backbone import POLICY as POLICY
+from .backbone import Backbone as Backbone
 from .loading import load_backbone as load_backbone
 from .loading import load_reader as load_reader
 from .published import scored as scored

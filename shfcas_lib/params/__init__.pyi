@@ -1,10 +1,10 @@
 from . import problems as problems
 from . import reading as reading
 from . import schema as schema
-from .reading import validate as validate
 from .reading import fingerprint as fingerprint
 from .reading import from_notebook as from_notebook
 from .reading import keys as keys
 from .reading import load as load
 from .reading import read_yaml as read_yaml
+from .reading import validate as validate
 from .schema import Params as Params
