@@ -1,5 +1,7 @@
-"""Trainings through TRL: fine-tuning before all else, LoRA rewards, policies; resumable from
-checkpoints of data alone."""
+"""Trainings through TRL.
+
+Fine-tuning before all else, LoRA rewards, policies; resumable from checkpoints of data alone.
+"""
 
 import lazy_loader
 
