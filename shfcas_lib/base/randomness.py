@@ -1,6 +1,6 @@
 """Random choices by name: the one seed of a run gives every choice a generator of its own.
 
-Two choices of unlike names never share a number:
+What one choice draws does not move any other:
 
     rng(seed, "bias").random()
 """

@@ -159,6 +159,7 @@ class _Sieve:
             if refusal:
                 self.counts[data, f"prompt {refusal.kind}"] += 1
 
+        # a run without a single prompt stops, whatever bad_rows says
         first = next((refusal for refusal in refusals if refusal), None)
         kept = np.array([refusal is None for refusal in refusals], bool)
         if first and not kept.any():

@@ -23,8 +23,11 @@ AnyRows = TypeVar("AnyRows", bound=Rows)
 class Known:
     """A published data set.
 
-    `reads`: columns that `prepare`, which turns a row into one with the columns named, looks
-    at.
+    place:    keys of `Rows` that say where it lies
+    columns:  keys of `Columns`
+    pairs:    does it hold pairs of answers?
+    prepare:  turns a row into one that has the columns
+    reads:    columns that only `prepare` looks at
     """
 
     place: dict

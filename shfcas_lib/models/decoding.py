@@ -67,12 +67,20 @@ def decode(
             if not going.all():
                 front.keep(going.nonzero()[:, 0])
 
-    ended = torch.isin(record.last(), stop).tolist()
+    return _rows(backbone, names, record, prompt_states)
+
+
+def _rows(
+    backbone: Backbone, names: list[tuple[str, int]], record: _Record, prompt_states: torch.Tensor
+) -> list[dict]:
+    """What was recorded of each completion, as `decode` returns it."""
     rows = []
-    for row, (prompt_id, index) in enumerate(names):
-        states = [*record.states(row), prompt_states[row]]
-        tokens, logp_sum = record.written(row), float(record.logp[row])
-        rows.append(_row(backbone, prompt_id, index, tokens, ended[row], logp_sum, states))
+    for k, (prompt_id, index) in enumerate(names):
+        tokens = record.written(k)
+        ended = tokens[-1] in backbone.stop_ids
+        states = [*record.states(k), prompt_states[k]]
+        total = float(record.logp[k])
+        rows.append(_row(backbone, prompt_id, index, tokens, ended, total, states))
     return rows
 
 
@@ -167,9 +175,6 @@ class _Record:
     def written(self, row: int) -> list[int]:
         """Token ids of one completion."""
         return self.tokens[row, : self.length[row]].tolist()
-
-    def last(self) -> torch.Tensor:
-        return self.tokens.gather(1, (self.length - 1)[:, None])[:, 0]
 
 
 def _layer(out: Any) -> torch.Tensor:

@@ -1,6 +1,9 @@
 """Models from where they lie: asset, folder or hub id becomes a frozen, quantised model.
 
-backbone = load_backbone(params.model)
+    backbone = load_backbone(params.model)
+
+Weights are read from safetensors alone; a model's own program code runs only where the
+parameters say so.
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ def load_backbone(model: Model) -> Backbone:
 def load_reader(model: Model) -> Backbone:
     """The backbone of a run without its weights (torch's meta device).
 
-    Enough to say which prompts it can read. Raises InputError.
+    That is enough to say which prompts it can read. Raises InputError.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -214,6 +217,7 @@ def _check_attention(model: Model, device: str, dtype: torch.dtype, key: str, so
     """
     import torch
 
+    # asked before the weights are loaded, which takes minutes
     if model.attention == "flash_attention_2":
         if importlib.util.find_spec("flash_attn") is None:
             raise InputError(

@@ -102,6 +102,7 @@ def score_published(
     tokenizer, model, column = load_classifier(source, read, backbone, key)
     sequences = _sequences(table, _Reader(tokenizer, model.config, read, f"{key} {source!r}"))
     scores = _scores(model, column, sequences, read.batch_size, f"scoring with {source}")
+    # nothing that the caller does next has room for this model too
     del model
     loading.free_memory()
 

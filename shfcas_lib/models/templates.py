@@ -58,10 +58,7 @@ def chat_ids(
 
 
 def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Id of the control token that the chat template writes right after an answer.
-
-    None where it writes none.
-    """
+    """Id of the control token that the chat template writes after an answer, or None."""
     around = _around(tokenizer)
     if len(around) < 4:
         return None
@@ -92,7 +89,7 @@ class Refusal(NamedTuple):
 class Guard:
     """Knows what of a model's input only its template may write.
 
-    Control tokens, and the text that marks turns.
+    That is control tokens, and the text that marks turns.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
@@ -151,7 +148,7 @@ def _control(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
 def _marks(around: list[str]) -> set[str]:
     """The turn markers in what a template writes.
 
-    Whatever stands in brackets, and the lines that are left, plain words apart.
+    That is whatever stands in brackets, and the lines that are left, plain words apart.
     """
     if not around:
         return set()

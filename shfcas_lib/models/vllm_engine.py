@@ -157,9 +157,9 @@ def _python() -> str:
 
 
 def _environment() -> dict[str, str]:
-    """For vLLM's Python.
+    """The environment of vLLM's Python.
 
-    Nothing is imported from the folder that it starts in, nor from this library's.
+    With it nothing is imported from the folder that it starts in, nor from this library's.
     """
     return os.environ | {"PYTHONSAFEPATH": "1"}
 

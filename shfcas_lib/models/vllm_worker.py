@@ -49,9 +49,9 @@ def write(question: dict[str, Any]) -> list[tuple[list[int], float]]:
 
 
 def _device() -> dict[str, float | bool]:
-    """vLLM's share of the device.
+    """Keywords of vllm.LLM for vLLM's share of the device.
 
-    Nine tenths of what is free on a GPU, for the backbone stays where it is; a quarter of a
+    It is nine tenths of what is free on a GPU, for the backbone stays where it is; a quarter of a
     CPU's memory, and nothing compiled there, which takes minutes.
     """
     import torch

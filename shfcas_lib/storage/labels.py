@@ -192,6 +192,7 @@ class LabelStore:
         retracts: int | None = None,
     ) -> int | None:
         """Write one row; its id."""
+        # positions come as numpy integers, which SQLite would store as bytes
         prompt_id, i, j = _question(comparison)
         row = {
             "prompt_id": prompt_id,

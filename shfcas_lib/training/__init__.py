@@ -1,6 +1,6 @@
-"""Trainings through TRL.
+"""Trainings through TRL: fine-tuning before all else, LoRA rewards and policies.
 
-Fine-tuning before all else, LoRA rewards, policies; resumable from checkpoints of data alone.
+A killed training goes on from checkpoints that hold data alone.
 """
 
 import lazy_loader

@@ -46,10 +46,7 @@ _NOTHING = "the reward tells no two completions apart: there is nothing to train
 
 @dataclass(frozen=True)
 class Online:
-    """What a policy that writes as it learns is trained with.
-
-    The reward of its completions, and how it samples them.
-    """
+    """The reward of a policy that writes as it learns, and how it samples."""
 
     reward: RewardModel
     sampling: Sampling
@@ -176,6 +173,8 @@ def train(
     }
     if policy.kind == "kto":
         table = _whole_batches(table, policy, options["per_device_train_batch_size"])
+
+    # TRL's reference is the adapter as it starts: it changes nothing yet
     rows = [_row(backbone, row) for row in table.to_dict("records")]
     run_trainer(
         recipe.trainer,
@@ -284,6 +283,7 @@ def reward_function(backbone: Backbone, reward: RewardModel) -> Callable[..., li
                 "tokens": completion_ids,
             }
         )
+        # whatever happens in the pass, TRL goes on in the middle of its step
         mode = backbone.causal.training
         try:
             if isinstance(reward, rewards.Probe):

@@ -86,6 +86,7 @@ def train(
     from trl import SFTConfig, SFTTrainer
 
     backbone.add_adapter(POLICY, sft.lora, seed=seed)
+    # the loss is that of the answers alone: prompts are not imitated
     rows = [_row(backbone, row.prompt, row.completion) for row in table.itertuples()]
     options = trainer.arguments(how, backbone, sft.batch_size, 4, seed) | {
         "num_train_epochs": sft.epochs,

@@ -59,12 +59,7 @@ def arguments(
     import torch
 
     check_optimiser(training, backbone.device.type)
-    mine, rest = divmod(batch_size, processes.count())
-    if rest or not mine:
-        raise InputError(
-            f"a batch_size of {batch_size} cannot be shared out evenly over {processes.count()}"
-            " processes"
-        )
+    mine = _share(batch_size)
     micro = _at_once(mine, training.micro_batch or most or mine)
     compute = backbone.causal.dtype
     options: dict[str, Any] = {
@@ -88,6 +83,17 @@ def arguments(
     if training.optimiser != "adamw_torch":
         options["optim"] = training.optimiser
     return options
+
+
+def _share(batch_size: int) -> int:
+    """This process's examples of a step. Raises InputError where the shares are not equal."""
+    mine, rest = divmod(batch_size, processes.count())
+    if rest or not mine:
+        raise InputError(
+            f"a batch_size of {batch_size} cannot be shared out evenly over {processes.count()}"
+            " processes"
+        )
+    return mine
 
 
 def _at_once(examples: int, limit: int) -> int:
