@@ -19,7 +19,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import pandas as pd
@@ -106,7 +106,7 @@ def agreed(fact: bool) -> bool:
     return bool(answer.item())
 
 
-def share(items: list[Item]) -> list[Item]:
+def share(items: Sequence[Item]) -> Sequence[Item]:
     """This process's part of the items: every count-th, from its own number on."""
     return items[rank() :: count()]
 
