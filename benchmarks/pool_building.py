@@ -28,9 +28,10 @@ import torch
 from race import growth, race, ratios, release
 
 from shfcas_lib import pool, rewards, selection
+from shfcas_lib.base import batches
 from shfcas_lib.conflict import conflict_table
 from shfcas_lib.experiment import checks
-from shfcas_lib.models import decoding, loading
+from shfcas_lib.models import loading
 from shfcas_lib.params import reading
 from shfcas_lib.params.schema import Params
 from shfcas_lib.storage import assets
@@ -75,7 +76,7 @@ class Contest:
         tokens, n = 0, self.sampling.n
         texts = list(self.prompts["prompt"])
         for start in range(0, len(texts), self.rows // n):
-            ids, mask = decoding._pad_left(
+            ids, mask = batches.pad_left(
                 [self.backbone.prompt_ids(t) for t in texts[start : start + self.rows // n]],
                 self._pad,
                 "cpu",
@@ -136,7 +137,7 @@ class Contest:
                 )
             ]
             longest = max(len(c) for _, c in pairs)
-            ids, mask = decoding._pad_left([t for t, _ in pairs], self._pad, "cpu")
+            ids, mask = batches.pad_left([t for t, _ in pairs], self._pad, "cpu")
             answers = torch.tensor([c + [self._pad] * (longest - len(c)) for _, c in pairs])
             self._score(torch.cat([ids, answers], 1), ids.shape[1], mask)
             total += sum(len(c) for _, c in pairs)
@@ -153,7 +154,7 @@ class Contest:
         )
         with torch.inference_mode():
             for start in range(0, len(rows), self.rows):
-                ids, mask = decoding._pad_left(rows[start : start + self.rows], self._pad, "cpu")
+                ids, mask = batches.pad_left(rows[start : start + self.rows], self._pad, "cpu")
                 self.backbone.causal(
                     input_ids=ids, attention_mask=mask, logits_to_keep=TOKENS + 1, use_cache=False
                 )
@@ -169,7 +170,7 @@ class Contest:
         with torch.inference_mode():
             for start in range(0, len(self.prompts), per_batch):
                 batch = self.prompts.iloc[start : start + per_batch]
-                ids, mask = decoding._pad_left(
+                ids, mask = batches.pad_left(
                     [self.backbone.prompt_ids(p) for p in batch["prompt"]], self._pad, "cpu"
                 )
                 cache = self.backbone.causal(

@@ -31,7 +31,7 @@ from shfcas_lib.annotators.endpoint import Endpoint, Reply
 from shfcas_lib.base.dialogues import plain
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.params.schema import Judge
-from shfcas_lib.storage.sqlite import write_ahead
+from shfcas_lib.storage.sqlite import open_store
 
 KEY = ["prompt_id", "i", "j"]
 # a reply without a verdict is asked for once more; at temperature 0 a third would say the same
@@ -320,20 +320,15 @@ class Replies:
     def __init__(self, path: Path):
         self.path, self._lock = path, threading.Lock()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             # On the screen of notebook 03 a round is finished on another thread than the cell
             # that made the judge; our lock serialises them.
-            self.connection = sqlite3.connect(
-                path, timeout=60, isolation_level=None, check_same_thread=False
-            )
-            write_ahead(self.connection)
-            self.connection.execute("PRAGMA synchronous=FULL")
-            self.connection.execute(
+            self.connection = open_store(
+                path,
                 "CREATE TABLE IF NOT EXISTS replies (id INTEGER PRIMARY KEY AUTOINCREMENT, request"
                 " TEXT NOT NULL, prompt_id TEXT NOT NULL, i INTEGER NOT NULL, j INTEGER NOT NULL,"
                 " turned INTEGER NOT NULL, model TEXT NOT NULL, body TEXT NOT NULL, verdict TEXT,"
                 " prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, time REAL NOT"
-                " NULL)"
+                " NULL)",
             )
             self._totals = self.connection.execute(
                 "SELECT count(*), coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens),"

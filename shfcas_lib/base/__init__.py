@@ -1,5 +1,7 @@
-"""The ground floor: errors, random choices by name, places, texts, dialogues, processes. It knows
-nothing of the method."""
+"""The ground floor: errors, random choices by name, places, texts, dialogues, processes.
+
+It knows nothing of the method.
+"""
 
 import lazy_loader
 

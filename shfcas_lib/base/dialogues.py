@@ -1,7 +1,7 @@
 """A prompt that is a chat history, in the one string that a prompt is everywhere else.
 
-A request of one turn is its own text. A history of several turns is the JSON of its messages, as
-`encode` writes it, so that prompt tables, ids and files need no second column, and a chat
+A request of one turn is its own text. A history of several turns is the JSON of its messages,
+as `encode` writes it, so that prompt tables, ids and files need no second column, and a chat
 template gets the turns back:
 
     prompt = encode([{"role": "user", ...}, {"role": "assistant", ...}, {"role": "user", ...}])
@@ -21,18 +21,23 @@ _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]?")
 
 
 def encode(turns: list[Message]) -> str:
-    """The prompt that stands for these turns: the text of a single user turn, else JSON.
-    `messages` turns it back."""
-    if len(turns) == 1 and turns[0]["role"] == "user" and messages(turns[0]["content"]) == turns:
-        return turns[0]["content"]
-    return json.dumps(
-        [{"role": turn["role"], "content": turn["content"]} for turn in turns], ensure_ascii=False
-    )
+    """The prompt that stands for these turns; `messages` turns it back.
+
+    A single user turn is its own text, everything else is JSON.
+    """
+    if len(turns) == 1 and turns[0]["role"] == "user":
+        text = turns[0]["content"]
+        if messages(text) == turns:
+            return text
+    plain_turns = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+    return json.dumps(plain_turns, ensure_ascii=False)
 
 
 def messages(prompt: str) -> list[Message]:
-    """The turns of a prompt, each with role and content. Text that `encode` did not write is one
-    user turn, whatever it looks like."""
+    """The turns of a prompt, each with role and content.
+
+    Text that `encode` did not write is one user turn, whatever it looks like.
+    """
     if prompt.startswith('[{"role": '):
         try:
             turns = json.loads(prompt)
@@ -44,8 +49,7 @@ def messages(prompt: str) -> list[Message]:
 
 
 def plain(prompt: str) -> str:
-    """The prompt as text to read: as it is, or with the speaker before each turn where there are
-    several."""
+    """The prompt as text to read, with the speaker before each turn where there are several."""
     turns = messages(prompt)
     if len(turns) == 1:
         return turns[0]["content"]
@@ -53,33 +57,30 @@ def plain(prompt: str) -> str:
 
 
 def from_transcript(text: str) -> list[Message] | None:
-    """The turns of a transcript whose speakers are marked '\\n\\nHuman:' and '\\n\\nAssistant:'
-    (HH-RLHF); None where it is none."""
+    """The turns of a transcript in the form of HH-RLHF; None where the text is none.
+
+    There the speakers are marked '\\n\\nHuman:' and '\\n\\nAssistant:'.
+    """
     marks = list(_TURN.finditer(text))
     if not marks or text[: marks[0].start()].strip():
         return None
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
-    return [
-        {
-            "role": "user" if mark[1] == "Human" else "assistant",
-            "content": text[mark.end() : end].strip(),
-        }
-        for mark, end in zip(marks, ends)
-    ]
+
+    turns = []
+    for mark, end in zip(marks, ends, strict=True):
+        role = "user" if mark[1] == "Human" else "assistant"
+        turns.append({"role": role, "content": text[mark.end() : end].strip()})
+    return turns
 
 
-def _are_turns(value) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) > 0
-        and all(
-            isinstance(turn, dict)
-            and list(turn) == ["role", "content"]
-            and turn["role"] in NAMES
-            and isinstance(turn["content"], str)
-            for turn in value
-        )
-    )
+def _are_turns(value: object) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(_is_turn(turn) for turn in value)
+
+
+def _is_turn(value: object) -> bool:
+    if not isinstance(value, dict) or list(value) != ["role", "content"]:
+        return False
+    return value["role"] in NAMES and isinstance(value["content"], str)
 
 
 def prompt_id(prompt: str) -> str:

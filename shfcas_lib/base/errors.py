@@ -8,11 +8,14 @@ _LONGEST_MESSAGE = 2000
 
 
 class InputError(Exception):
-    """Bad input from outside: a parameter, a file, a table. The message is one sentence a user
-    can act on, on one line and printable whatever the input held."""
+    """Bad input from outside: a parameter, a file, a table.
+
+    The message is one sentence a user can act on, on one line and printable whatever the input
+    held.
+    """
 
     def __init__(self, message: object = ""):
         text = one_line(str(message))
-        super().__init__(
-            text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 3] + "..."
-        )
+        if len(text) > _LONGEST_MESSAGE:
+            text = text[: _LONGEST_MESSAGE - 3] + "..."
+        super().__init__(text)

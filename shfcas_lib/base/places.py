@@ -1,5 +1,4 @@
-"""Where things lie: the project folder, the run folders, paths of the user's and what stands in
-them."""
+"""Where things lie: the project folder, the run folders and paths of the user's."""
 
 from __future__ import annotations
 
@@ -9,19 +8,18 @@ from pathlib import Path
 
 
 def home() -> Path:
-    """The project folder that relative paths start from: the environment variable SHFCAS_HOME, or
-    the nearest folder upwards that holds notebooks/ and params/."""
+    """The project folder that relative paths start from.
+
+    It is what the environment variable SHFCAS_HOME names, or the nearest folder upwards that
+    holds notebooks/ and params/.
+    """
     if os.environ.get("SHFCAS_HOME"):
         return Path(os.environ["SHFCAS_HOME"])
     here = Path.cwd()
-    return next(
-        (
-            p
-            for p in (here, *here.parents)
-            if (p / "notebooks").is_dir() and (p / "params").is_dir()
-        ),
-        here,
-    )
+    for folder in (here, *here.parents):
+        if (folder / "notebooks").is_dir() and (folder / "params").is_dir():
+            return folder
+    return here
 
 
 def user_path(path: str | Path) -> Path:
@@ -31,20 +29,33 @@ def user_path(path: str | Path) -> Path:
 
 
 def content_hash(path: str | Path | None) -> str | None:
-    """Sixteen hex digits of everything in a file or folder of the user's; None where there is
-    none, as with a hub id."""
+    """Sixteen hex digits of everything in a file or folder of the user's.
+
+    None where there is none, as with a hub id.
+    """
     if path is None or not user_path(path).exists():
         return None
-    place, digest = user_path(path), hashlib.sha256()
-    for file in sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]:
-        digest.update(f"{file.relative_to(place)}\n".encode() if place.is_dir() else b"")
-        with open(file, "rb") as opened:
-            while block := opened.read(1 << 20):
-                digest.update(block)
+    place = user_path(path)
+    digest = hashlib.sha256()
+    if place.is_dir():
+        for file in sorted(file for file in place.rglob("*") if file.is_file()):
+            digest.update(f"{file.relative_to(place)}\n".encode())
+            _add_bytes(digest, file)
+    else:
+        _add_bytes(digest, place)
     return digest.hexdigest()[:16]
 
 
+def _add_bytes(digest: hashlib._Hash, path: Path) -> None:
+    """Feed a file to a digest, a mebibyte at a time."""
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+
+
 def runs_dir() -> Path:
-    """Where run folders live: the environment variable SHFCAS_RUNS, or runs/ in the project
-    folder."""
+    """Where run folders live.
+
+    That is what the environment variable SHFCAS_RUNS names, or runs/ in the project folder.
+    """
     return Path(os.environ.get("SHFCAS_RUNS") or home() / "runs").expanduser()

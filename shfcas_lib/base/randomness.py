@@ -1,6 +1,8 @@
 """Random choices by name: the one seed of a run gives every choice a generator of its own.
 
-rng(seed, "bias").random()
+What one choice draws does not move any other:
+
+    rng(seed, "bias").random()
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ def rng(seed: int, name: str) -> np.random.Generator:
 
 
 def derive(seed: int, name: str, bits: int = 31) -> int:
-    """An integer of at most 128 bits that depends on (seed, name) alone, the same on every
-    machine and in every process."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:16], "big") >> (
-        128 - bits
-    )
+    """An integer of `bits` bits (at most 128) that depends on (seed, name) alone.
+
+    It is the same on every machine and in every process.
+    """
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:16], "big") >> (128 - bits)

@@ -1,5 +1,4 @@
-"""Texts of strangers, made safe for where they are shown: a terminal, a figure, a spreadsheet's
-cell.
+"""Texts of strangers, made safe for a terminal, a figure or a spreadsheet's cell.
 
     print(printable(completion))          # no escape sequence, no text that runs backwards
     table_csv(table, path)                # no cell that a spreadsheet would take for a formula
@@ -27,19 +26,26 @@ _STARTED = re.compile(f"^'(?=[ \"]*[\t\r\n])|(^|[;\t\r\n])'(?={_FORMULA})")
 
 
 def printable(text: str) -> str:
-    """The text with every character that is no glyph (control, escape, bidi, half a character) as
-    a marker such as ⟨U+001B⟩, as on the annotation screen. Line ends stay."""
+    """The text with a marker such as ⟨U+001B⟩ for every character that is no glyph.
+
+    Those are control and escape characters, those that turn the direction of text, and half
+    characters. Line ends stay. The annotation screen writes the same markers.
+    """
     return "".join(c if c.isprintable() or c == "\n" else _marker(c) for c in text)
 
 
 def visible_in_html(page: str) -> str:
-    """A page in which control characters and those that turn the direction of text are such
-    markers, too; its own spaces stay."""
-    return _HIDDEN.sub(lambda found: _marker(found[0]), page)
+    """A page with markers for control characters and those that turn the direction of text.
+
+    The page's own spaces stay.
+    """
+    return _HIDDEN.sub(lambda match: _marker(match[0]), page)
 
 
 def _marker(character: str) -> str:
-    return f"\N{MATHEMATICAL LEFT ANGLE BRACKET}U+{ord(character):04X}\N{MATHEMATICAL RIGHT ANGLE BRACKET}"
+    left = "\N{MATHEMATICAL LEFT ANGLE BRACKET}"
+    right = "\N{MATHEMATICAL RIGHT ANGLE BRACKET}"
+    return f"{left}U+{ord(character):04X}{right}"
 
 
 def one_line(text: str) -> str:
@@ -48,8 +54,10 @@ def one_line(text: str) -> str:
 
 
 def neutral(text: str) -> str:
-    """A cell that no spreadsheet takes for a formula: an apostrophe goes before what could be
-    one, and before an apostrophe."""
+    """A cell that no spreadsheet takes for a formula.
+
+    An apostrophe goes before what could be one, and before an apostrophe.
+    """
     return _START.sub(r"\1'", text)
 
 
@@ -65,13 +73,15 @@ def printable_table(table: pd.DataFrame) -> pd.DataFrame:
 
 def table_csv(table: pd.DataFrame, path: Path, **options) -> None:
     """Write a table as csv without its index, every text in it, and every column's name, neutral.
-    options: of pandas' to_csv."""
+
+    options: of pandas' to_csv.
+    """
     _mapped(table, neutral).rename(columns=neutral).to_csv(path, index=False, **options)
 
 
 def _mapped(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
-    changed = {
-        name: column.map(lambda value: change(value) if isinstance(value, str) else value)
-        for name, column in table.select_dtypes(exclude=["number", "bool"]).items()
-    }
-    return table.assign(**changed)
+    def changed(value: object) -> object:
+        return change(value) if isinstance(value, str) else value
+
+    texts = table.select_dtypes(exclude=["number", "bool"])
+    return table.assign(**{name: column.map(changed) for name, column in texts.items()})

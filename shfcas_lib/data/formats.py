@@ -1,10 +1,12 @@
-"""Rows of a data set, one at a time, from wherever it lies: a hub, a folder, or a file. Nothing
-is held but a batch.
+"""Rows of a data set, one at a time, from wherever it lies: a hub, a folder, or a file.
 
-    for where, row in rows(params.preferences, wanted=None): ...
+Nothing is kept in memory but a batch.
+
+    for where, row in read_rows(params.preferences, wanted=None): ...
 
 where: the row's place, for messages ('mine.jsonl, line 3'). row: column to value. A csv cell is
-text that may stand for a number or a truth value, and says so by its type, Cell."""
+text that may stand for a number or a truth value, and says so by its type, Cell.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,13 @@ class Cell(str):
 
 
 def read_rows(data: Rows, wanted: list[str] | None = None) -> Iterator[Row]:
-    """Rows of a file, a saved data set or a hub data set, in their order. Raises InputError where
-    it cannot be read (on).
+    """Rows of a file, a saved data set or a hub data set, in their order.
+
+    Raises InputError where it cannot be read (on).
 
     wanted: the columns to read where reading fewer costs less (Parquet, Arrow); the others are
-    there, as None."""
+    there, as None.
+    """
     if data.file is None:
         return _read_parts(data, wanted)
     path = places.user_path(data.file)
@@ -70,12 +74,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
             for line in _lines(file, path):
                 number += 1
                 if line.strip():
-                    row = _json(line, f"{path}, line {number}")
-                    if not isinstance(row, dict):
-                        raise InputError(
-                            f"{path}, line {number}: found {type(row).__name__}, expected an object"
-                        )
-                    yield number, row
+                    yield number, _object(line, f"{path}, line {number}")
     except (EOFError, OSError, ValueError, zlib.error) as error:
         raise InputError(f"{path}, after line {number}: cannot be read on ({error})") from error
 
@@ -90,16 +89,22 @@ def _lines(file: TextIO, path: Path) -> Iterator[str]:
         yield line
 
 
-def _json(line: str, where: str):
+def _object(line: str, where: str) -> dict:
+    """The JSON object of one line."""
     try:
-        return json.loads(line)
+        row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not valid JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: found {type(row).__name__}, expected an object")
+    return row
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
-    """Rows of a csv file with a header; a row with more or fewer cells than the header is an
-    error."""
+    """Rows of a csv file with a header.
+
+    A row with more or fewer cells than the header is an error.
+    """
     number = 0
     csv.field_size_limit(LONGEST)
     try:
@@ -110,7 +115,8 @@ def _read_csv(path: Path) -> Iterator[Row]:
             for number, row in enumerate(table, 1):
                 if None in row or None in row.values():
                     raise InputError(f"{path}, row {number}: has not as many cells as the header")
-                yield f"{path}, row {number}", {column: Cell(cell) for column, cell in row.items()}
+                cells = {column: Cell(cell) for column, cell in row.items()}
+                yield f"{path}, row {number}", cells
     except (csv.Error, OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read after row {number}: {error}") from error
 
@@ -121,17 +127,17 @@ def _read_parquet(path: Path, wanted: list[str] | None) -> Iterator[Row]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file:
-            there = file.schema_arrow.names
-            for batch in file.iter_batches(BATCH, columns=_of(wanted, there), use_threads=False):
+            columns = file.schema_arrow.names
+            chosen = _of(wanted, columns)
+            for batch in file.iter_batches(BATCH, columns=chosen, use_threads=False):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{path}, row {number}", dict.fromkeys(there) | row
+                    yield f"{path}, row {number}", dict.fromkeys(columns) | row
     except InputError:
         raise
     except Exception as error:  # pyarrow raises errors of its own
-        raise InputError(
-            f"{path} cannot be read{f' after row {number}' if number else ''}: {_sentence(error)}"
-        ) from error
+        after = f" after row {number}" if number else ""
+        raise InputError(f"{path} cannot be read{after}: {_sentence(error)}") from error
 
 
 def _read_saved(path: Path, split: str | None, wanted: list[str] | None) -> Iterator[Row]:
@@ -145,84 +151,84 @@ def _read_saved(path: Path, split: str | None, wanted: list[str] | None) -> Iter
             f"{path} cannot be read as a saved data set: {_sentence(error)}"
         ) from error
     if isinstance(data, datasets.DatasetDict):
-        if (split or "train") not in data:
-            raise InputError(
-                f"{path} has no split {split or 'train'!r} (splits found: {', '.join(data)})"
-            )
-        data = data[split or "train"]
+        split = split or "train"
+        if split not in data:
+            raise InputError(f"{path} has no split {split!r} (splits found: {', '.join(data)})")
+        data = data[split]
     return _read_arrow(data, str(path), wanted)
 
 
 def _read_parts(data: Rows, wanted: list[str] | None) -> Iterator[Row]:
-    """Rows of a hub data set, or of a local folder laid out like one; those of several folders in
-    it one after the other, each row with the folder's name under `data_dir`."""
-    folders = (
-        [data.data_dir]
-        if isinstance(data.data_dir, str) or data.data_dir is None
-        else data.data_dir
-    )
+    """Rows of a hub data set, or of a local folder laid out like one.
+
+    Several folders in it are read one after the other; each row then has the folder's name
+    under `data_dir`.
+    """
+    folders = data.data_dir if isinstance(data.data_dir, list) else [data.data_dir]
     for folder in folders:
-        origin = f"{data.source}{f' {folder}' if folder else ''}"
+        origin = f"{data.source} {folder}" if folder else str(data.source)
         for where, row in _read_arrow(_load(data, folder), origin, wanted):
             yield where, row if folder is None else row | {"data_dir": folder}
 
 
-def _load(data: Rows, folder: str | None):
-    """One data set through `datasets`, as Arrow files in its cache, memory-mapped. Scripts are
-    never run."""
+def _load(data: Rows, folder: str | None) -> Any:
+    """One data set through `datasets`, as Arrow files in its cache, memory-mapped.
+
+    Scripts are never run.
+    """
     import datasets
     from datasets.utils import disable_progress_bars, enable_progress_bars
 
-    local = places.user_path(data.source)
+    local = places.user_path(str(data.source))
     quiet = local.is_dir()
+    split = data.split or "train"
     if quiet:
         disable_progress_bars()
     try:
         return datasets.load_dataset(
-            str(local) if local.is_dir() else data.source,
+            str(local) if quiet else data.source,
             name=data.config,
             data_dir=folder,
-            split=data.split or "train",
-            revision=None if local.is_dir() else data.revision,
+            split=split,
+            revision=None if quiet else data.revision,
         )
-    except (
-        Exception
-    ) as error:  # no network, no such id, config, folder, split or revision; a gate; broken files
-        asked = ", ".join(
-            f"{key} {value!r}"
-            for key, value in (
-                ("config", data.config),
-                ("data_dir", folder),
-                ("split", data.split or "train"),
-                ("revision", data.revision),
-            )
-            if value
-        )
+    # no network, no such id, config, folder, split or revision; a gate; broken files
+    except Exception as error:
+        options = {
+            "config": data.config,
+            "data_dir": folder,
+            "split": split,
+            "revision": data.revision,
+        }
+        given = ", ".join(f"{key} {value!r}" for key, value in options.items() if value)
         raise InputError(
-            f"data set {data.source!r} ({asked}) cannot be loaded: {_sentence(error)}"
+            f"data set {data.source!r} ({given}) cannot be loaded: {_sentence(error)}"
         ) from error
     finally:
         if quiet:
             enable_progress_bars()
 
 
-def _read_arrow(data, origin: str, wanted: list[str] | None) -> Iterator[Row]:
-    there = data.column_names
+def _read_arrow(data: Any, origin: str, wanted: list[str] | None) -> Iterator[Row]:
+    columns = data.column_names
     if wanted is not None:
-        data = data.select_columns(_of(wanted, there))
+        data = data.select_columns(_of(wanted, columns))
     number = 0
     for batch in data.iter(BATCH):
-        for values in zip(*batch.values()):
+        for values in zip(*batch.values(), strict=True):
             number += 1
-            yield f"{origin}, row {number}", dict.fromkeys(there) | dict(zip(batch, values))
+            row = dict(zip(batch, values, strict=True))
+            yield f"{origin}, row {number}", dict.fromkeys(columns) | row
 
 
 def _of(wanted: list[str] | None, there: list[str]) -> list[str] | None:
-    """The wanted columns that are there, or any one where none is, so that rows still come; None:
-    all of them."""
-    return (
-        wanted if wanted is None else [column for column in there if column in wanted] or there[:1]
-    )
+    """The wanted ones of the columns that are there; None: all of them.
+
+    Where none of them is there it is any one, so that rows still come.
+    """
+    if wanted is None:
+        return None
+    return [column for column in there if column in wanted] or there[:1]
 
 
 def _sentence(error: Exception) -> str:

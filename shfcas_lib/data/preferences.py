@@ -1,11 +1,11 @@
 """Preference pairs: the user's own data, or samples that gold compares, become one table.
 
-preferences:  prompt_id, i, j, label: the probability that completion i of the prompt is preferred
-over completion j
-              (1, 0, or 0.5 for a tie), i < j
+    prompt_id, i, j    two completions of a prompt, i < j
+    label              probability that completion i is preferred: 1, 0, or 0.5 for a tie
 
 Completions live in a pool table under (prompt_id, index); pairs given as text get indices of
-their own."""
+their own.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import combinations
+from operator import attrgetter
 from pathlib import Path
 
 import pandas as pd
@@ -24,7 +25,7 @@ from shfcas_lib.data import recipes
 from shfcas_lib.data.formats import name_of as name_of
 from shfcas_lib.data.rows import read_pairs
 from shfcas_lib.data.shortlist import Shortlist
-from shfcas_lib.params.schema import Params, Preferences, Prompts
+from shfcas_lib.params.schema import Params, Preferences, Rows
 
 FACTS = ["prompt_id", "prompt", "category", "harmful"]
 
@@ -32,12 +33,17 @@ FACTS = ["prompt_id", "prompt", "category", "harmful"]
 def load_pairs(
     data: Preferences | Path, seed: int = 0, order: list[str] | None = None
 ) -> pd.DataFrame:
-    """A preference set: columns prompt_id, prompt, category, harmful, chosen, rejected, label (1,
-    or 0.5 for a tie). Raises InputError.
+    """A preference set as a table.
 
-    data: what `preferences` says, or a file in TRL's format. Of a set with more than `n` pairs
-    those that the seed picks. order: which of a row's categories counts."""
-    data = data if isinstance(data, Preferences) else Preferences(file=str(data))
+    data:   what `preferences` says, or a file in TRL's format; of a set with more than `n`
+            pairs those that the seed picks
+    order:  which of a row's categories counts
+
+    Columns prompt_id, prompt, category, harmful, chosen, rejected, label (1, or 0.5 for a tie).
+    Raises InputError.
+    """
+    if not isinstance(data, Preferences):
+        data = Preferences(file=str(data))
     return _load_pairs(recipes.filled_in(data), seed, order)[0]
 
 
@@ -47,11 +53,12 @@ def own_pairs(params: Params) -> pd.DataFrame:
 
 
 def counted_pairs(params: Params) -> tuple[pd.DataFrame, Counter]:
+    """`own_pairs`, and how many rows were left out, by reason."""
     return cached(_load_pairs, recipes.filled_in(params.preferences), params)
 
 
 def cached(
-    read: Callable, block: Prompts | Preferences, params: Params
+    read: Callable[..., tuple[pd.DataFrame, Counter]], block: Rows, params: Params
 ) -> tuple[pd.DataFrame, Counter]:
     """Read once for all who ask in this process; a file that changed is read again."""
     order = params.prompts.categories
@@ -67,13 +74,13 @@ def cached(
 
 @lru_cache(maxsize=2)
 def _read_once(
-    read: Callable,
-    kind: type,
+    read: Callable[..., tuple[pd.DataFrame, Counter]],
+    kind: type[Rows],
     block: str,
     seed: int,
     order: tuple[str, ...] | None,
     _contents: str | None,
-):
+) -> tuple[pd.DataFrame, Counter]:
     return read(kind.model_validate_json(block), seed, None if order is None else list(order))
 
 
@@ -84,54 +91,48 @@ def _load_pairs(
     left_out: Counter = Counter()
     chosen = Shortlist(data.n, seed, "preferences.n")
     for pair in read_pairs(data, order, left_out):
-        chosen.offer(
-            f"{pair.prompt}\0{pair.chosen}\0{pair.rejected}", (pair.category, pair.harmful), pair
-        )
-    rows = [
-        (
-            pair.prompt_id,
-            pair.prompt,
-            pair.category,
-            pair.harmful,
-            pair.chosen,
-            pair.rejected,
-            pair.label,
-        )
-        for pair in chosen.values()
-    ]
+        name = f"{pair.prompt}\0{pair.chosen}\0{pair.rejected}"
+        chosen.offer(name, (pair.category, pair.harmful), pair)
+
+    columns = [*FACTS, "chosen", "rejected", "label"]
+    rows = list(map(attrgetter(*columns), chosen.values()))
     if not rows:
         raise InputError(f"{name_of(data)} holds no preference pairs{left_out_text(left_out)}")
-    return pd.DataFrame(rows, columns=[*FACTS, "chosen", "rejected", "label"]), left_out
+    return pd.DataFrame(rows, columns=columns), left_out
 
 
 def left_out_text(left_out: Counter) -> str:
     """What became of the rows, for the message that none is left."""
-    return (
-        " that can be used"
-        f" ({', '.join(f'{rows} dropped: {reason}' for reason, rows in left_out.most_common(3))})"
-        if left_out
-        else ""
-    )
+    if not left_out:
+        return ""
+    reasons = [f"{rows} dropped: {reason}" for reason, rows in left_out.most_common(3)]
+    return f" that can be used ({', '.join(reasons)})"
 
 
 def as_completions(pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Pairs of texts as (completions: prompt_id, index, prompt, completion; preferences:
-    prompt_id, i, j, label).
+    """Pairs of texts as two tables, completions and preferences.
+
+        completions    prompt_id, index, prompt, completion
+        preferences    prompt_id, i, j, label
 
     Pairs whose label is 0.5 are ties. Equal texts of one prompt are one completion; indices
-    follow first appearance."""
+    follow first appearance.
+    """
+    # where a text of a prompt stands, and how many different ones the prompt has so far
     index: dict[tuple[str, str], int] = {}
-    count: dict[str, int] = {}
+    count: Counter = Counter()
     completions, preferences = [], []
     for row in pairs.itertuples():
         for text in (row.chosen, row.rejected):
             if (row.prompt_id, text) not in index:
-                index[row.prompt_id, text] = count.get(row.prompt_id, 0)
-                count[row.prompt_id] = index[row.prompt_id, text] + 1
-                completions.append((row.prompt_id, index[row.prompt_id, text], row.prompt, text))
+                number = count[row.prompt_id]
+                index[row.prompt_id, text] = number
+                count[row.prompt_id] += 1
+                completions.append((row.prompt_id, number, row.prompt, text))
         i, j = index[row.prompt_id, row.chosen], index[row.prompt_id, row.rejected]
         tied = getattr(row, "label", 1.0) == 0.5
-        preferences.append((row.prompt_id, min(i, j), max(i, j), 0.5 if tied else float(i < j)))
+        label = 0.5 if tied else float(i < j)
+        preferences.append((row.prompt_id, min(i, j), max(i, j), label))
     return (
         pd.DataFrame(completions, columns=["prompt_id", "index", "prompt", "completion"]),
         pd.DataFrame(preferences, columns=["prompt_id", "i", "j", "label"]),
@@ -139,15 +140,15 @@ def as_completions(pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def preferences_from_gold(scores: pd.DataFrame, per_prompt: int, seed: int) -> pd.DataFrame:
-    """Clean preferences: per prompt up to `per_prompt` random pairs of completions that gold
-    tells apart.
+    """Clean preferences: random pairs of completions that gold tells apart.
 
-    scores: prompt_id, index, gold. This is the annotated data set that a run starts from, before
-    bias is injected."""
+    scores: prompt_id, index, gold. Of each prompt there are at most `per_prompt`. This is the
+    annotated data set that a run starts from, before bias is injected.
+    """
     generator = rng(seed, "preferences")
     rows = []
     for prompt, group in scores.sort_values(["prompt_id", "index"]).groupby("prompt_id"):
-        gold = dict(zip(group["index"], group["gold"]))
+        gold = dict(zip(group["index"], group["gold"], strict=True))
         pairs = [(i, j) for i, j in combinations(gold, 2) if gold[i] != gold[j]]
         for k in sorted(generator.permutation(len(pairs))[:per_prompt]):
             i, j = pairs[k]
@@ -161,14 +162,15 @@ def preferences_from_gold(scores: pd.DataFrame, per_prompt: int, seed: int) -> p
 
 
 def to_trl(preferences: pd.DataFrame, completions: pd.DataFrame) -> pd.DataFrame:
-    """Preferences as TRL's columns prompt, chosen, rejected. Ties are left out: TRL's losses have
-    no place for them."""
+    """Preferences as TRL's columns prompt, chosen, rejected.
+
+    Ties are left out: TRL's losses have no place for them.
+    """
     text = completions.set_index(["prompt_id", "index"])["completion"].to_dict()
-    prompt = dict(zip(completions["prompt_id"], completions["prompt"]))
+    prompt = dict(zip(completions["prompt_id"], completions["prompt"], strict=True))
     rows = []
     for row in preferences[preferences["label"] != 0.5].itertuples():
         first, second = text[row.prompt_id, row.i], text[row.prompt_id, row.j]
-        rows.append(
-            (prompt[row.prompt_id], *((first, second) if row.label > 0.5 else (second, first)))
-        )
+        in_order = (first, second) if row.label > 0.5 else (second, first)
+        rows.append((prompt[row.prompt_id], *in_order))
     return pd.DataFrame(rows, columns=["prompt", "chosen", "rejected"])

@@ -1,39 +1,34 @@
 """Published data sets that this library knows: where each lies and how its columns are read.
 
-    data = resolved(params.preferences)      # the user's keys, over those of the recipe
+    data = filled_in(params.preferences)     # the user's keys, over those of the recipe
 
-Column names are those of the data sets' own cards. What was tested is in docs/data.md: no hub is
-reached by the tests, which build small data sets in the same formats."""
+Column names are those of the data sets' own cards. What was tested is in docs/data.md: no hub
+is reached by the tests, which build small data sets in the same formats.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from shfcas_lib.base import dialogues
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.params.schema import Columns, Rows
 
-PKU_PROXY = (
-    "Discriminatory Behavior",
-    "Violence",
-    "Physical Harm",
-    "Copyright Issues",
-    "Human Trafficking",
-)
-PKU_FURTHER = (
-    "Endangering National Security",
-    "Insulting Behavior",
-    "Cybercrime",
-    "Drugs",
-    "Sexual Content",
-)
+AnyRows = TypeVar("AnyRows", bound=Rows)
 
 
 @dataclass(frozen=True)
 class Known:
-    """A published data set. `reads`: columns that `prepare`, which turns a row into one with the
-    columns named, looks at."""
+    """A published data set.
+
+    place:    keys of `Rows` that say where it lies
+    columns:  keys of `Columns`
+    pairs:    does it hold pairs of answers?
+    prepare:  turns a row into one that has the columns
+    reads:    columns that only `prepare` looks at
+    """
 
     place: dict
     columns: dict
@@ -47,15 +42,18 @@ def _pku(row: dict) -> dict:
 
 
 def _hh(row: dict) -> dict:
-    """Transcripts become messages; text that is no transcript stays, and is refused later with
-    its place."""
+    """Transcripts become messages.
+
+    Text that is no transcript stays, and is refused later with its place.
+    """
     texts = {name: row[name] for name in ("chosen", "rejected") if isinstance(row.get(name), str)}
     return row | {name: dialogues.from_transcript(text) or text for name, text in texts.items()}
 
 
 def _xstest(row: dict) -> dict:
     label = row.get("label")
-    return row | {"harmful": label == "unsafe" if label in ("safe", "unsafe") else label}
+    harmful = label == "unsafe" if label in ("safe", "unsafe") else label
+    return row | {"harmful": harmful}
 
 
 RECIPES: dict[str, Known] = {
@@ -109,27 +107,24 @@ RECIPES: dict[str, Known] = {
 }
 
 
-def filled_in(data: Rows) -> Rows:
-    """The same block with everything that its recipe knows filled in; keys that the user set
-    stay."""
+def filled_in(data: AnyRows) -> AnyRows:
+    """The same block with everything that its recipe knows; keys that the user set stay."""
     if data.recipe is None:
         return data
     known = RECIPES[data.recipe]
-    place = (
-        {}
-        if data.file
-        else {key: value for key, value in known.place.items() if getattr(data, key) is None}
-    )
+    changes: dict[str, Any] = {}
+    if not data.file:
+        changes |= {key: value for key, value in known.place.items() if getattr(data, key) is None}
+    if data.bad_rows == "auto":
+        changes["bad_rows"] = "drop"
+
     plain = Columns()
-    columns = {
-        key: value
-        for key, value in known.columns.items()
-        if getattr(data.columns, key) == getattr(plain, key)
-    }
-    drop = {"bad_rows": "drop"} if data.bad_rows == "auto" else {}
-    return data.model_copy(
-        update={**place, **drop, "columns": data.columns.model_copy(update=columns)}
-    )
+    columns = {}
+    for key, name in known.columns.items():
+        if getattr(data.columns, key) == getattr(plain, key):
+            columns[key] = name
+    changes["columns"] = data.columns.model_copy(update=columns)
+    return data.model_copy(update=changes)
 
 
 def prepare(data: Rows) -> Callable[[dict], dict]:
@@ -139,20 +134,21 @@ def prepare(data: Rows) -> Callable[[dict], dict]:
 
 def wanted_columns(data: Rows) -> list[str]:
     """Every column that reading this data set looks at, made by `prepare` or not."""
-    names = [getattr(data.columns, key) for key in Columns.model_fields]
-    flat = [
-        name
-        for entry in names
-        for name in (entry if isinstance(entry, list) else [entry])
-        if name is not None
-    ]
-    return list(dict.fromkeys([*flat, *(RECIPES[data.recipe].reads if data.recipe else ())]))
+    names: list[str] = []
+    for key in Columns.model_fields:
+        entry = getattr(data.columns, key)
+        if entry is not None:
+            names += entry if isinstance(entry, list) else [entry]
+    if data.recipe:
+        names += RECIPES[data.recipe].reads
+    return list(dict.fromkeys(names))
 
 
 def check_pairs(data: Rows, key: str) -> None:
     """Raise InputError where a recipe of prompts alone is asked for pairs."""
     if data.recipe and not RECIPES[data.recipe].pairs:
+        others = [name for name, known in RECIPES.items() if known.pairs]
         raise InputError(
             f"{key}.recipe: found {data.recipe!r}, which holds prompts alone, expected one of "
-            f"{', '.join(name for name, known in RECIPES.items() if known.pairs)}"
+            f"{', '.join(others)}"
         )

@@ -1,13 +1,13 @@
-"""What a row of a data set says: a prompt with its facts, or a pair of answers to it and which
-one is preferred.
+"""What a row of a data set says: a prompt, or a pair of answers and which one is preferred.
 
     dropped = Counter()
-    for pair in pairs(params.preferences, order=None, dropped=dropped): ...
+    for pair in read_pairs(params.preferences, order=None, dropped=dropped): ...
 
 Prompts and answers may be text or message lists; a prompt of several turns becomes one string
 (`dialogues.encode`). A data set without a prompt column has it as what the two answers share at
 their start. Rows that cannot be used raise InputError with their place, or are left out and
-counted by reason (`bad_rows`)."""
+counted by reason (`bad_rows`).
+"""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from shfcas_lib.base import dialogues
@@ -45,8 +46,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Pair(Prompt):
-    """Two answers. label: 1 where `chosen` is preferred over `rejected`, 0.5 where they are
-    tied."""
+    """Two answers.
+
+    label: 1 where `chosen` is preferred over `rejected`, 0.5 where they are tied.
+    """
 
     chosen: str = ""
     rejected: str = ""
@@ -54,8 +57,10 @@ class Pair(Prompt):
 
 
 class _Unusable(Exception):
-    """A row that the data can do without; the message continues 'mine.jsonl, line 3: '. kind: the
-    same without this row's values."""
+    """A row that the data can do without; the message continues 'mine.jsonl, line 3: '.
+
+    kind: the same without this row's values.
+    """
 
     def __init__(self, message: str, kind: str | None = None):
         super().__init__(message)
@@ -63,8 +68,9 @@ class _Unusable(Exception):
 
 
 def read_pairs(data: Rows, order: list[str] | None, dropped: Counter) -> Iterator[Pair]:
-    """The pairs of a data set, in its order. order: which of a row's categories counts, first
-    come first; None: the first by name.
+    """The pairs of a data set, in its order.
+
+    order: which of a row's categories counts, first come first; None: the first by name.
 
     dropped: counts the rows that were left out, by reason. Raises InputError.
     """
@@ -72,8 +78,10 @@ def read_pairs(data: Rows, order: list[str] | None, dropped: Counter) -> Iterato
 
 
 def read_prompts(data: Rows, order: list[str] | None, dropped: Counter) -> Iterator[Prompt]:
-    """The prompts of a data set, repetitions included. A data set of pairs without a prompt
-    column gives what its answers share."""
+    """The prompts of a data set, repetitions included.
+
+    A data set of pairs without a prompt column gives what its answers share.
+    """
     return _usable(data, _Reader(data, order).alone, dropped)
 
 
@@ -82,9 +90,8 @@ def _usable(data: Rows, read: Callable[[dict, str], Any], dropped: Counter) -> I
 
     prepare = recipes.prepare(data)
     rows = formats.read_rows(data, recipes.wanted_columns(data))
-    for where, row in tqdm(
-        rows, desc=f"reading {formats.name_of(data)}", unit="row", delay=5, mininterval=1
-    ):
+    title = f"reading {formats.name_of(data)}"
+    for where, row in tqdm(rows, desc=title, unit="row", delay=5, mininterval=1):
         try:
             yield read(prepare(row), where)
         except _Unusable as reason:
@@ -98,23 +105,22 @@ class _Reader:
 
     def __init__(self, data: Rows, order: list[str] | None):
         self.columns, self.order = data.columns, order
-        self.implicit: bool | None = (
-            None  # whether the prompt is what the answers share; decided by the first row
-        )
+        # whether the prompt is what the answers share; decided by the first row
+        self.implicit: bool | None = None
         plain = Columns()
-        self.named = [
-            key
-            for key in Columns.model_fields
-            if getattr(data.columns, key) not in (None, getattr(plain, key))
-        ]
+        self.named = []
+        for key in Columns.model_fields:
+            if getattr(data.columns, key) not in (None, getattr(plain, key)):
+                self.named.append(key)
         self.undecided = data.columns.first is not None or data.columns.second is not None
 
     def alone(self, row: dict, where: str) -> Prompt:
         self._look(row, where)
-        if self.implicit and self._sides()[0] in row and self._sides()[1] in row:
+        if self.implicit and all(name in row for name in self._sides()):
             prompt, _, _ = self._texts(row, where)
         else:
-            prompt = _prompt(self._value(row, self.columns.prompt, where), self.columns.prompt)
+            name = self.columns.prompt
+            prompt = _encoded(_turns(self._value(row, name, where), name), name)
         return Prompt(prompt, *self._facts(row), where=where)
 
     def pair(self, row: dict, where: str) -> Pair:
@@ -153,63 +159,48 @@ class _Reader:
         return columns.chosen or "chosen", columns.rejected or "rejected"
 
     def _value(self, row: dict, name: str | None, where: str) -> Any:
-        """A cell that must be there. A column that is missing altogether stops; an empty cell
-        makes the row unusable."""
+        """A cell that must be there.
+
+        A column that is missing altogether stops; an empty cell makes the row unusable.
+        """
         value = row.get(name)
         if value is None:
-            text = f"no {name or 'prompt'!r} (columns found: {_names(row)})"
+            message = f"no {name or 'prompt'!r} (columns found: {_names(row)})"
             if name in row:
-                raise _Unusable(text)
-            raise InputError(f"{where}: {text}")
+                raise _Unusable(message)
+            raise InputError(f"{where}: {message}")
         return value
 
     def _texts(self, row: dict, where: str) -> tuple[str, str, str]:
         """Prompt and the two answers."""
         sides = self._sides()
-        if not self.implicit:
-            turns = _turns(self._value(row, self.columns.prompt, where), self.columns.prompt)
-        values = [self._value(row, name, where) for name in sides]
+        name = self.columns.prompt
         if self.implicit:
-            return _shared(*values, sides, self.columns.prompt or "prompt", row)
-        answers = [_answer(value, name, turns) for value, name in zip(values, sides)]
-        return (_encoded(turns, self.columns.prompt), *answers)
+            one, other = [self._value(row, side, where) for side in sides]
+            return _shared(one, other, sides, name or "prompt", row)
+        turns = _turns(self._value(row, name, where), name)
+        one, other = [self._value(row, side, where) for side in sides]
+        first, second = _answer(one, sides[0], turns), _answer(other, sides[1], turns)
+        return _encoded(turns, name), first, second
 
     def _label(self, row: dict) -> float:
-        """The probability that the first answer is preferred: 1, 0 or 0.5, of the first of the
-        columns that says so."""
+        """The probability that the first answer is preferred: 1, 0 or 0.5.
+
+        The first of the columns that says so counts.
+        """
         columns = self.columns
         if columns.rating_first or columns.rating_second:
-            one, other = (
-                _number(row.get(name), name)
-                for name in (columns.rating_first, columns.rating_second)
-            )
+            names = (columns.rating_first, columns.rating_second)
+            one, other = [_number(row.get(name), name) for name in names]
             return 0.5 if one == other else float(one > other)
         if columns.preference:
             lean = _number(row.get(columns.preference), columns.preference)
             return 0.5 if lean == 0 else float(lean < 0)
         if columns.better:
-            value = row.get(columns.better)
-            word = (
-                str(int(value))
-                if isinstance(value, (bool, float)) and value in (0, 1)
-                else str(value).strip().lower()
-            )
-            if word not in _BETTER:
-                raise _Unusable(
-                    f"{columns.better!r} is {_shown(value)}, expected 0, 1, first, second, a, b"
-                    " or tie",
-                    f"{columns.better!r} names neither answer",
-                )
-            return _BETTER[word]
+            return _better(row.get(columns.better), columns.better)
         value = row.get(columns.label) if columns.label else None
         if not _absent(value):
-            label = _number(value, columns.label)
-            if label not in (0, 0.5, 1):
-                raise _Unusable(
-                    f"{columns.label!r} is {_shown(value)}, expected 1, 0 or 0.5",
-                    f"{columns.label!r} is none of 1, 0 and 0.5",
-                )
-            return label
+            return _probability(value, columns.label)
         if self.undecided:
             raise _Unusable(
                 "nothing says which answer is preferred, expected a label, better, preference or"
@@ -224,9 +215,8 @@ class _Reader:
             harmful = False
         if isinstance(harmful, Cell):
             harmful = _TRUTH.get(harmful.lower(), harmful)
-        if not isinstance(harmful, bool) and not (
-            isinstance(harmful, (int, float)) and harmful in (0, 1)
-        ):
+        # a bool is a number too: True and False are 1 and 0
+        if not isinstance(harmful, (int, float)) or harmful not in (0, 1):
             raise _Unusable(
                 f"{self.columns.harmful!r} is {_shown(harmful)}, expected true or false",
                 f"{self.columns.harmful!r} is neither true nor false",
@@ -237,33 +227,53 @@ class _Reader:
         names = _listed(self.columns.category)
         values = [row.get(name) for name in names]
         if any(isinstance(value, (dict, list)) for value in values):
-            return self._of_several([name for value in values for name in _flags(value)])
+            return self._of_several(list(chain.from_iterable(map(_flags, values))))
         there = [str(value) for value in values if not _absent(value)]
         return _whole(" / ".join(there) or "all", "category")
 
     def _of_several(self, names: list[str]) -> str:
         """The one category that counts where a row has several."""
-        return _whole(
-            next((name for name in self.order or [] if name in names), min(names, default="none")),
-            "category",
+        wanted = [name for name in self.order or [] if name in names]
+        return _whole(wanted[0] if wanted else min(names, default="none"), "category")
+
+
+def _better(value: Any, name: str) -> float:
+    """The label that a word for the better answer stands for."""
+    if isinstance(value, (bool, float)) and value in (0, 1):
+        value = int(value)
+    word = str(value).strip().lower()
+    if word not in _BETTER:
+        raise _Unusable(
+            f"{name!r} is {_shown(value)}, expected 0, 1, first, second, a, b or tie",
+            f"{name!r} names neither answer",
         )
+    return _BETTER[word]
+
+
+def _probability(value: Any, name: str | None) -> float:
+    """A label that is given as a number."""
+    label = _number(value, name)
+    if label not in (0, 0.5, 1):
+        raise _Unusable(
+            f"{name!r} is {_shown(value)}, expected 1, 0 or 0.5",
+            f"{name!r} is none of 1, 0 and 0.5",
+        )
+    return label
 
 
 def _listed(names: str | list[str] | None) -> list[str]:
-    return names if isinstance(names, list) else [] if names is None else [names]
+    if names is None:
+        return []
+    return names if isinstance(names, list) else [names]
 
 
 def _flags(value: Any) -> list[str]:
     """The names that a dict of flags sets, or that a list holds."""
     if isinstance(value, dict):
         return [str(name) for name, flag in value.items() if flag]
-    return (
-        [str(name) for name in value]
-        if isinstance(value, list)
-        else []
-        if _absent(value)
-        else [str(value)]
-    )
+    if isinstance(value, list):
+        return [str(name) for name in value]
+    return [] if _absent(value) else [str(value)]
 
 
 def _names(row: dict) -> str:
@@ -279,11 +289,9 @@ def _shown(value: Any) -> str:
 
 
 def _absent(value: Any) -> bool:
-    return (
-        value is None
-        or (isinstance(value, str) and value == "")
-        or (isinstance(value, float) and math.isnan(value))
-    )
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, str) and value == "")
 
 
 def _number(value: Any, name: str | None) -> float:
@@ -304,23 +312,22 @@ def _number(value: Any, name: str | None) -> float:
     return number
 
 
-def _turns(value: Any, name: str) -> list[dialogues.Message]:
-    """User and assistant turns of a message list, or one turn of nobody ('') for plain text;
-    contents checked. System messages are left out: they stand beside the dialogue, and the run's
-    own is model.system_prompt."""
-    if not (
-        isinstance(value, list)
-        and all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in value)
-    ):
+def _turns(value: Any, name: str | None) -> list[dialogues.Message]:
+    """User and assistant turns of a message list, or one turn of nobody ('') for plain text.
+
+    Contents are checked. System messages are left out: they stand beside the dialogue, and the
+    run's own is model.system_prompt.
+    """
+    if not isinstance(value, list) or not all(_is_message(entry) for entry in value):
         return [{"role": "", "content": _text(value, name)}]
-    turns = [
-        {"role": m["role"], "content": _text(m["content"], name)}
-        for m in value
-        if m["role"] != "system"
-    ]
+    turns = []
+    for message in value:
+        if message["role"] != "system":
+            turns.append({"role": message["role"], "content": _text(message["content"], name)})
     if not turns:
         raise _Unusable(f"{name!r} is a dialogue of 0 turns, expected at least one")
-    unknown = next((turn["role"] for turn in turns if turn["role"] not in dialogues.NAMES), None)
+
+    unknown = next((role for role in _roles(turns) if role not in dialogues.NAMES), None)
     if unknown is not None:
         raise _Unusable(
             f"{name!r} has a message of {_shown(unknown)}, expected user, assistant or system",
@@ -329,15 +336,15 @@ def _turns(value: Any, name: str) -> list[dialogues.Message]:
     return turns
 
 
-def _prompt(value: Any, name: str) -> str:
-    return _encoded(_turns(value, name), name)
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and {"role", "content"} <= set(value)
 
 
 def _encoded(turns: list[dialogues.Message], name: str | None) -> str:
     """A prompt's turns as one string; they must take turns and end with the user's."""
     if len(turns) == 1 and turns[0]["role"] in ("", "user"):
         return dialogues.encode([{"role": "user", "content": turns[0]["content"]}])
-    roles = [turn["role"] for turn in turns]
+    roles = _roles(turns)
     if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
         raise _Unusable(
             f"{name or 'prompt'!r} is a dialogue of {len(turns)} turns, expected user and assistant"
@@ -347,12 +354,13 @@ def _encoded(turns: list[dialogues.Message], name: str | None) -> str:
     return dialogues.encode(turns)
 
 
-def _answer(value: Any, name: str, asked: list[dialogues.Message]) -> str:
-    """The answer's text. A message list may repeat the prompt before it."""
+def _answer(value: Any, name: str, before: list[dialogues.Message]) -> str:
+    """The answer's text. A message list may repeat the prompt, the turns `before` it."""
     turns = _turns(value, name)
-    before, last = turns[:-1], turns[-1]
-    same = [turn["content"] for turn in before] == [turn["content"] for turn in asked]
-    repeated = not before or same or [turn["role"] for turn in turns] == ["user", "assistant"]
+    *earlier, last = turns
+    same = _contents(earlier) == _contents(before)
+    exchange = _roles(turns) == ["user", "assistant"]
+    repeated = not earlier or same or exchange
     if not repeated or last["role"] not in ("", "assistant"):
         raise _Unusable(
             f"{name!r} is a dialogue of {len(turns)} turns, expected one answer, or the prompt and"
@@ -362,6 +370,14 @@ def _answer(value: Any, name: str, asked: list[dialogues.Message]) -> str:
     return last["content"]
 
 
+def _roles(turns: list[dialogues.Message]) -> list[str]:
+    return [turn["role"] for turn in turns]
+
+
+def _contents(turns: list[dialogues.Message]) -> list[str]:
+    return [turn["content"] for turn in turns]
+
+
 def _shared(
     one: Any, other: Any, sides: tuple[str, str], name: str, row: dict
 ) -> tuple[str, str, str]:
@@ -369,14 +385,16 @@ def _shared(
     first, second = _turns(one, sides[0]), _turns(other, sides[1])
     if first[0]["role"] == "" or second[0]["role"] == "":
         return _shared_text(first[0]["content"], second[0]["content"], sides, name, row)
-    same = next(
-        (k for k, (a, b) in enumerate(zip(first, second)) if a != b), min(len(first), len(second))
-    )
+
+    same = 0
+    for a, b in zip(first, second, strict=False):  # one dialogue may be longer
+        if a != b:
+            break
+        same += 1
     if same == len(first) == len(second):
         raise _Unusable("{} and {} are the same text".format(*sides))
-    if not same or any(
-        len(turns) != same + 1 or turns[-1]["role"] != "assistant" for turns in (first, second)
-    ):
+    alone = _roles(first[same:]) == _roles(second[same:]) == ["assistant"]
+    if not same or not alone:
         raise _Unusable("{} and {} do not differ in their last turn alone".format(*sides))
     return _encoded(first[:same], name), first[-1]["content"], second[-1]["content"]
 
@@ -388,11 +406,9 @@ def _shared_text(
     if one == other:
         raise _Unusable("{} and {} are the same text".format(*sides))
     shared = os.path.commonprefix([one, other])
-    cut = (
-        len(shared)
-        if not shared or shared[-1].isspace()
-        else max((k + 1 for k, c in enumerate(shared) if c.isspace()), default=0)
-    )
+    cut = len(shared)
+    while cut and not shared[cut - 1].isspace():
+        cut -= 1
     prompt, first, second = one[:cut].strip(), one[cut:].strip(), other[cut:].strip()
     if not prompt:
         raise _Unusable(

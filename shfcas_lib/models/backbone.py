@@ -1,12 +1,12 @@
-"""One backbone, many adapters: policy, reference, proxy and refined reward share one frozen,
-quantised model.
+"""One backbone, many adapters: all roles of a run share one frozen, quantised model.
 
     backbone = load_backbone(params.model)
     with backbone.using(None):        # reference: adapters off
         ...
 
-The reference policy is the backbone with every adapter off; each other role is a LoRA adapter on
-it."""
+The reference policy is the backbone with every adapter off; each other role is a LoRA adapter
+on it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from shfcas_lib.base import dialogues
 from shfcas_lib.base.errors import InputError
@@ -34,9 +34,10 @@ POLICY = "default"  # TRL's DPOTrainer insists on this name for the adapter it t
 class Backbone:
     """A causal language model, its tokenizer, and the LoRA adapters that live on it.
 
-    `causal` is the plain transformers model; PEFT puts its layers inside it, so calling `causal`
-    runs whichever adapter is in use. `peft` is PEFT's handle, None until the first adapter is
-    added."""
+    `causal` is the plain transformers model; PEFT puts its layers inside it, so calling
+    `causal` runs whichever adapter is in use. `peft` is PEFT's handle, None until the first
+    adapter is added.
+    """
 
     causal: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -47,7 +48,7 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        return self.causal.get_input_embeddings().weight.device
+        return cast("torch.Tensor", self.causal.get_input_embeddings().weight).device
 
     @property
     def context(self) -> int:
@@ -56,41 +57,46 @@ class Backbone:
 
     @functools.cached_property
     def stop_ids(self) -> list[int]:
-        """Token ids that end a completion; first the one that closes a given completion: what the
-        chat template writes after an answer, else the tokenizer's end token."""
+        """Token ids that end a completion, the one first that closes a given completion.
+
+        That is what the chat template writes after an answer, else the tokenizer's end token.
+        """
         known = self.causal.generation_config.eos_token_id
-        known = list(known) if isinstance(known, (list, tuple)) else [known]
-        ids = [templates.end_of_answer(self.tokenizer), self.tokenizer.eos_token_id, *known]
+        ids = [templates.end_of_answer(self.tokenizer), self.tokenizer.eos_token_id]
+        ids += known if isinstance(known, (list, tuple)) else [known]
         return list(dict.fromkeys(k for k in ids if k is not None))
 
     def messages(self, prompt: str) -> list[dict[str, str]]:
-        """The chat that a prompt stands for: the system message, if one is set, then the user's
-        turn, or all turns of a history."""
-        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
-        return [*system, *dialogues.messages(prompt)]
+        """The chat that a prompt stands for: the system message, if one is set, then its turns."""
+        turns = dialogues.messages(prompt)
+        if self.system_prompt:
+            turns = [{"role": "system", "content": self.system_prompt}, *turns]
+        return turns
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Token ids of one prompt up to where the completion starts, through the chat template
-        where there is one."""
+        """Token ids of one prompt up to where the completion starts.
+
+        They come through the chat template where there is one.
+        """
         if self.tokenizer.chat_template is None:
             return self.tokenizer(self.prompt_text(prompt))["input_ids"]
-        return self.tokenizer.apply_chat_template(
-            self.messages(prompt), add_generation_prompt=True, return_dict=True
-        )["input_ids"]
+        chat = self.messages(prompt)
+        return templates.chat_ids(self.tokenizer, chat, add_generation_prompt=True)
 
     def prompt_text(self, prompt: str) -> str:
         """The prompt as plain text, for models without a chat template."""
-        text = "\n\n".join(
-            [*([self.system_prompt] if self.system_prompt else []), dialogues.plain(prompt), ""]
-        )
-        return text + "Assistant: " if len(dialogues.messages(prompt)) > 1 else text
+        parts = [self.system_prompt] if self.system_prompt else []
+        text = "\n\n".join([*parts, dialogues.plain(prompt), ""])
+        several = len(dialogues.messages(prompt)) > 1
+        return text + "Assistant: " if several else text
 
     def completion_ids(self, completion: str) -> list[int]:
-        """Token ids of a completion given as text, closed by the end-of-turn token. A control
-        token that the text spells is text."""
-        return self.tokenizer(completion, add_special_tokens=False, split_special_tokens=True)[
-            "input_ids"
-        ] + [self.stop_ids[0]]
+        """Token ids of a completion given as text, closed by the end-of-turn token.
+
+        A control token that the text spells is text.
+        """
+        encoded = self.tokenizer(completion, add_special_tokens=False, split_special_tokens=True)
+        return encoded["input_ids"] + [self.stop_ids[0]]
 
     def check_prompts(self, prompts: list[str], room: int) -> None:
         """Raise InputError for a prompt that `refusal` finds something against."""
@@ -100,20 +106,18 @@ class Backbone:
                 raise InputError(f"prompt {prompt[:60]!r} {refusal.told}")
 
     def refusal(self, prompt: str, room: int) -> templates.Refusal | None:
-        """What stands against a prompt: that it does not leave `room` tokens of context, or
-        spells what only the template may write."""
+        """What stands against a prompt; None where nothing does.
+
+        It does not leave `room` tokens of context, or spells what only the template may write.
+        """
         spelt = self.guard.spelt(dialogues.messages(prompt))
         if spelt:
-            text = f"holds the model's {spelt}"
-            return templates.Refusal(text, text)
+            return templates.Refusal.spelling(f"holds the model's {spelt}")
         length = len(self.prompt_ids(prompt))
-        if length + room > self.context:
-            more = (
-                f"with max_new_tokens {room} that is more than the model's context of"
-                f" {self.context}"
-            )
-            return templates.Refusal(f"has {length} tokens; {more}", f"is too long; {more}")
-        return None
+        if length + room <= self.context:
+            return None
+        limit = f"with max_new_tokens {room} that is more than the model's context of"
+        return templates.Refusal.too_long(length, f"{limit} {self.context}")
 
     @functools.cached_property
     def guard(self) -> templates.Guard:
@@ -121,8 +125,10 @@ class Backbone:
         return templates.Guard(self.tokenizer)
 
     def add_adapter(self, name: str, lora: Lora, task: str = "CAUSAL_LM", seed: int = 0) -> None:
-        """Add a fresh adapter under `name`, replacing one of that name, and put it in use. New
-        adapters change nothing yet."""
+        """Add a fresh adapter under `name`, replacing one of that name, and put it in use.
+
+        New adapters change nothing yet.
+        """
         import torch
         from peft import LoraConfig, get_peft_model
 
@@ -143,8 +149,10 @@ class Backbone:
         self.use(name)
 
     def load_adapter(self, name: str, folder: Path) -> None:
-        """Put a saved adapter on the backbone as `name`, replacing one of that name. It is not
-        put in use."""
+        """Put a saved adapter on the backbone as `name`, replacing one of that name.
+
+        It is not put in use.
+        """
         from peft import PeftModel
 
         self.drop_adapter(name)
@@ -155,18 +163,18 @@ class Backbone:
         self.use(None)
 
     def save_adapter(self, name: str, folder: Path) -> None:
-        """Write an adapter as safetensors and its configuration into `folder`, file by file
-        whole, the weights last."""
+        """Write an adapter as safetensors and its configuration into `folder`.
+
+        Every file is written whole, the weights last.
+        """
         kept = set()
         with files.writing(folder), files.scratch(folder.parent, folder.name) as scratch:
             folder.mkdir(parents=True, exist_ok=True)
             self.peft.save_pretrained(scratch, selected_adapters=[name], safe_serialization=True)
             # PEFT puts the adapter called default at the top, all others below
             saved = scratch / name if (scratch / name).is_dir() else scratch
-            for file in sorted(
-                (file for file in saved.iterdir() if file.is_file()),
-                key=lambda file: file.suffix == ".safetensors",
-            ):
+            fresh = [file for file in saved.iterdir() if file.is_file()]
+            for file in sorted(fresh, key=lambda file: file.suffix == ".safetensors"):
                 with files.atomic(folder / file.name) as target:
                     file.rename(target)
                 kept.add(file.name)
@@ -175,8 +183,10 @@ class Backbone:
                 file.unlink()
 
     def drop_adapter(self, name: str) -> None:
-        """Forget an adapter; unknown names are ignored. If it was in use, the reference is in use
-        afterwards."""
+        """Forget an adapter; unknown names are ignored.
+
+        If it was in use, the reference is in use afterwards.
+        """
         if self.peft is None or name not in self.peft.peft_config:
             return
         before = self.active
@@ -188,8 +198,10 @@ class Backbone:
         self.use(None if before == name else before)
 
     def use(self, name: str | None) -> None:
-        """Switch to adapter `name`, or to the bare backbone with None, in eval mode. No weights
-        are copied."""
+        """Switch to adapter `name`, or to the bare backbone with None, in eval mode.
+
+        No weights are copied.
+        """
         self.causal.eval()
         if self.peft is None:
             if name is not None:
@@ -199,9 +211,10 @@ class Backbone:
         if name is None:
             self.peft.base_model.disable_adapter_layers()
         else:
-            if name not in self.peft.peft_config:
+            adapters = self.peft.peft_config
+            if name not in adapters:
                 raise InputError(
-                    f"backbone has no adapter {name!r} (it has: {', '.join(self.peft.peft_config)})"
+                    f"backbone has no adapter {name!r} (it has: {', '.join(adapters)})"
                 )
             self.peft.base_model.enable_adapter_layers()
             self.peft.set_adapter(name)
@@ -209,11 +222,14 @@ class Backbone:
 
     @contextlib.contextmanager
     def using(self, name: str | None) -> Iterator[None]:
-        """Use adapter `name` (None: the reference) inside the block, in eval mode, then go back
-        to the one before."""
+        """Use adapter `name`, or the reference with None, inside the block, in eval mode.
+
+        Afterwards the one from before is in use again.
+        """
         before = self.active
         self.use(name)
         try:
             yield
         finally:
-            self.use(before if self.peft is not None and before in self.peft.peft_config else None)
+            there = self.peft is not None and before in self.peft.peft_config
+            self.use(before if there else None)

@@ -4,17 +4,21 @@ Features are hidden states at 60% of the backbone's depth, as four vectors side 
 hidden size): mean over the completion's tokens, mean over its first 8, its last token, and mean
 over the prompt's last 32 tokens. (Middle layers carry more than the last one: with the embedded
 model a probe on clean labels got 73% of the best-of-8 headroom from layer 18 of 30 where it got
-62% from layer 30.)"""
+62% from layer 30.)
+"""
 
 from __future__ import annotations
 
-import hashlib
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from shfcas_lib.base.batches import pad_left
 from shfcas_lib.base.errors import InputError
+from shfcas_lib.base.randomness import rng
 from shfcas_lib.params.schema import Sampling
 
 if TYPE_CHECKING:
@@ -34,116 +38,168 @@ def decode(
     sampling: Sampling,
     seed: int,
 ) -> list[dict]:
-    """Prefill each prompt once, expand its cache to N rows, then decode all rows together,
-    dropping those that ended."""
+    """Sample N completions of each prompt, one row a completion.
+
+    Each prompt is prefilled once and its cache expanded to N rows; then all rows are decoded
+    together, and those that ended are dropped. prompt_ids: names of the prompts, which with the
+    seed decide what is drawn; prompts: their token ids.
+    """
     import torch
 
     n, steps = sampling.n, sampling.max_new_tokens
     device = backbone.device
-    tokens, mask = _pad_left(prompts, backbone.tokenizer.pad_token_id, device)
     stop = torch.tensor(backbone.stop_ids, device=device)
-    uniform = torch.tensor(
-        np.stack([_uniforms(seed, p, i, steps) for p in prompt_ids for i in range(n)]),
-        device=device,
-    )
-    rows = len(prompts) * n
-    record = _Record(rows, steps, device)
+    names = list(product(prompt_ids, range(n)))
+    uniform = torch.tensor(_draws(names, seed, steps), device=device)
+
+    # a row leaves the batch when it ends, so the rows that go on are decoded faster
     with torch.inference_mode():
-        out = _forward(backbone, tokens, mask, position=(mask.cumsum(1) - 1).clamp(min=0))
-        cache = out.past_key_values
-        cache.batch_repeat_interleave(n)
-        asked = _prompt_state(_layer(out), mask).repeat_interleave(n, 0)
-        logits = out.logits[:, -1].float().repeat_interleave(n, 0)
-        mask, position = mask.repeat_interleave(n, 0), mask.sum(1).repeat_interleave(n)
-        alive = torch.arange(rows, device=device)
+        front, prompt_states = _prefill(backbone, prompts, n)
+        record = _Record(len(names), steps, prompt_states)
         for step in range(steps):
-            chosen = _choose(logits, uniform[alive, step], sampling)
-            record.token(
-                alive, step, chosen, torch.log_softmax(logits, -1).gather(1, chosen[:, None])[:, 0]
-            )
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-            out = _forward(backbone, chosen[:, None], mask, position[:, None], cache)
-            record.state(alive, step, _layer(out)[:, -1])
+            chosen = _choose(front.logits, uniform[front.rows, step], sampling)
+            logp = torch.log_softmax(front.logits, -1).gather(1, chosen[:, None])[:, 0]
+            record.token(front.rows, step, chosen, logp)
+            record.state(front.rows, step, front.advance(backbone, chosen))
             going = ~torch.isin(chosen, stop)
-            logits, position = out.logits[:, -1].float(), position + 1
+            if not going.any():
+                break
             if not going.all():
-                keep = going.nonzero()[:, 0]
-                if len(keep) == 0:
-                    break
-                cache.batch_select_indices(keep)
-                logits, mask, position, alive = (
-                    logits[keep],
-                    mask[keep],
-                    position[keep],
-                    alive[keep],
-                )
-    ended = torch.isin(record.last(), stop)
-    return [
-        _row(
-            backbone,
-            prompt_ids[r // n],
-            r % n,
-            record.tokens[r, : record.length[r]].tolist(),
-            bool(ended[r]),
-            float(record.logp[r]),
-            [*record.states(r), asked[r]],
-        )
-        for r in range(rows)
-    ]
+                front.keep(going.nonzero()[:, 0])
+
+    return _rows(backbone, names, record, prompt_states)
+
+
+def _rows(
+    backbone: Backbone, names: list[tuple[str, int]], record: _Record, prompt_states: torch.Tensor
+) -> list[dict]:
+    """What was recorded of each completion, as `decode` returns it."""
+    rows = []
+    for k, (prompt_id, index) in enumerate(names):
+        tokens = record.written(k)
+        ended = tokens[-1] in backbone.stop_ids
+        states = [*record.states(k), prompt_states[k]]
+        total = float(record.logp[k])
+        rows.append(_row(backbone, prompt_id, index, tokens, ended, total, states))
+    return rows
+
+
+def _draws(names: list[tuple[str, int]], seed: int, steps: int) -> np.ndarray:
+    """What decides the tokens of each completion, (rows, steps), uniform in [0, 1).
+
+    A row depends on its name and the seed alone, not on what is decoded beside it.
+    """
+    rows = [rng(seed, f"pool/{prompt_id}/{index}").random(steps) for prompt_id, index in names]
+    return np.stack(rows)
+
+
+@dataclass
+class _Front:
+    """The rows that are still written: their numbers, what has been read and what comes next."""
+
+    rows: torch.Tensor
+    cache: Any
+    mask: torch.Tensor
+    position: torch.Tensor
+    logits: torch.Tensor
+
+    def advance(self, backbone: Backbone, chosen: torch.Tensor) -> torch.Tensor:
+        """Read one more token of each row; its hidden states at DEPTH, (rows, hidden)."""
+        import torch
+
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
+        out = _forward(backbone, chosen[:, None], self.mask, self.position[:, None], self.cache)
+        self.logits, self.position = out.logits[:, -1].float(), self.position + 1
+        return _layer(out)[:, -1]
+
+    def keep(self, going: torch.Tensor) -> None:
+        """Drop all but these of the rows."""
+        self.cache.batch_select_indices(going)
+        self.rows, self.mask = self.rows[going], self.mask[going]
+        self.position, self.logits = self.position[going], self.logits[going]
+
+
+def _prefill(backbone: Backbone, prompts: list[list[int]], n: int) -> tuple[_Front, torch.Tensor]:
+    """Read every prompt once; n rows of each, and the state of each row's prompt."""
+    import torch
+
+    tokens, mask = pad_left(prompts, backbone.tokenizer.pad_token_id, backbone.device)
+    out = _forward(backbone, tokens, mask, position=(mask.cumsum(1) - 1).clamp(min=0))
+    cache = out.past_key_values
+    cache.batch_repeat_interleave(n)
+    front = _Front(
+        rows=torch.arange(len(prompts) * n, device=backbone.device),
+        cache=cache,
+        mask=mask.repeat_interleave(n, 0),
+        position=mask.sum(1).repeat_interleave(n),
+        logits=out.logits[:, -1].float().repeat_interleave(n, 0),
+    )
+    return front, _prompt_state(_layer(out), mask).repeat_interleave(n, 0)
 
 
 class _Record:
-    """What the decode steps leave behind for each row: tokens, summed log-probability, summed and
-    last hidden states."""
+    """What the decode steps leave behind for each row.
 
-    def __init__(self, rows: int, steps: int, device):
+    That is tokens, summed log-probability, and summed and last hidden states.
+    """
+
+    def __init__(self, rows: int, steps: int, states: torch.Tensor):
+        """states: (rows, hidden), of the kind that is recorded."""
         import torch
 
+        device = states.device
         self.tokens = torch.zeros(rows, steps, dtype=torch.long, device=device)
         self.length = torch.zeros(rows, dtype=torch.long, device=device)
         self.logp = torch.zeros(rows, dtype=torch.float64, device=device)
-        self.sum = self.start = self.end = None
+        self.sum = torch.zeros(rows, states.shape[-1], device=device)
+        self.start, self.end = torch.zeros_like(self.sum), torch.zeros_like(self.sum)
 
-    def token(self, rows, step, chosen, logp):
+    def token(
+        self, rows: torch.Tensor, step: int, chosen: torch.Tensor, logp: torch.Tensor
+    ) -> None:
         self.tokens[rows, step] = chosen
         self.length[rows] += 1
         self.logp[rows] += logp.double()
 
-    def state(self, rows, step, hidden):
-        import torch
-
-        if self.sum is None:
-            self.sum = torch.zeros(len(self.tokens), hidden.shape[-1], device=hidden.device)
-            self.start, self.end = torch.zeros_like(self.sum), torch.zeros_like(self.sum)
+    def state(self, rows: torch.Tensor, step: int, hidden: torch.Tensor) -> None:
         self.sum[rows] += hidden.float()
         self.end[rows] = hidden.float()
         if step < START_TOKENS:
             self.start[rows] += hidden.float()
 
-    def states(self, row) -> list[torch.Tensor]:
+    def states(self, row: int) -> list[torch.Tensor]:
         """Mean, start and end state of one completion, each (hidden,)."""
         length = int(self.length[row])
         return [self.sum[row] / length, self.start[row] / min(length, START_TOKENS), self.end[row]]
 
-    def last(self):
-        return self.tokens.gather(1, (self.length - 1)[:, None])[:, 0]
+    def written(self, row: int) -> list[int]:
+        """Token ids of one completion."""
+        return self.tokens[row, : self.length[row]].tolist()
 
 
-def _layer(out) -> torch.Tensor:
+def _layer(out: Any) -> torch.Tensor:
     """Hidden states at DEPTH of a model's output, (batch, tokens, hidden)."""
     return out.hidden_states[round(DEPTH * (len(out.hidden_states) - 1))]
 
 
 def _prompt_state(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean hidden state of the last prompt tokens, (batch, hidden); left-padded. The first token
-    is a sink of attention whose state dwarfs all others: it is left out."""
+    """Mean hidden state of the last prompt tokens, (batch, hidden); left-padded.
+
+    The first token is a sink of attention whose state dwarfs all others: it is left out.
+    """
     use = mask * (mask.cumsum(1) > 1)
     use = use + mask * (use.sum(1, keepdim=True) == 0)  # a prompt of one token has nothing else
     use = use[:, -PROMPT_TOKENS:, None]
     return (hidden[:, -PROMPT_TOKENS:].float() * use).sum(1) / use.sum(1)
 
 
-def _forward(backbone: Backbone, tokens, mask, position, cache=None):
+def _forward(
+    backbone: Backbone,
+    tokens: torch.Tensor,
+    mask: torch.Tensor,
+    position: torch.Tensor,
+    cache: Any = None,
+) -> Any:
     return backbone.causal(
         input_ids=tokens,
         attention_mask=mask,
@@ -156,8 +212,10 @@ def _forward(backbone: Backbone, tokens, mask, position, cache=None):
 
 
 def _choose(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """One token per row by inverting the cumulative distribution at `uniform`; nothing is sorted
-    when top-k and top-p are off."""
+    """One token per row by inverting the cumulative distribution at `uniform`.
+
+    Nothing is sorted when top-k and top-p are off.
+    """
     import torch
 
     probs = torch.softmax(logits / sampling.temperature, -1)
@@ -167,80 +225,69 @@ def _choose(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling) -> 
     if sampling.top_p < 1:
         ordered, index = probs.sort(-1, descending=True)
         before = ordered.cumsum(-1) - ordered  # the token that crosses top_p stays in
-        probs = probs.scatter(
-            -1,
-            index,
-            torch.where(before < sampling.top_p * ordered.sum(-1, keepdim=True), ordered, 0),
-        )
+        kept = torch.where(before < sampling.top_p * ordered.sum(-1, keepdim=True), ordered, 0)
+        probs = probs.scatter(-1, index, kept)
     total = probs.double().cumsum(-1)
     target = uniform[:, None] * total[:, -1:]
     chosen = torch.searchsorted(total, target, right=True)[:, 0]
     return chosen.clamp(max=probs.shape[-1] - 1)
 
 
-def _uniforms(seed: int, prompt_id: str, index: int, steps: int) -> np.ndarray:
-    key = int.from_bytes(
-        hashlib.sha256(f"{seed}/pool/{prompt_id}/{index}".encode()).digest()[:16], "big"
-    )
-    return np.random.Generator(np.random.Philox(key=key)).random(steps)
-
-
-def _pad_left(sequences: list[list[int]], pad: int, device):
-    import torch
-
-    width = max(len(s) for s in sequences)
-    tokens = torch.full((len(sequences), width), pad, dtype=torch.long)
-    mask = torch.zeros_like(tokens)
-    for row, sequence in enumerate(sequences):
-        tokens[row, width - len(sequence) :] = torch.tensor(sequence)
-        mask[row, width - len(sequence) :] = 1
-    return tokens.to(device), mask.to(device)
-
-
 def teacher_force(backbone: Backbone, batch: pd.DataFrame) -> list[dict]:
+    """Completions that are given, put through the model; one row each, as `decode` makes them.
+
+    batch: columns prompt_id, index, prompt, and tokens (ids) or completion (text).
+    """
+    prompts = [backbone.prompt_ids(prompt) for prompt in batch["prompt"]]
+    if "tokens" in batch:
+        answers = [list(map(int, tokens)) for tokens in batch["tokens"]]
+    else:
+        answers = [backbone.completion_ids(text) for text in batch["completion"]]
+    sequences = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    tokens, mask = pad_left(sequences, backbone.tokenizer.pad_token_id, backbone.device)
+
+    longest = max(map(len, answers))
+    logp, hidden = _read(backbone, tokens, mask, longest)
+
+    rows = []
+    names = zip(batch["prompt_id"], batch["index"], strict=True)
+    for k, (prompt_id, index) in enumerate(names):
+        answer, length = answers[k], len(answers[k])
+        prompt_state = _prompt_state(hidden[k : k + 1, :-length], mask[k : k + 1, :-length])[0]
+        own = hidden[k, -length:]
+        states = [own.mean(0), own[:START_TOKENS].mean(0), own[-1], prompt_state]
+        total = float(logp[k, -length:].double().sum())
+        ended = answer[-1] in backbone.stop_ids
+        rows.append(_row(backbone, prompt_id, index, answer, ended, total, states))
+    return rows
+
+
+def _read(
+    backbone: Backbone, tokens: torch.Tensor, mask: torch.Tensor, longest: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sequences that are padded on the left, in one pass.
+
+    Log-probabilities of the last `longest` tokens, (rows, longest), and the hidden states of
+    all, (rows, tokens, hidden).
+    """
     import torch
 
-    prompts = [backbone.prompt_ids(p) for p in batch["prompt"]]
-    given = (
-        list(batch["tokens"])
-        if "tokens" in batch
-        else [backbone.completion_ids(c) for c in batch["completion"]]
-    )
-    answers = [list(map(int, tokens)) for tokens in given]
-    tokens, mask = _pad_left(
-        [p + a for p, a in zip(prompts, answers)], backbone.tokenizer.pad_token_id, backbone.device
-    )
     with torch.inference_mode():
-        longest = max(map(len, answers))
         out = backbone.causal(
             input_ids=tokens,
             attention_mask=mask,
             position_ids=(mask.cumsum(1) - 1).clamp(min=0),
             output_hidden_states=True,
-            logits_to_keep=longest + 1,
+            logits_to_keep=longest + 1,  # of the prompts nobody needs them
             use_cache=False,
         )
-        logp = torch.log_softmax(out.logits[:, :-1].float(), -1).gather(
-            2, tokens[:, -longest:, None]
-        )[..., 0]
-        hidden = _layer(out).float()
-    rows = []
-    for row, (prompt_id, index, answer) in enumerate(
-        zip(batch["prompt_id"], batch["index"], answers)
-    ):
-        length = len(answer)
-        before = _prompt_state(hidden[row : row + 1, :-length], mask[row : row + 1, :-length])[0]
-        own = hidden[row, -length:]
-        states = [own.mean(0), own[:START_TOKENS].mean(0), own[-1], before]
-        total = float(logp[row, -length:].double().sum())
-        rows.append(
-            _row(backbone, prompt_id, index, answer, answer[-1] in backbone.stop_ids, total, states)
-        )
-    return rows
+        every = torch.log_softmax(out.logits[:, :-1].float(), -1)
+        logp = every.gather(2, tokens[:, -longest:, None])[..., 0]
+        return logp, _layer(out).float()
 
 
 def _row(
-    backbone,
+    backbone: Backbone,
     prompt_id: str,
     index: int,
     tokens: list[int],
@@ -253,8 +300,8 @@ def _row(
             f"completion {index} of prompt {prompt_id} has log-probability {logp}: the model's"
             " output is not finite"
         )
-    features = np.concatenate([state.cpu().numpy() for state in states]).astype(np.float32)
-    text = backbone.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    features = np.concatenate([state.cpu().numpy() for state in states])
+    text = str(backbone.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
     return {
         "prompt_id": prompt_id,
         "index": index,
@@ -264,5 +311,5 @@ def _row(
         "ended": ended,
         "logp": logp,
         "logp_mean": logp / len(tokens),
-        "features": features,
+        "features": features.astype(np.float32),
     }

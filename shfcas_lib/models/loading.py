@@ -1,7 +1,9 @@
-"""Models from where they lie: an embedded asset, a local folder or a hub id becomes a frozen,
-quantised model.
+"""Models from where they lie: asset, folder or hub id becomes a frozen, quantised model.
 
-backbone = load_backbone(params.model)
+    backbone = load_backbone(params.model)
+
+Weights are read from safetensors alone; a model's own program code runs only where the
+parameters say so.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from shfcas_lib.base import places
@@ -25,11 +27,13 @@ if TYPE_CHECKING:
 
 
 def load_backbone(model: Model) -> Backbone:
-    """Load the backbone of a run: an embedded asset, a local folder or a hub id, quantised as
-    asked.
+    """Load the backbone of a run, quantised as its parameters say.
+
+    It comes from an embedded asset, a local folder or a hub id.
 
     Raises InputError when the source cannot be found, when it needs code of its own, or when a
-    package, a GPU or a template is missing."""
+    package, a GPU or a template is missing.
+    """
     from transformers import AutoModelForCausalLM
 
     common = loading_options(model, "model.source", model.source)
@@ -49,8 +53,10 @@ def load_backbone(model: Model) -> Backbone:
 
 
 def load_reader(model: Model) -> Backbone:
-    """The backbone of a run without its weights (torch's meta device): enough to say which
-    prompts it can read. Raises InputError."""
+    """The backbone of a run without its weights (torch's meta device).
+
+    That is enough to say which prompts it can read. Raises InputError.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -70,7 +76,9 @@ def loading_options(
     model: Model, key: str, source: str, skip: list[str] | None = None
 ) -> dict[str, Any]:
     """What `from_pretrained` is told about device, compute type, quantisation and attention.
-    skip: modules left unquantised."""
+
+    skip: modules left unquantised.
+    """
     import torch
     from transformers.utils import logging as transformers_logging
 
@@ -94,11 +102,13 @@ def loading_options(
 def load_tokenizer(
     model: Model, key: str, source: str, revision: str | None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a hub id, local folder or embedded asset. Raises InputError that calls it
-    `key`."""
+    """The tokenizer of a hub id, local folder or embedded asset.
+
+    Raises InputError that calls it `key`.
+    """
     from transformers import AutoTokenizer
 
-    return _found(
+    return _loaded(
         AutoTokenizer.from_pretrained,
         key,
         source,
@@ -108,11 +118,13 @@ def load_tokenizer(
 
 
 def load_config(model: Model, key: str, source: str, revision: str | None) -> Any:
-    """The configuration of a hub id, local folder or embedded asset. Raises InputError that calls
-    it `key`."""
+    """The configuration of a hub id, local folder or embedded asset.
+
+    Raises InputError that calls it `key`.
+    """
     from transformers import AutoConfig
 
-    return _found(
+    return _loaded(
         AutoConfig.from_pretrained,
         key,
         source,
@@ -121,24 +133,29 @@ def load_config(model: Model, key: str, source: str, revision: str | None) -> An
     )
 
 
-def load_weights(kind: Any, key: str, source: str, **told: Any) -> tuple[Any, Any]:
-    """A frozen model of transformers' class `kind`, from safetensors alone, and transformers'
-    report of what was missing. Raises InputError that calls it `key`."""
+def load_weights(kind: Any, key: str, source: str, **options: Any) -> tuple[Any, Any]:
+    """A frozen model of transformers' class `kind`, from safetensors alone.
+
+    With it comes transformers' report of what was missing. options: of `loading_options`, and
+    what else from_pretrained takes. Raises InputError that calls the model `key`.
+    """
     import torch
 
-    model, report = _found(
-        kind.from_pretrained, key, source, use_safetensors=True, output_loading_info=True, **told
-    )
-    if told["dtype"] == torch.float32:
+    options |= {"use_safetensors": True, "output_loading_info": True}
+    model, report = _loaded(kind.from_pretrained, key, source, **options)
+    if options["dtype"] == torch.float32:
         _keep_float32(model)
     return model.eval().requires_grad_(False), report
 
 
-def _found(
-    load: Callable[..., Any], key: str, source: str, revision: str | None, **told: Any
+def _loaded(
+    load: Callable[..., Any], key: str, source: str, revision: str | None, **options: Any
 ) -> Any:
+    """What a loader of transformers makes of a source. Raises InputError that calls it `key`."""
+    if revision:
+        options["revision"] = revision
     try:
-        return load(located(source, key), **({"revision": revision} if revision else {}), **told)
+        return load(located(source, key), **options)
     except (OSError, ValueError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         if "trust_remote_code" in str(error):
@@ -155,8 +172,10 @@ def _found(
 
 
 def free_memory() -> None:
-    """Let go of models that nobody holds any more, also where their parts hold each other, and
-    hand a GPU's free blocks back."""
+    """Let go of models that nobody holds any more, and hand a GPU's free blocks back.
+
+    Models whose parts hold each other go too.
+    """
     import torch
 
     gc.collect()
@@ -181,19 +200,24 @@ def _keep_float32(model: PreTrainedModel) -> None:
     """Compute in float32 where float32 was asked for.
 
     On CPUs with bfloat16 instructions bitsandbytes 0.50 runs 4-bit layers through a bfloat16
-    kernel whatever the compute type says. It is 1.4 times as fast, and the log-probability of one
-    completion then differs by 0.3 between decoding and re-scoring, and between machines; in
-    float32 they agree to 5e-5. `model.dtype: bfloat16` takes the fast kernel."""
-    for module in model.modules():
+    kernel whatever the compute type says. It is 1.4 times as fast, and the log-probability of
+    one completion then differs by 0.3 between decoding and re-scoring, and between machines; in
+    float32 they agree to 5e-5. `model.dtype: bfloat16` takes the fast kernel.
+    """
+    modules: Iterable[Any] = model.modules()
+    for module in modules:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
 def _check_attention(model: Model, device: str, dtype: torch.dtype, key: str, source: str) -> None:
-    """Raise InputError for an attention that is not installed, does not run here, or would change
-    what the model computes."""
+    """Raise InputError for an attention that cannot be used.
+
+    It is not installed, does not run here, or would change what the model computes.
+    """
     import torch
 
+    # asked before the weights are loaded, which takes minutes
     if model.attention == "flash_attention_2":
         if importlib.util.find_spec("flash_attn") is None:
             raise InputError(
@@ -206,7 +230,8 @@ def _check_attention(model: Model, device: str, dtype: torch.dtype, key: str, so
                 " float16: use 'auto'"
             )
     if model.attention == "sdpa":
-        config = load_config(model, key, source, None if key != "model.source" else model.revision)
+        revision = model.revision if key == "model.source" else None
+        config = load_config(model, key, source, revision)
         if getattr(config.get_text_config(), "attn_logit_softcapping", None):
             raise InputError(
                 f"model.attention: found 'sdpa', which leaves out the soft-capping of {source!r}:"
@@ -215,8 +240,10 @@ def _check_attention(model: Model, device: str, dtype: torch.dtype, key: str, so
 
 
 def located(source: str, key: str) -> str:
-    """The folder of an embedded asset or local model, or the hub id as it is. Raises InputError
-    that calls it `key`."""
+    """The folder of an embedded asset or local model, or the hub id as it is.
+
+    Raises InputError that calls it `key`.
+    """
     if source in assets.ASSETS:
         return str(assets.asset_path(source))
     folder = places.user_path(source)
@@ -228,12 +255,12 @@ def located(source: str, key: str) -> str:
 def _dtype(name: str, device: str) -> torch.dtype:
     import torch
 
-    return getattr(
-        torch, {"cpu": "float32", "cuda": "bfloat16"}[device] if name == "auto" else name
-    )
+    if name == "auto":
+        name = {"cpu": "float32", "cuda": "bfloat16"}[device]
+    return getattr(torch, name)
 
 
-def _quantisation(kind: str, dtype: torch.dtype, skip: list[str] | None = None):
+def _quantisation(kind: str, dtype: torch.dtype, skip: list[str] | None = None) -> Any:
     if kind == "none":
         return None
     if importlib.util.find_spec("bitsandbytes") is None:

@@ -1,18 +1,19 @@
 """Published reward models: sequence classifiers from a hub or a folder, as gold or as proxy.
 
-    scores = score(completions, params.gold.published, params.gold.model, params.model, "gold.kind")
-    pool = scored(pool, params)             # a pool with the published proxy's scores in its column `proxy`
+    scores = score_published(completions, source, params.gold.model, params.model, "gold.kind")
+    pool = scored(pool, params)             # its column `proxy`: the published proxy's scores
 
 A model is loaded, scores everything in batches and is let go again, so that it never stands
 beside a training. As proxy it is frozen: what labels teach is a correction on top of it, of the
-kind that `reward.kind` names. With r the proxy's reward in units of its spread, the correction c
-is fitted by maximum a posteriori Bradley-Terry on the labels alone with r as offset,
+kind that `reward.kind` names. With r the proxy's reward in units of its spread, the correction
+c is fitted by maximum a posteriori Bradley-Terry on the labels alone with r as offset,
 
     P(i beats j) = sigmoid(r_i - r_j + c_i - c_j),      refined reward r + c,
 
-so that the refined reward is the proxy where labels say nothing. The weight of r stays 1: labels
-are asked for where proxy and policy conflict, and a weight learnt there would condemn the proxy
-everywhere."""
+so that the refined reward is the proxy where labels say nothing. The weight of r stays 1:
+labels are asked for where proxy and policy conflict, and a weight learnt there would condemn
+the proxy everywhere.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +21,17 @@ import functools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from shfcas_lib.base import dialogues
+from shfcas_lib.base.batches import by_length, pad_right
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.models import loading, templates
-from shfcas_lib.params.schema import Classifier, Gold, Model, Params, Reward
+from shfcas_lib.params.schema import Classifier, Model, Params
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,15 +43,15 @@ _HEAD_NAMES = ("score", "classifier", "classification_head", "lm_head")
 
 
 def scored(pool: pd.DataFrame, params: Params) -> pd.DataFrame:
-    """The pool with the published proxy's scores as column `proxy`; as it is where the proxy is
-    trained here."""
-    if not params.reward.published:
+    """The pool with the published proxy's scores as column `proxy`.
+
+    It stays as it is where the proxy is trained here.
+    """
+    source = params.reward.published
+    if not source:
         return pool
-    return pool.assign(
-        proxy=score_published(
-            pool, params.reward.published, params.reward.model, params.model, "reward.proxy"
-        )
-    )
+    scores = score_published(pool, source, params.reward.model, params.model, "reward.proxy")
+    return pool.assign(proxy=scores)
 
 
 def scorer(params: Params) -> Callable[[pd.DataFrame], pd.DataFrame]:
@@ -57,73 +60,57 @@ def scorer(params: Params) -> Callable[[pd.DataFrame], pd.DataFrame]:
 
 
 def try_out(params: Params) -> None:
-    """Load every published model that the run names and score one text with it: what is wrong
-    with a model shows before hours of sampling."""
+    """Load every published model that the run names and score one text with it.
+
+    What is wrong with a model shows before hours of sampling.
+    """
     text = pd.DataFrame(
         {"prompt_id": ["a trial"], "index": [0], "prompt": ["Hello"], "completion": ["Hello."]}
     )
-    for key, block in _named(params):
-        score_published(text, block.published, block.model, params.model, key)
+    for key, source, read in _named(params):
+        score_published(text, source, read, params.model, key)
 
 
 def readers(params: Params) -> Iterator[Callable[[str, int], templates.Refusal | None]]:
-    """For each published model that the run names: why it cannot be shown a prompt with an answer
-    of so many tokens. Tokenizer and configuration are loaded, no weights."""
-    for key, block in _named(params):
-        asked = (params.model, key, block.published, block.model.revision)
-        yield _Reader(
-            loading.load_tokenizer(*asked),
-            loading.load_config(*asked),
-            block.model,
-            f"{key} {block.published!r}",
-        ).refusal
+    """For each published model of the run: why it cannot be given a prompt.
+
+    What is returned takes a prompt and how many tokens its answer has. Tokenizer and
+    configuration are loaded, no weights.
+    """
+    for key, source, read in _named(params):
+        tokenizer = loading.load_tokenizer(params.model, key, source, read.revision)
+        config = loading.load_config(params.model, key, source, read.revision)
+        yield _Reader(tokenizer, config, read, f"{key} {source!r}").refusal
 
 
-def _named(params: Params) -> list[tuple[str, Gold | Reward]]:
-    """The blocks that name a published model, each with the key that does."""
-    return [
-        (key, block)
-        for key, block in (("gold.kind", params.gold), ("reward.proxy", params.reward))
-        if block.published
-    ]
+def _named(params: Params) -> list[tuple[str, str, Classifier]]:
+    """The published models of a run: the key that names it, where it is, how it is read."""
+    named = []
+    for key, block in (("gold.kind", params.gold), ("reward.proxy", params.reward)):
+        if block.published:
+            named.append((key, block.published, block.model))
+    return named
 
 
 def score_published(
     table: pd.DataFrame, source: str, read: Classifier, backbone: Model, key: str
 ) -> np.ndarray:
-    """Scores of completions by a published model, (rows,), higher is better; the model is gone
-    afterwards.
+    """Scores of completions by a published model, (rows,), higher is better.
 
-    table: columns prompt_id, index, prompt, completion. key: the parameter that named the model,
-    for messages. Sequences of like length share a batch. Raises InputError for a model that
-    cannot be loaded, has no trained score head or several outputs and no choice among them, for a
-    completion that does not fit it, and for a score that is not finite."""
-    import torch
-    from tqdm import tqdm
+    table:  columns prompt_id, index, prompt, completion
+    key:    the parameter that named the model, for messages
 
+    The model is gone afterwards. Sequences of like length share a batch. Raises InputError for
+    a model that cannot be loaded, has no trained score head or several outputs and no choice
+    among them, for a completion that does not fit it, and for a score that is not finite.
+    """
     tokenizer, model, column = load_classifier(source, read, backbone, key)
     sequences = _sequences(table, _Reader(tokenizer, model.config, read, f"{key} {source!r}"))
-    pad = model.config.get_text_config().pad_token_id
-    order = sorted(range(len(sequences)), key=lambda k: (len(sequences[k]), k))
-    scores = np.zeros(len(sequences))
-    for start in tqdm(
-        range(0, len(order), read.batch_size),
-        desc=f"scoring with {source}",
-        unit="batch",
-        mininterval=1,
-    ):
-        rows = order[start : start + read.batch_size]
-        tokens, mask = _padded([sequences[k] for k in rows], pad, model)
-        with torch.inference_mode():
-            scores[rows] = (
-                model(input_ids=tokens, attention_mask=mask)
-                .logits[:, column]
-                .double()
-                .cpu()
-                .numpy()
-            )
+    scores = _scores(model, column, sequences, read.batch_size, f"scoring with {source}")
+    # nothing that the caller does next has room for this model too
     del model
     loading.free_memory()
+
     bad = np.flatnonzero(~np.isfinite(scores))
     if len(bad):
         row = table.iloc[bad[0]]
@@ -134,23 +121,57 @@ def score_published(
     return -scores if read.cost else scores
 
 
+def _scores(
+    model: Any, column: int, sequences: list[list[int]], batch_size: int, title: str
+) -> np.ndarray:
+    """One output of a classifier for every sequence, (sequences,).
+
+    transformers' classifiers read the last token that is no pad token. Where the model has none,
+    any id will do that the batch does not hold: the last token is read, as it is for one
+    sequence alone.
+    """
+    import torch
+    from tqdm import tqdm
+
+    config = model.config.get_text_config()
+    pad = config.pad_token_id
+    scores = np.zeros(len(sequences))
+    batches = by_length(sequences, batch_size)
+    for rows in tqdm(batches, desc=title, unit="batch", mininterval=1):
+        batch = [sequences[k] for k in rows]
+        if pad is None:
+            config.pad_token_id = _unused(batch)
+        tokens, mask = pad_right(batch, config.pad_token_id, model.device)
+        with torch.inference_mode():
+            logits = model(input_ids=tokens, attention_mask=mask).logits[:, column]
+            scores[rows] = logits.double().cpu().numpy()
+    return scores
+
+
+def _unused(sequences: list[list[int]]) -> int:
+    """The first token id that no sequence holds."""
+    used = set(chain.from_iterable(sequences))
+    return next(k for k in range(len(used) + 1) if k not in used)
+
+
 def load_classifier(
     source: str, read: Classifier, backbone: Model, key: str
-) -> tuple[PreTrainedTokenizerBase, object, int]:
+) -> tuple[PreTrainedTokenizerBase, Any, int]:
     """Tokenizer, model and the number of the output that is the reward. Raises InputError."""
     from transformers import AutoModelForSequenceClassification
 
     tokenizer = loading.load_tokenizer(backbone, key, source, read.revision)
-    told = loading.loading_options(backbone, key, source, skip=list(_HEAD_NAMES))
+    options = loading.loading_options(backbone, key, source, skip=list(_HEAD_NAMES))
     model, report = loading.load_weights(
         AutoModelForSequenceClassification,
         key,
         source,
         revision=read.revision,
         key_mapping=_HEADS,
-        **told,
+        **options,
     )
-    fresh = sorted(report["missing_keys"]) + sorted(name for name, *_ in report["mismatched_keys"])
+    mismatched = sorted(name for name, *_ in report["mismatched_keys"])
+    fresh = sorted(report["missing_keys"]) + mismatched
     if fresh:
         raise InputError(
             f"{key} {source!r} has no trained score head ({fresh[0]} is not among its weights):"
@@ -159,7 +180,7 @@ def load_classifier(
     return tokenizer, model, _column(model.config, read.label, key, source)
 
 
-def _column(config, label: int | str | None, key: str, source: str) -> int:
+def _column(config: Any, label: int | str | None, key: str, source: str) -> int:
     names = [config.id2label.get(k, str(k)) for k in range(config.num_labels)]
     if label is None and len(names) == 1:
         return 0
@@ -180,7 +201,7 @@ def _column(config, label: int | str | None, key: str, source: str) -> int:
 
 @dataclass(frozen=True)
 class _Reader:
-    """How a published model is shown a prompt and a completion. name: what messages call it."""
+    """How a published model is given a prompt and a completion. name: what messages call it."""
 
     tokenizer: PreTrainedTokenizerBase
     config: Any
@@ -193,33 +214,32 @@ class _Reader:
         return getattr(self.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
 
     def refusal(self, prompt: str, room: int) -> templates.Refusal | None:
-        """What stands against a prompt: that it spells a turn marker of this model, or leaves no
-        room for an answer of `room` tokens."""
+        """What stands against a prompt; None where nothing does.
+
+        It spells a turn marker of this model, or leaves no room for an answer of `room` tokens.
+        """
         spelt = self._guard.spelt(dialogues.messages(prompt))
         if spelt:
-            text = f"holds the {spelt} of {self.name}"
-            return templates.Refusal(text, text)
+            return templates.Refusal.spelling(f"holds the {spelt} of {self.name}")
         length = len(self.ids(prompt, ""))
-        if length + room > self.longest:
-            more = (
-                f"with an answer of {room} tokens that is more than the {self.longest} that"
-                f" {self.name} reads"
-            )
-            return templates.Refusal(f"has {length} tokens; {more}", f"is too long; {more}")
-        return None
+        if length + room <= self.longest:
+            return None
+        limit = f"with an answer of {room} tokens that is more than the {self.longest} that"
+        return templates.Refusal.too_long(length, f"{limit} {self.name} reads")
 
     def ids(self, prompt: str, completion: str) -> list[int]:
-        """Token ids of a completion with its prompt. A control token that the completion spells
-        is text."""
+        """Token ids of a completion with its prompt.
+
+        A control token that the completion spells is text.
+        """
         completion = self._guard.broken(completion)
         if self.read.text is None and self.tokenizer.chat_template is not None:
-            chat = [*dialogues.messages(prompt), {"role": "assistant", "content": completion}]
-            return self.tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]
-        part = {"prompt": dialogues.plain(prompt), "completion": completion}
-        text = self.read.text or "{prompt}\n\n{completion}"
-        return self.tokenizer(
-            re.sub(r"\{(prompt|completion)\}", lambda place: part[place[1]], text)
-        )["input_ids"]
+            answer = {"role": "assistant", "content": completion}
+            return templates.chat_ids(self.tokenizer, [*dialogues.messages(prompt), answer])
+        parts = {"prompt": dialogues.plain(prompt), "completion": completion}
+        form = self.read.text or "{prompt}\n\n{completion}"
+        text = re.sub(r"\{(prompt|completion)\}", lambda place: parts[place[1]], form)
+        return self.tokenizer(text)["input_ids"]
 
     @functools.cached_property
     def _guard(self) -> templates.Guard:
@@ -227,14 +247,17 @@ class _Reader:
 
 
 def _sequences(table: pd.DataFrame, reader: _Reader) -> list[list[int]]:
-    """Token ids of every completion with its prompt. Raises InputError for a prompt that cannot
-    be read, and for a completion too long."""
+    """Token ids of every completion with its prompt.
+
+    Raises InputError for a prompt that cannot be read, and for a completion too long.
+    """
     for prompt in table["prompt"].unique():
         refusal = reader.refusal(prompt, 0)
         if refusal:
             raise InputError(f"prompt {prompt[:60]!r} {refusal.told}")
     sequences = [reader.ids(row.prompt, row.completion) for row in table.itertuples()]
-    for prompt_id, index, sequence in zip(table["prompt_id"], table["index"], sequences):
+    names = zip(table["prompt_id"], table["index"], strict=True)
+    for (prompt_id, index), sequence in zip(names, sequences, strict=True):
         if len(sequence) > reader.longest:
             raise InputError(
                 f"{reader.name} reads at most {reader.longest} tokens, but completion {index} of"
@@ -242,22 +265,3 @@ def _sequences(table: pd.DataFrame, reader: _Reader) -> list[list[int]]:
                 " leave long prompts out"
             )
     return sequences
-
-
-def _padded(sequences: list[list[int]], pad: int | None, model):
-    """Sequences padded on the right: ids and mask, each (batch, tokens). transformers'
-    classifiers read the last token that is no pad token; where the model has none, any id will do
-    that the batch does not hold, and the last token is read, as it is for one sequence alone."""
-    import torch
-
-    if pad is None:
-        used = {token for sequence in sequences for token in sequence}
-        pad = model.config.get_text_config().pad_token_id = next(
-            k for k in range(len(used) + 1) if k not in used
-        )
-    width = max(map(len, sequences))
-    tokens = torch.full((len(sequences), width), pad)
-    mask = torch.zeros_like(tokens)
-    for line, sequence in enumerate(sequences):
-        tokens[line, : len(sequence)], mask[line, : len(sequence)] = torch.tensor(sequence), 1
-    return tokens.to(model.device), mask.to(model.device)

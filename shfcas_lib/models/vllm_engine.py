@@ -1,14 +1,14 @@
-"""Completions of the base policy written by vLLM: token ids of prompts go in, token ids of
-completions come out.
+"""Completions of the base policy written by vLLM: token ids go in, token ids come out.
 
     table = draw(backbone, ids, sampling, seed)      # prompt_id, index, tokens, logp_vllm
 
 vLLM pins other versions of torch and transformers than this library, so it lives in an
 environment of its own, whose Python the environment variable SHFCAS_VLLM_PYTHON names, and runs
-there as a process (`vllm_worker`) that ends, and gives its memory back, before the backbone reads
-what it wrote. Prompts are tokenised here, by the backbone. vLLM computes with the model's
+there as a process (`vllm_worker`) that ends, and gives its memory back, before the backbone
+reads what it wrote. Prompts are tokenised here, by the backbone. vLLM computes with the model's
 unquantised weights: `logp_vllm` is kept so that `agreement` can say how far that is from the
-backbone, whose log-probabilities and features are the pool's."""
+backbone, whose log-probabilities and features are the pool's.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -42,8 +43,10 @@ _VERSION = (
 
 
 def engine_facts(sampling: Sampling) -> dict[str, str]:
-    """Facts about the engine for run.json: which vLLM, if it is asked for. Raises InputError
-    where it cannot be had."""
+    """Facts about the engine for run.json: which vLLM, if it is asked for.
+
+    Raises InputError where it cannot be had.
+    """
     if sampling.engine != "vllm":
         return {}
     if processes.count() > 1:
@@ -66,10 +69,8 @@ def _version(python: str) -> str:
             " environment that vLLM is installed in"
         ) from error
     if done.returncode and "KeyError: 'vllm'" not in done.stderr:
-        raise InputError(
-            f"{PYTHON}: {python} cannot say which vLLM it has:"
-            f" {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
-        )
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise InputError(f"{PYTHON}: {python} cannot say which vLLM it has: {lines[-1]}")
     if done.returncode:
         raise InputError(
             f"sampling.engine: found 'vllm', which needs the package vllm, and {python} has none:"
@@ -82,61 +83,73 @@ def _version(python: str) -> str:
 def draw(
     backbone: Backbone, ids: dict[str, list[int]], sampling: Sampling, seed: int
 ) -> pd.DataFrame:
-    """`sampling.n` completions for each prompt from the model without adapters: prompt_id, index,
-    tokens (ids, the end token included) and logp_vllm (as the pool's logp, but by vLLM). ids:
-    token ids by prompt_id. Each completion has a seed of its own, named by (seed, prompt_id,
-    index). Raises InputError where vLLM is missing or fails."""
+    """`sampling.n` completions for each prompt from the model without adapters.
+
+    ids: token ids by prompt_id. Each completion has a seed of its own, named by (seed,
+    prompt_id, index). Columns:
+
+        prompt_id, index
+        tokens       ids, the end token included
+        logp_vllm    as the pool's logp, but by vLLM
+
+    Raises InputError where vLLM is missing or fails.
+    """
     engine_facts(sampling)
-    keys = [(prompt_id, index) for prompt_id in sorted(ids) for index in range(sampling.n)]
-    model = backbone.model
-    asked = {
-        "model": {
-            "model": loading.located(model.source, "model.source"),
-            "revision": model.revision,
-            "trust_remote_code": model.trust_remote_code,
-            "dtype": str(backbone.causal.config.dtype).removeprefix("torch."),
-            "max_num_seqs": sampling.batch_size,
-            "max_model_len": max(map(len, ids.values())) + sampling.max_new_tokens,
-        },
-        "sampling": {
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k,
-            "top_p": sampling.top_p,
-            "max_tokens": sampling.max_new_tokens,
-            "stop_token_ids": backbone.stop_ids,
-        },
-        "prompts": [ids[prompt_id] for prompt_id, _ in keys],
-        "seeds": [derive(seed, f"vllm/{prompt_id}/{index}") for prompt_id, index in keys],
-    }
-    written = _ask(asked)
-    return pd.DataFrame(
+    keys = list(product(sorted(ids), range(sampling.n)))
+    completions = _ask(
         {
-            "prompt_id": [key[0] for key in keys],
-            "index": [key[1] for key in keys],
-            "tokens": [tokens for tokens, _ in written],
-            "logp_vllm": [logp for _, logp in written],
+            "model": _model_options(backbone, sampling, longest=max(map(len, ids.values()))),
+            "sampling": {
+                "temperature": sampling.temperature,
+                "top_k": sampling.top_k,
+                "top_p": sampling.top_p,
+                "max_tokens": sampling.max_new_tokens,
+                "stop_token_ids": backbone.stop_ids,
+            },
+            "prompts": [ids[prompt_id] for prompt_id, _ in keys],
+            "seeds": [derive(seed, f"vllm/{prompt_id}/{index}") for prompt_id, index in keys],
         }
     )
+    table = pd.DataFrame(keys, columns=["prompt_id", "index"])
+    return table.assign(
+        tokens=[tokens for tokens, _ in completions],
+        logp_vllm=[logp for _, logp in completions],
+    )
+
+
+def _model_options(backbone: Backbone, sampling: Sampling, longest: int) -> dict[str, Any]:
+    """Keywords of vllm.LLM. longest: tokens of the longest prompt."""
+    model = backbone.model
+    return {
+        "model": loading.located(model.source, "model.source"),
+        "revision": model.revision,
+        "trust_remote_code": model.trust_remote_code,
+        "dtype": str(backbone.causal.config.dtype).removeprefix("torch."),
+        "max_num_seqs": sampling.batch_size,
+        "max_model_len": longest + sampling.max_new_tokens,
+    }
 
 
 def logp_gap(pool: pd.DataFrame) -> str:
-    """How far vLLM's log-probabilities of a pool's completions are from the backbone's, in one
-    sentence; nothing for a pool of another engine."""
+    """How far vLLM's log-probabilities are from the backbone's, in one sentence.
+
+    pool: a table of completions; nothing is said of one that another engine wrote.
+    """
     if "logp_vllm" not in pool:
         return ""
     gap = (pool["logp"] - pool["logp_vllm"]) / pool["n_tokens"]
-    told = (
+    size = gap.abs()
+    sentence = (
         f"log-probability per token, backbone minus vLLM, {len(pool)} completions: mean"
-        f" {gap.mean():+.4f}, mean size {gap.abs().mean():.4f}, largest {gap.abs().max():.4f}"
+        f" {gap.mean():+.4f}, mean size {size.mean():.4f}, largest {size.max():.4f}"
     )
-    return told + (
-        ""
-        if gap.abs().mean() <= TOLERANCE
-        else (
+    # NaN is no small gap either
+    if not size.mean() <= TOLERANCE:
+        sentence += (
             f"; more than {TOLERANCE} on average: vLLM's weights are not the backbone's"
             " (quantisation?)"
         )
-    )
+    return sentence
 
 
 def _python() -> str:
@@ -144,40 +157,36 @@ def _python() -> str:
 
 
 def _environment() -> dict[str, str]:
-    """For vLLM's Python: nothing is imported from the folder that it starts in, nor from this
-    library's."""
+    """The environment of vLLM's Python.
+
+    With it nothing is imported from the folder that it starts in, nor from this library's.
+    """
     return os.environ | {"PYTHONSAFEPATH": "1"}
 
 
-def _ask(asked: dict) -> list[tuple[list[int], float]]:
+def _ask(question: dict[str, Any]) -> list[tuple[list[int], float]]:
     """Put a question to the worker process and wait for its answer."""
     import torch
 
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # what torch holds back here, vLLM could not have
     with tempfile.TemporaryDirectory() as folder:
-        question, answer, log = (
-            Path(folder) / name for name in ("question.json", "answer.json", "log.txt")
-        )
-        question.write_text(json.dumps(asked))
-        with open(log, "w") as messages:
-            done = subprocess.run(
-                [_python(), vllm_worker.__file__, str(question), str(answer)],
-                stdout=messages,
-                stderr=messages,
-                env=_environment(),
-            )
+        question_file, answer_file = Path(folder, "question.json"), Path(folder, "answer.json")
+        log = Path(folder, "log.txt")
+        question_file.write_text(json.dumps(question))
+        command = [_python(), vllm_worker.__file__, str(question_file), str(answer_file)]
+        with open(log, "w") as output:
+            done = subprocess.run(command, stdout=output, stderr=output, env=_environment())
         if done.returncode:
-            lines = [
-                line.strip()
-                for line in log.read_text(errors="replace").splitlines()
-                if line.strip()
-            ]
-            told = next(
-                (line for line in reversed(lines) if "Error" in line and "WARNING" not in line),
-                (lines or ["no message"])[-1],
-            )
+            reason = _reason(log.read_text(errors="replace"))
             raise InputError(
-                f"sampling.engine vllm: vLLM ended with code {done.returncode}: {told}"
+                f"sampling.engine vllm: vLLM ended with code {done.returncode}: {reason}"
             )
-        return json.loads(answer.read_text())
+        return json.loads(answer_file.read_text())
+
+
+def _reason(log: str) -> str:
+    """The line of vLLM's messages that says why it ended: the last error, else the last line."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line and "WARNING" not in line]
+    return (errors or lines or ["no message"])[-1]

@@ -1,8 +1,10 @@
-"""The process that runs vLLM: `python vllm_worker.py QUESTION ANSWER`, two JSON files, in the
-environment where vLLM is installed.
+"""The process that runs vLLM, in the environment where it is installed.
+
+It is started as `python vllm_worker.py QUESTION ANSWER`, with the names of two JSON files.
 
 Nothing of this library is imported here, and of other packages vLLM (and the torch it brings)
-alone: that environment holds no more."""
+alone: that environment holds no more.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +14,23 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 
-def write(asked: dict) -> list[tuple[list[int], float]]:
-    """Tokens of one completion for each prompt, and vLLM's log-probability of them at temperature
-    1.
+def write(question: dict[str, Any]) -> list[tuple[list[int], float]]:
+    """Tokens of one completion for each prompt, and vLLM's log-probability of them.
 
-    asked: `model` and `sampling` (keywords of vllm.LLM and vllm.SamplingParams), `prompts` (lists
-    of token ids) and `seeds`, one for each."""
+    The log-probability is that at temperature 1. question:
+
+        model, sampling    keywords of vllm.LLM and vllm.SamplingParams
+        prompts            lists of token ids
+        seeds              one for each prompt
+    """
     from vllm import LLM, SamplingParams
 
     # the completions of one prompt share its prefill
     model = LLM(
-        **asked["model"],
+        **question["model"],
         **_device(),
         skip_tokenizer_init=True,
         load_format="safetensors",
@@ -32,26 +38,22 @@ def write(asked: dict) -> list[tuple[list[int], float]]:
         logprobs_mode="raw_logprobs",
         enable_prefix_caching=True,
     )
-    # ignore_eos: what ends a completion is said by stop_token_ids, which hold every end token
-    # that the backbone knows
-    sampling = [
-        SamplingParams(
-            **asked["sampling"], seed=seed, ignore_eos=True, detokenize=False, logprobs=0
-        )
-        for seed in asked["seeds"]
-    ]
-    written = model.generate(
-        [{"prompt_token_ids": prompt} for prompt in asked["prompts"]], sampling
-    )
-    return [
-        (list(request.outputs[0].token_ids), request.outputs[0].cumulative_logprob)
-        for request in written
-    ]
+
+    # what ends a completion is said by stop_token_ids, which hold every end token that the
+    # backbone knows
+    common = {**question["sampling"], "ignore_eos": True, "detokenize": False, "logprobs": 0}
+    sampling = [SamplingParams(**common, seed=seed) for seed in question["seeds"]]
+    prompts = [{"prompt_token_ids": prompt} for prompt in question["prompts"]]
+    completions = [request.outputs[0] for request in model.generate(prompts, sampling)]
+    return [(list(one.token_ids), one.cumulative_logprob) for one in completions]
 
 
 def _device() -> dict[str, float | bool]:
-    """vLLM's share of the device: nine tenths of what is free on a GPU, for the backbone stays
-    where it is; a quarter of a CPU's memory, and nothing compiled there, which takes minutes."""
+    """Keywords of vllm.LLM for vLLM's share of the device.
+
+    It is nine tenths of what is free on a GPU, for the backbone stays where it is; a quarter of a
+    CPU's memory, and nothing compiled there, which takes minutes.
+    """
     import torch
 
     if not torch.cuda.is_available():
@@ -69,5 +71,6 @@ if __name__ == "__main__":
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process: nothing else to end
         "VLLM_NO_USAGE_STATS": "1",
     }
-    question, answer = map(Path, sys.argv[1:])
-    answer.write_text(json.dumps(write(json.loads(question.read_text()))))
+    question_file, answer_file = map(Path, sys.argv[1:])
+    answer = write(json.loads(question_file.read_text()))
+    answer_file.write_text(json.dumps(answer))

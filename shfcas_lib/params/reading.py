@@ -4,7 +4,8 @@
     params.sampling.n
 
 Bad input raises InputError: one sentence that names the file, the key, what was found and what
-was expected."""
+was expected.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,10 @@ def load(path: str | Path) -> Params:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file as a plain mapping; keys given twice, aliases and tags are refused. Raises
-    InputError."""
+    """A YAML file as a plain mapping; keys given twice, aliases and tags are refused.
+
+    Raises InputError.
+    """
     path = Path(path)
     try:
         with open(path, encoding="utf-8") as file:
@@ -44,10 +48,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise InputError(f"parameter file {path} is longer than {_LONGEST_FILE} characters")
     try:
         values = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
-    except (
-        yaml.YAMLError,
-        ValueError,
-    ) as error:  # a whole number of thousands of digits is a ValueError
+    except (yaml.YAMLError, ValueError) as error:
+        # a whole number of thousands of digits is a ValueError
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise InputError(f"{path} is not valid YAML: nested too deeply") from error
@@ -57,48 +59,58 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def from_notebook(namespace: dict[str, Any]) -> Params:
-    """Validate the variables that a notebook's parameter cells set (its own defaults, then what
-    Papermill injected).
+    """Validate the variables that a notebook's parameter cells set.
 
-    Those cells start with the word `# Parameters`, which is how Papermill heads its own. Where
-    Papermill injected a whole run (it sets `run`), only that counts, so that `papermill -f
-    mine.yaml` and `shfcas run mine.yaml` mean the same. A name in them that is no parameter is an
-    error here, where Papermill alone would only warn. Where the kernel keeps no history of cells
-    (nbval), the variables of the parameters' names are taken as they are."""
-    cells = [source for source in namespace.get("In", []) if source.startswith("# Parameters")]
-    whole = [
-        source
-        for source in cells
-        if source.startswith("# Parameters\n") and re.search(r"^run = ", source, re.MULTILINE)
-    ]
-    cells = whole or cells
-    values: dict[str, Any] = (
-        {}
-        if cells
-        else {name: namespace[name] for name in Params.model_fields if name in namespace}
-    )
+    Those are its own defaults, then what Papermill injected. The cells start with the word
+    `# Parameters`, which is how Papermill heads its own. Where Papermill injected a whole run
+    (it sets `run`), only that counts, so that `papermill -f mine.yaml` and `shfcas run
+    mine.yaml` mean the same. A name in them that is no parameter is an error here, where
+    Papermill alone would only warn. Where the kernel keeps no history of cells (nbval), the
+    variables of the parameters' names are taken as they are.
+    """
+    cells = _parameter_cells(namespace.get("In", []))
+    values: dict[str, Any] = {}
     for source in cells:
-        for node in ast.parse(source).body:
-            targets = (
-                node.targets
-                if isinstance(node, ast.Assign)
-                else [node.target]
-                if isinstance(node, ast.AnnAssign)
-                else []
-            )
-            values |= {
-                t.id: _value(node.value, namespace.get(t.id))
-                for t in targets
-                if isinstance(t, ast.Name)
-            }
+        values |= _assigned(source, namespace)
+    if not cells:
+        values = {name: namespace[name] for name in Params.model_fields if name in namespace}
     if not values:
         raise InputError("the notebook's parameter cell has not been run: run it first")
     return validate(values, "the notebook's parameters")
 
 
-def _value(node: ast.expr, otherwise: Any) -> Any:
-    """What the cell says where it says it literally: later cells may use the same name for
-    something else."""
+def _parameter_cells(history: list[str]) -> list[str]:
+    """The sources of the cells that count: those of a whole run, where one was injected."""
+    cells = [source for source in history if source.startswith("# Parameters")]
+    injected = [source for source in cells if source.startswith("# Parameters\n")]
+    whole = [source for source in injected if re.search(r"^run = ", source, re.MULTILINE)]
+    return whole or cells
+
+
+def _assigned(source: str, namespace: dict[str, Any]) -> dict[str, Any]:
+    """What one cell sets, by name."""
+    values = {}
+    for node in ast.parse(source).body:
+        targets: list[ast.expr]
+        if isinstance(node, ast.Assign):
+            targets = node.targets
+        elif isinstance(node, ast.AnnAssign):
+            targets = [node.target]
+        else:
+            continue
+        for target in targets:
+            if isinstance(target, ast.Name):
+                values[target.id] = _value(node.value, namespace.get(target.id))
+    return values
+
+
+def _value(node: ast.expr | None, otherwise: Any) -> Any:
+    """What a cell says, where it says it literally; else what the variable holds.
+
+    Later cells may use the same name for something else.
+    """
+    if node is None:  # a bare annotation sets nothing
+        return otherwise
     try:
         return ast.literal_eval(node)
     except ValueError:
@@ -113,15 +125,15 @@ def validate(values: dict[str, Any], origin: str) -> Params:
         # A misspelt key shows up twice, as an unknown and as a missing one: the first says what
         # to do.
         errors = sorted(error.errors(), key=lambda e: e["type"] == "missing")
-        raise InputError(f"{origin}: {problems.sentence(errors[0], Params, MECHANISMS)}") from error
+        message = problems.sentence(errors[0], Params, MECHANISMS)
+        raise InputError(f"{origin}: {message}") from error
 
 
 def fingerprint(*parts: Any) -> str:
     """Sixteen hex digits that change when any of the parts (blocks or plain data) changes."""
     plain = [part.model_dump() if isinstance(part, BaseModel) else part for part in parts]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=_dump).encode()).hexdigest()[
-        :16
-    ]
+    text = json.dumps(plain, sort_keys=True, default=_dump)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _dump(value: Any) -> Any:
@@ -133,27 +145,33 @@ def keys() -> list[tuple[str, str, str]]:
     return list(_keys(Params, ""))
 
 
-def _keys(block: type[BaseModel], prefix: str):
+def _keys(block: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
     for name, field in block.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Block):
-            yield from _keys(field.annotation, f"{prefix}{name}.")
-        else:
-            default = (
-                "(required)"
-                if field.is_required()
-                else json.dumps(field.get_default(), default=_dump)
-            )
-            yield prefix + name, default, field.description or ""
-            if name == "bias":
-                for kind, mechanism in MECHANISMS.items():
-                    for key, inner in mechanism.model_fields.items():
-                        if key != "kind":
-                            yield f"bias[kind: {kind}].{key}", "(required)", inner.description or ""
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Block):
+            yield from _keys(inner, f"{prefix}{name}.")
+            continue
+        default = "(required)"
+        if not field.is_required():
+            default = json.dumps(field.get_default(), default=_dump)
+        yield prefix + name, default, field.description or ""
+        if name == "bias":
+            yield from _mechanism_keys()
+
+
+def _mechanism_keys() -> Iterator[tuple[str, str, str]]:
+    """The keys of every member of the union under `bias`, all of them required."""
+    for kind, mechanism in MECHANISMS.items():
+        for key, field in mechanism.model_fields.items():
+            if key != "kind":
+                yield f"bias[kind: {kind}].{key}", "(required)", field.description or ""
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice and aliases (which can make a small file
-    explode)."""
+    """SafeLoader that refuses keys given twice, and aliases.
+
+    Aliases can make a small file explode.
+    """
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):

@@ -1,7 +1,8 @@
-"""A run's parameters as typed, frozen blocks. Every key has a default and a description.
+"""A run's parameters as typed, frozen blocks; every key has a default and a description.
 
 Blocks are strict: a number that YAML read as text is an error, not a guess. `reading` makes one
-of a YAML file."""
+of a YAML file.
+"""
 
 from __future__ import annotations
 
@@ -106,8 +107,10 @@ class Columns(Block):
 
 
 class Rows(Block):
-    """Where rows come from and how their columns are read. A recipe sets all of it for a
-    published data set; keys given beside it win."""
+    """Where rows come from and how their columns are read.
+
+    A recipe sets all of it for a published data set; keys given beside it win.
+    """
 
     file: str | None = Field(
         None,
@@ -141,9 +144,8 @@ class Rows(Block):
     def _one_place(self) -> Rows:
         if self.file and self.source:
             raise ValueError("file and source are both set: a data set comes from one of them")
-        beside = [
-            key for key in ("config", "data_dir", "revision") if getattr(self, key) is not None
-        ]
+        keys = ("config", "data_dir", "revision")
+        beside = [key for key in keys if getattr(self, key) is not None]
         if beside and not (self.source or self.recipe):
             raise ValueError(f"{beside[0]} belongs to a source, and there is none")
         return self
@@ -248,8 +250,10 @@ class Lora(Block):
 
 
 class Classifier(Block):
-    """How a published reward model (sequence classification) is read. Device, compute type and
-    quantisation are the backbone's."""
+    """How a published reward model (sequence classification) is read.
+
+    Device, compute type and quantisation are the backbone's.
+    """
 
     revision: str | None = Field(None, description="hub revision to pin")
     label: int | str | None = Field(
@@ -271,9 +275,9 @@ class Classifier(Block):
 
     @model_validator(mode="after")
     def _shows_both(self) -> Classifier:
-        if self.text is not None and any(
-            self.text.count(name) != 1 for name in ("{prompt}", "{completion}")
-        ):
+        if self.text is None:
+            return self
+        if any(self.text.count(name) != 1 for name in ("{prompt}", "{completion}")):
             raise ValueError("text must hold {prompt} and {completion}, each once")
         return self
 
@@ -302,7 +306,7 @@ class Reward(Block):
     @property
     def published(self) -> str | None:
         """Hub id or folder of the published model that is the proxy, if one is."""
-        return self.proxy.removeprefix("model:") if self.proxy != "trained" else None
+        return None if self.proxy == "trained" else self.proxy.removeprefix("model:")
 
 
 class Gold(Block):
@@ -317,9 +321,8 @@ class Gold(Block):
 
     @model_validator(mode="after")
     def _known(self) -> Gold:
-        if not re.fullmatch(
-            r"task|relevance|safety|instructions|none|model:.+|[\w.]+:\w+", self.kind
-        ):
+        kinds = r"task|relevance|safety|instructions|none|model:.+|[\w.]+:\w+"
+        if not re.fullmatch(kinds, self.kind):
             raise ValueError(
                 f"gold.kind: found {self.kind!r}, expected task, relevance, safety, instructions,"
                 " model:ID, module:function or none"
@@ -395,8 +398,11 @@ class Selection(Block):
 
 
 class Judge(Block):
-    """Address, model and key are no parameters: they come from the environment (SHFCAS_JUDGE_URL,
-    _MODEL, _KEY)."""
+    """What the judge is asked, and when it stops.
+
+    Address, model and key are no parameters: they come from the environment (SHFCAS_JUDGE_URL,
+    _MODEL, _KEY).
+    """
 
     criteria: Annotated[str, Field(min_length=1)] = Field(
         "The better answer does what the request asks for, is correct, honest and complete, and is"
@@ -479,10 +485,17 @@ class Feedback(Block):
     )
     judge: Judge = Judge()
 
+    @property
+    def human(self) -> str:
+        """Who answers: the kind, and where it is mixed, who answers the top conflicts."""
+        return self.person if self.kind == "mixed" else self.kind
+
 
 class Sft(Block):
-    """Supervised fine-tuning of the model before anything else, as in the paper: its result is
-    the base policy and the reference."""
+    """Supervised fine-tuning of the model before anything else, as in the paper.
+
+    Its result is the base policy and the reference.
+    """
 
     answers: Literal["none", "chosen"] = Field(
         "none",
@@ -600,8 +613,13 @@ class Evaluation(Block):
 
 
 class Params(Block):
-    """One run. `task` picks the embedded prompts and gold; data of your own under `prompts` and
-    `preferences` replace them."""
+    """One run.
+
+    `task` picks the embedded prompts and gold; data of your own under `prompts` and
+    `preferences` replace them.
+
+    Of several faults the first validator below speaks.
+    """
 
     run: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = Field(
         "quickstart", description="name of the run folder"
@@ -631,20 +649,16 @@ class Params(Block):
     def _nothing_needs_gold_where_there_is_none(self) -> Params:
         if self.gold.known:
             return self
-        key, who = (
-            ("person", self.feedback.person)
-            if self.feedback.kind == "mixed"
-            else ("kind", self.feedback.kind)
-        )
-        if who == "gold":
-            others = (
-                "person, team or replay"
-                if key == "person"
-                else "person, team, judge, mixed or replay"
-            )
+
+        if self.feedback.human == "gold":
+            key, others = "kind", "person, team, judge, mixed or replay"
+            if self.feedback.kind == "mixed":
+                key, others = "person", "person, team or replay"
             raise ValueError(
                 f"feedback.{key} gold needs a gold reward, but gold.kind is none: expected {others}"
             )
+
+        # without gold nobody can compare samples, nor play the human of the replicates
         if not self.preferences.given and not self.reward.published:
             raise ValueError(
                 "the proxy would learn from samples that gold compares, but gold.kind is none: give"
@@ -659,12 +673,9 @@ class Params(Block):
         return self
 
     @model_validator(mode="after")
-    def _kinds_that_go_together(self) -> Params:
-        sighted = [
-            name
-            for name in self.selection.strategies
-            if name in ("uncertainty", "bald", "d_optimal")
-        ]
+    def _strategies_that_the_proxy_allows(self) -> Params:
+        probing = ("uncertainty", "bald", "d_optimal")
+        sighted = [name for name in self.selection.strategies if name in probing]
         if sighted and self.reward.kind != "probe":
             raise ValueError(
                 f"strategy {sighted[0]} needs reward.kind probe, whose uncertainty it weighs"
@@ -675,50 +686,59 @@ class Params(Block):
                 " bias empty, set evaluation.replicates to 0, and choose no strategy that weighs a"
                 " probe's uncertainty (uncertainty, bald, d_optimal)"
             )
-        if self.reward.published and self.policy.kind in ("rloo", "grpo"):
+        return self
+
+    @model_validator(mode="after")
+    def _published_proxy_in_its_place(self) -> Params:
+        if not self.reward.published:
+            return self
+        if self.policy.kind in ("rloo", "grpo"):
             raise ValueError(
                 f"policy.kind {self.policy.kind} needs a reward that is trained here: a published"
                 " proxy cannot score in the middle of a step"
             )
-        if (
-            self.reward.published
-            and self.reward.proxy == self.gold.kind
-            and self.reward.model == self.gold.model
-        ):
+        if self.reward.proxy == self.gold.kind and self.reward.model == self.gold.model:
             raise ValueError(
                 "reward.proxy and gold.kind name the same model: gold must be somebody other than"
                 " the proxy"
             )
-        closed = (self.reward.kind, self.policy.kind, self.feedback.kind) == (
-            "probe",
-            "tilt",
-            "gold",
-        )
-        if self.evaluation.replicates and not closed:
+        return self
+
+    @model_validator(mode="after")
+    def _replicates_of_closed_runs_alone(self) -> Params:
+        if not self.evaluation.replicates:
+            return self
+        kinds = (self.reward.kind, self.policy.kind, self.feedback.kind)
+        if kinds != ("probe", "tilt", "gold"):
             raise ValueError(
                 "evaluation.replicates needs reward.kind probe, policy.kind tilt and feedback.kind"
                 " gold: set it to 0"
             )
-        if self.evaluation.replicates and self.preferences.given:
+        if self.preferences.given:
             raise ValueError(
                 "evaluation.replicates builds its preferences from samples, not from preferences of"
                 " your own: set it to 0"
             )
-        if (
-            self.sampling.engine == "vllm"
-            and self.policy.kind != "tilt"
-            and self.model.quantisation != "none"
-        ):
+        return self
+
+    @model_validator(mode="after")
+    def _one_set_of_weights_writes(self) -> Params:
+        trained = self.policy.kind != "tilt"
+        quantised = self.model.quantisation != "none"
+        if self.sampling.engine == "vllm" and trained and quantised:
             raise ValueError(
                 "sampling.engine vllm writes with unquantised weights, and policies trained with"
                 f" policy.kind {self.policy.kind} with those of model.quantisation"
                 f" {self.model.quantisation}: set that to none, sampling.engine to backbone, or"
                 " policy.kind to tilt"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _answers_that_are_there(self) -> Params:
         if self.feedback.people > 1 and self.feedback.kind != "person":
             raise ValueError("feedback.people above 1 needs feedback.kind person")
-        who = self.feedback.person if self.feedback.kind == "mixed" else self.feedback.kind
-        if who == "replay" and not self.feedback.file:
+        if self.feedback.human == "replay" and not self.feedback.file:
             raise ValueError("feedback.kind replay needs feedback.file, a table of answers")
         if self.sft.answers == "chosen" and not self.preferences.given:
             raise ValueError(
@@ -730,16 +750,16 @@ class Params(Block):
     @model_validator(mode="after")
     def _micro_batches_fill_a_batch(self) -> Params:
         micro = self.training.micro_batch
-        sizes = {
+        adapters = {
             "reward": self.reward.kind == "lora",
             "policy": self.policy.kind != "tilt",
             "sft": self.sft.answers != "none",
         }
-        for name in [name for name, trained in sizes.items() if trained and micro]:
-            if getattr(self, name).batch_size % micro:
+        for name, trained in adapters.items():
+            size = getattr(self, name).batch_size
+            if micro and trained and size % micro:
                 raise ValueError(
-                    f"training.micro_batch {micro} does not divide {name}.batch_size"
-                    f" {getattr(self, name).batch_size}"
+                    f"training.micro_batch {micro} does not divide {name}.batch_size {size}"
                 )
         if self.policy.kind == "kto" and micro == 1:
             raise ValueError(

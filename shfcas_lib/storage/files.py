@@ -2,8 +2,9 @@
 
     with atomic(path) as target: table.to_parquet(target)
 
-What is being written stands in a hidden, locked scratch folder beside its place; `clear` removes
-those of killed processes."""
+What is being written stands in a hidden, locked scratch folder beside its place; `clear`
+removes those of killed processes.
+"""
 
 from __future__ import annotations
 
@@ -45,35 +46,49 @@ _DISK = (
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a path of the same name in a scratch folder beside `path`; rename it over `path` when
-    the block succeeds, remove it when it fails. Raises InputError where the disk is full or the
-    folder cannot be written."""
+    """Yield a path of the same name in a scratch folder beside `path`.
+
+    It is renamed over `path` when the block succeeds, and removed when it fails. Raises InputError
+    where the disk is full or the folder cannot be written.
+    """
     with writing(path), scratch(path.parent, path.name) as folder:
         yield folder / path.name
-        with open(folder / path.name, "rb") as written:
-            os.fsync(written.fileno())
+        with open(folder / path.name, "rb") as file:
+            os.fsync(file.fileno())
         os.replace(folder / path.name, path)
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise InputError where the block fails because the disk is full or the folder of `path`
-    cannot be written. safetensors says so in words alone: '(os error 28)'."""
+    """Raise InputError where the block fails because `path` cannot be written.
+
+    That is, because the disk is full or the folder forbids it.
+    """
     try:
         yield
     except Exception as error:
-        told = re.search(r"\(os error (\d+)\)", str(error))
-        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        number = _errno(error)
         if number in _DISK:
             raise InputError(f"cannot write {path}: {os.strerror(number)}") from error
         raise
 
 
+def _errno(error: Exception) -> int:
+    """The system's number of a failure, 0 where there is none."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    # safetensors says it in words alone
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return int(match[1]) if match else 0
+
+
 @contextlib.contextmanager
 def scratch(folder: Path, name: str) -> Iterator[Path]:
-    """A hidden folder in `folder`, for what is written there before it gets the name `name`;
-    removed at the end. It is locked as long as this process lives: `clear` removes it after a
-    kill."""
+    """A hidden folder in `folder`, for what is written there before it gets the name `name`.
+
+    Removed at the end. It is locked as long as this process lives: `clear` removes it after a
+    kill.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     temporary, lock = _locked_scratch(folder, name)
     try:
@@ -86,9 +101,8 @@ def scratch(folder: Path, name: str) -> Iterator[Path]:
 def _locked_scratch(folder: Path, name: str) -> tuple[Path, int]:
     while True:
         temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=TEMPORARY, dir=folder))
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # `clear` came between the folder's making and its lock: another one
+        # `clear` may come between the folder's making and its lock: then another one is made
+        with contextlib.suppress(FileNotFoundError):
             lock = _lock(temporary)
             if temporary.exists():
                 return temporary, lock
@@ -96,25 +110,32 @@ def _locked_scratch(folder: Path, name: str) -> tuple[Path, int]:
 
 
 def clear(folder: Path) -> None:
-    """Remove what killed processes left half-written anywhere below `folder`. What a living
-    process writes is locked, and stays."""
-    for place, folders, _ in os.walk(
-        folder
-    ):  # not rglob: that fails where a folder goes while it looks
-        for name in [name for name in folders if name.startswith(".") and name.endswith(TEMPORARY)]:
+    """Remove what killed processes left half-written anywhere below `folder`.
+
+    What a living process writes is locked, and stays.
+    """
+    # not rglob: that fails where a folder goes while it looks
+    for place, folders, _ in os.walk(folder):
+        left = [name for name in folders if name.startswith(".") and name.endswith(TEMPORARY)]
+        for name in left:
             folders.remove(name)
-            with contextlib.suppress(
-                OSError
-            ):  # its writer lives, it is gone meanwhile, or the folder is read-only
-                lock = _lock(Path(place, name), wait=False)
-                shutil.rmtree(Path(place, name), ignore_errors=True)
-                os.close(lock)
+            _remove_unlocked(Path(place, name))
+
+
+def _remove_unlocked(folder: Path) -> None:
+    """Remove a scratch folder, unless its writer lives, it has gone, or the disk is read-only."""
+    with contextlib.suppress(OSError):
+        lock = _lock(folder, wait=False)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Wait until no other process or thread holds `folder`, and hold it. The kernel lets go when
-    this process ends, however it ends."""
+    """Wait until no other process or thread holds `folder`, and hold it.
+
+    The kernel lets go when this process ends, however it ends.
+    """
     lock = _lock(folder)
     try:
         yield
@@ -123,8 +144,11 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _lock(folder: Path, wait: bool = True) -> int:
-    """The handle of a locked folder. With `wait`, a file system that knows no locks is written to
-    without; else every failure is raised."""
+    """The handle of a locked folder.
+
+    With `wait`, a file system that knows no locks is written to without; else every failure is
+    raised.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -143,9 +167,9 @@ def write_json(path: Path, values: dict) -> None:
 
 def records(table: pd.DataFrame | None) -> list[dict]:
     """A table for JSON, row by row, NaN as null; nothing where there is no table."""
-    return (
-        [] if table is None else table.astype(object).where(table.notna(), None).to_dict("records")
-    )
+    if table is None:
+        return []
+    return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
 def read_json(path: Path) -> dict:

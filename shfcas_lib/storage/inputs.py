@@ -10,45 +10,46 @@ from shfcas_lib.params.schema import Params
 from shfcas_lib.storage import assets
 
 
-def of_run(params: Params) -> dict[str, str]:
-    """Checksums of what a run reads beside the code: embedded assets (sha256 of the wheel),
-    files, folders and modules of the user's (16 hex digits of their sha256). A hub id has none;
-    its revision is a parameter."""
-    found = wheels(params)
-    places = {
-        params.feedback.file,
-        params.model.source,
-        *(
-            place
-            for block in (params.prompts, params.preferences)
-            for place in (block.file, block.source)
-        ),
-    }
-    found |= {
-        place: digest for place in places - {None} - set(found) if (digest := content_hash(place))
-    }
-    for name in [
-        params.gold.kind,
-        *(getattr(mechanism, "attribute", "") for mechanism in params.bias),
-    ]:
-        if re.fullmatch(r"[\w.]+:\w+", name) and not name.startswith(("model:", "keyword:")):
-            spec = importlib.util.find_spec(name.partition(":")[0])
-            if spec and spec.has_location:
-                found[name.partition(":")[0]] = content_hash(spec.origin)
-    return dict(sorted(found.items()))
+def of_run(params: Params) -> dict[str, str | None]:
+    """Checksums of what a run reads beside the code.
+
+    Embedded assets have the sha256 of their wheel; files, folders and modules of the user's 16
+    hex digits of their sha256. A hub id has none; its revision is a parameter.
+    """
+    checksums: dict[str, str | None] = dict(wheels(params))
+    places = {params.feedback.file, params.model.source}
+    for block in (params.prompts, params.preferences):
+        places |= {block.file, block.source}
+    for place in places:
+        if place is None or place in checksums:
+            continue
+        digest = content_hash(place)
+        if digest:
+            checksums[place] = digest
+
+    attributes = [getattr(mechanism, "attribute", "") for mechanism in params.bias]
+    for name in [params.gold.kind, *attributes]:
+        module = _own_module(name)
+        spec = importlib.util.find_spec(module) if module else None
+        if module and spec and spec.has_location:
+            checksums[module] = content_hash(spec.origin)
+    return dict(sorted(checksums.items()))
+
+
+def _own_module(name: str) -> str | None:
+    """The module of a `module:function` of the user's; None where the name is none."""
+    if not re.fullmatch(r"[\w.]+:\w+", name) or name.startswith(("model:", "keyword:")):
+        return None
+    return name.partition(":")[0]
 
 
 def wheels(params: Params) -> dict[str, str]:
     """The embedded assets that a run reads, with the sha256 of the wheel that each comes in."""
-    names = {params.model.source} | (
-        {"do-not-answer"} if params.task == "safety" and not params.prompts.given else set()
-    )
-    if params.gold.kind == "relevance" or (
-        params.gold.kind == "task" and params.task == "helpfulness"
-    ):
+    names = {params.model.source}
+    if params.task == "safety" and not params.prompts.given:
+        names.add("do-not-answer")
+    gold = params.gold.kind
+    if gold == "relevance" or (gold == "task" and params.task == "helpfulness"):
         names.add("all-minilm-l6-v2")
-    return {
-        name: f"wheel {assets.ASSETS[name].sha256}"
-        for name in sorted(names)
-        if name in assets.ASSETS
-    }
+    known = sorted(name for name in names if name in assets.ASSETS)
+    return {name: f"wheel {assets.ASSETS[name].sha256}" for name in known}

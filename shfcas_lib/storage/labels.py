@@ -4,9 +4,10 @@
         store.add(comparison, "first", "anna")
         store.labels()                                  # one row a comparison
 
-SQLite in WAL mode, append-only: a changed mind is a later row, an undo is a row that retracts an
-earlier one. An answer is durable when `add` returns. Several processes and several people may
-write to one store at once."""
+SQLite in WAL mode, append-only: a changed mind is a later row, an undo is a row that retracts
+an earlier one. An answer is durable when `add` returns. Several processes and several people
+may write to one store at once.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from pathlib import Path
 import pandas as pd
 
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.storage.sqlite import write_ahead
+from shfcas_lib.storage.sqlite import open_store
 
 # The label: probability that completion i is preferred. Nobody could tell after `skip`, so it
 # gives none.
@@ -34,7 +35,7 @@ SCALES = {
 RATINGS = (*SCALES["safety"], *SCALES["five"], "skip")
 UNDO = "undo"
 _KEY = ["prompt_id", "i", "j"]
-_ANYTHING = object()
+_ANYTHING = object()  # not None: that says that there was no answer
 _WORDS = ", ".join(f"'{word}'" for word in dict.fromkeys((*ANSWERS, *RATINGS, UNDO)))
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS answers (
@@ -42,7 +43,8 @@ CREATE TABLE IF NOT EXISTS answers (
     prompt_id TEXT NOT NULL, i INTEGER NOT NULL, j INTEGER,
     answer TEXT NOT NULL CHECK (answer IN ({_WORDS})),
     annotator TEXT NOT NULL, time REAL NOT NULL, strategy TEXT NOT NULL, reason TEXT NOT NULL,
-    shown_left INTEGER, latency REAL, note TEXT NOT NULL DEFAULT '', repeat INTEGER NOT NULL DEFAULT 0,
+    shown_left INTEGER, latency REAL,
+    note TEXT NOT NULL DEFAULT '', repeat INTEGER NOT NULL DEFAULT 0,
     retracts INTEGER REFERENCES answers (id)
 )"""  # j is NULL where a single completion was rated
 # else every answer reads all earlier ones
@@ -50,37 +52,33 @@ _INDICES = (
     "CREATE INDEX IF NOT EXISTS questions ON answers (prompt_id, i, j, annotator, repeat)",
     "CREATE INDEX IF NOT EXISTS undone ON answers (retracts) WHERE retracts IS NOT NULL",
 )
-# all that the first version of the table had
-_FIRST_COLUMNS = "id, prompt_id, i, j, answer, annotator, time, strategy, reason"
+_NOT_TAKEN_BACK = (
+    "retracts IS NULL AND id NOT IN (SELECT retracts FROM answers WHERE retracts IS NOT NULL)"
+)
 # The latest answer of each person to each question, without what was taken back.
-_STANDING = """
-SELECT * FROM answers WHERE id IN (
-    SELECT max(id) FROM answers
-    WHERE retracts IS NULL AND id NOT IN (SELECT retracts FROM answers WHERE retracts IS NOT NULL)
-    GROUP BY prompt_id, i, j, annotator, repeat)
-"""
+_STANDING = (
+    f"SELECT * FROM answers WHERE id IN (SELECT max(id) FROM answers WHERE {_NOT_TAKEN_BACK}"
+    " GROUP BY prompt_id, i, j, annotator, repeat)"
+)
+_STANDING_ID = (
+    "SELECT max(id) FROM answers WHERE prompt_id = ? AND i = ? AND j IS ? AND annotator = ?"
+    f" AND repeat = ? AND {_NOT_TAKEN_BACK}"
+)
+_COMPARISONS = f"({_STANDING}) WHERE j IS NOT NULL AND repeat = 0"
 
 
 class LabelStore:
-    """Append-only answers in one SQLite file. Several processes and threads may write at once;
-    none loses a row."""
+    """Append-only answers in one SQLite file.
+
+    Several processes and threads may write at once; none loses a row.
+    """
 
     def __init__(self, path: Path):
-        self.path, self._lock = path, threading.RLock()
+        self.path = path
+        # a screen's messages may arrive on another thread than the cell that made it
+        self._lock = threading.RLock()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # A screen's messages may arrive on another thread than the cell that made it; our
-            # lock serialises them.
-            self.connection = sqlite3.connect(
-                path, timeout=60, isolation_level=None, check_same_thread=False
-            )
-            write_ahead(self.connection)
-            # an answer survives a power cut, not only a crash
-            self.connection.execute("PRAGMA synchronous=FULL")
-            self.connection.execute(_SCHEMA)
-            _upgrade(self.connection)
-            for index in _INDICES:
-                self.connection.execute(index)
+            self.connection = open_store(path, _SCHEMA, *_INDICES)
         except (sqlite3.Error, OSError) as error:
             raise InputError(f"label store {path}: {error}") from error
 
@@ -98,54 +96,74 @@ class LabelStore:
     ) -> int | None:
         """Append one answer; it is on disk when this returns its row's id.
 
-        comparison: prompt_id, i, j (missing or None: a rating of completion i), strategy, reason.
-        shown_left: the completion that was on the left. latency: seconds on the screen. repeat:
-        the question was put a second time, blindly. after: the id of this person's standing
-        answer as the screen knew it (None: there was none); where another window has answered
-        since, nothing is written and None returned."""
-        j = comparison.get("j")
-        valid = RATINGS if j is None else tuple(ANSWERS)
+        comparison: prompt_id, i, j (missing or None: a rating of completion i), strategy,
+                    reason
+        shown_left: the completion that was on the left
+        latency:    seconds on the screen
+        repeat:     the question was put a second time, blindly
+        after:      the id of this person's standing answer as the screen knew it (None: there
+                    was none); where another window has answered since, nothing is written and
+                    None returned
+
+        Raises InputError for an answer that the question does not take.
+        """
+        valid = RATINGS if comparison.get("j") is None else tuple(ANSWERS)
         if answer not in valid:
             raise InputError(f"answer {answer!r}: expected {', '.join(valid)}")
         with self._transaction():
             if after is _ANYTHING or self.standing_id(comparison, annotator, repeat) == after:
                 return self._insert(
-                    comparison, answer, annotator, shown_left, latency, note, repeat, None
+                    comparison,
+                    answer,
+                    annotator,
+                    shown_left=shown_left,
+                    latency=latency,
+                    note=note,
+                    repeat=repeat,
                 )
         return None
 
     def add_all(self, answers: list[tuple[Mapping, str, str, int]]) -> None:
-        """Append several (comparison, answer, annotator, shown_left), all or, where one of them
-        fails, none."""
+        """Append several (comparison, answer, annotator, shown_left).
+
+        All are written or, where one of them fails, none.
+        """
         with self._transaction():
             for comparison, answer, annotator, shown_left in answers:
-                self._insert(comparison, answer, annotator, shown_left, None, "", False, None)
+                self._insert(comparison, answer, annotator, shown_left=shown_left)
 
     def retract(self, row: int) -> None:
-        """Take the answer in row `row` back, by a row of its own. What the same person had
-        answered before stands again."""
+        """Take the answer in row `row` back, by a row of its own.
+
+        What the same person had answered before stands again. Raises InputError where there is
+        no such answer.
+        """
         with self._transaction():
-            found = self.connection.execute(
-                "SELECT prompt_id, i, j, annotator, strategy, reason, shown_left, repeat FROM"
-                " answers WHERE id = ? AND retracts IS NULL",
+            answer = self.connection.execute(
+                "SELECT prompt_id, i, j, strategy, reason, annotator, shown_left, repeat"
+                " FROM answers WHERE id = ? AND retracts IS NULL",
                 (row,),
             ).fetchone()
-            if found is None:
+            if answer is None:
                 raise InputError(f"there is no answer {row} to take back")
-            prompt_id, i, j, annotator, strategy, reason, shown_left, repeat = found
-            comparison = {
-                "prompt_id": prompt_id,
-                "i": i,
-                "j": j,
-                "strategy": strategy,
-                "reason": reason,
-            }
-            self._insert(comparison, UNDO, annotator, shown_left, None, "", bool(repeat), row)
+            *question, annotator, shown_left, repeat = answer
+            keys = ("prompt_id", "i", "j", "strategy", "reason")
+            comparison = dict(zip(keys, question, strict=True))
+            self._insert(
+                comparison,
+                UNDO,
+                annotator,
+                shown_left=shown_left,
+                repeat=bool(repeat),
+                retracts=row,
+            )
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        """All that the block writes is on disk when it ends, or, where it fails or is
-        interrupted, none of it."""
+        """All that the block writes is on disk when it ends.
+
+        Where it fails or is interrupted, none of it is.
+        """
         with self._lock:
             try:
                 self.connection.execute("BEGIN IMMEDIATE")
@@ -157,70 +175,72 @@ class LabelStore:
                     " were"
                 ) from error
             finally:
-                if (
-                    self.connection.in_transaction
-                ):  # SQLite has rolled back by itself where the disk was full
+                # SQLite has rolled back by itself where the disk was full
+                if self.connection.in_transaction:
                     self.connection.execute("ROLLBACK")
 
     def _insert(
-        self, comparison, answer, annotator, shown_left, latency, note, repeat, retracts
-    ) -> int:
-        j = comparison.get("j")
-        return self.connection.execute(
-            "INSERT INTO answers (prompt_id, i, j, answer, annotator, time, strategy, reason,"
-            " shown_left, latency, note, repeat, retracts) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,"
-            " ?, ?)",
-            (
-                comparison["prompt_id"],
-                int(comparison["i"]),
-                None if j is None else int(j),
-                answer,
-                annotator,
-                time.time(),
-                comparison["strategy"],
-                comparison["reason"],
-                None if shown_left is None else int(shown_left),
-                latency,
-                note,
-                int(repeat),
-                retracts,
-            ),
-        ).lastrowid
+        self,
+        comparison: Mapping,
+        answer: str,
+        annotator: str,
+        *,
+        shown_left: int | None = None,
+        latency: float | None = None,
+        note: str = "",
+        repeat: bool = False,
+        retracts: int | None = None,
+    ) -> int | None:
+        """Write one row; its id."""
+        # positions come as numpy integers, which SQLite would store as bytes
+        prompt_id, i, j = _question(comparison)
+        row = {
+            "prompt_id": prompt_id,
+            "i": i,
+            "j": j,
+            "answer": answer,
+            "annotator": annotator,
+            "time": time.time(),
+            "strategy": comparison["strategy"],
+            "reason": comparison["reason"],
+            "shown_left": None if shown_left is None else int(shown_left),
+            "latency": latency,
+            "note": note,
+            "repeat": int(repeat),
+            "retracts": retracts,
+        }
+        marks = ", ".join("?" * len(row))
+        query = f"INSERT INTO answers ({', '.join(row)}) VALUES ({marks})"
+        return self.connection.execute(query, tuple(row.values())).lastrowid
 
     def standing_id(self, comparison: Mapping, annotator: str, repeat: bool = False) -> int | None:
         """The row of this person's standing answer to a question; None where there is none."""
-        j = comparison.get("j")
         with self._lock:
-            found = self.connection.execute(
-                "SELECT max(id) FROM answers WHERE prompt_id = ? AND i = ? AND j IS ? AND annotator"
-                " = ? AND repeat = ? AND retracts IS NULL AND id NOT IN (SELECT retracts FROM"
-                " answers WHERE retracts IS NOT NULL)",
-                (
-                    comparison["prompt_id"],
-                    int(comparison["i"]),
-                    None if j is None else int(j),
-                    annotator,
-                    int(repeat),
-                ),
-            ).fetchone()
-        return found[0]
+            values = (*_question(comparison), annotator, int(repeat))
+            return self.connection.execute(_STANDING_ID, values).fetchone()[0]
 
     def rows(self) -> pd.DataFrame:
         """Every row ever written, undone and changed answers too, in the order of writing."""
         return self._read("SELECT * FROM answers ORDER BY id")
 
     def by_annotator(self) -> pd.DataFrame:
-        """Who said what: the standing answer of each person to each question, blind repeats and
-        ratings included.
+        """Who said what: the standing answer of each person to each question.
 
-        Columns id, prompt_id, i, j (missing for a rating), answer, label, annotator, time,
-        strategy, reason, shown_left, latency (seconds), note, repeat."""
+        Blind repeats and ratings are included. Columns:
+
+            id, prompt_id, i
+            j           missing for a rating
+            answer
+            label       of a comparison: the probability that completion i is preferred
+            annotator, time, strategy, reason, shown_left
+            latency     seconds on the screen
+            note, repeat
+        """
         table = self._read(_STANDING + " ORDER BY id").drop(columns="retracts")
         table["j"] = table["j"].astype("Int64")
         table["repeat"] = table["repeat"].astype(bool)
-        table.insert(
-            5, "label", table["answer"].map(ANSWERS).where(table["j"].notna()).astype(float)
-        )
+        label = table["answer"].map(ANSWERS).where(table["j"].notna())
+        table.insert(5, "label", label.astype(float))
         return table
 
     def labels(self) -> pd.DataFrame:
@@ -229,46 +249,35 @@ class LabelStore:
         Where several people answered, the label is the mean of their labels (those who skipped
         have none), the answer is the one they share, or else the side that the mean leans to
         ('tie' at one half), and annotator names them all. Blind repeats and what was taken back
-        do not count. The label of a comparison that everybody skipped is NaN."""
+        do not count. The label of a comparison that everybody skipped is NaN.
+        """
         columns = [*_KEY, "answer", "annotator", "time", "strategy", "reason"]
         table = self._read(
-            f"SELECT {', '.join(columns)} FROM ({_STANDING}) WHERE j IS NOT NULL AND repeat = 0"
-            " ORDER BY prompt_id, i, j, id"
+            f"SELECT {', '.join(columns)} FROM {_COMPARISONS} ORDER BY prompt_id, i, j, id"
         )
         table.insert(4, "label", table["answer"].map(ANSWERS).astype(float))
         shared = table.duplicated(_KEY, keep=False)
         if not shared.any():
             return table
         merged = [_together(part) for _, part in table[shared].groupby(_KEY)]
-        return pd.concat([table[~shared], pd.DataFrame(merged, columns=list(table))]).sort_values(
-            _KEY, ignore_index=True
-        )
+        both = pd.concat([table[~shared], pd.DataFrame(merged, columns=list(table))])
+        return both.sort_values(_KEY, ignore_index=True)
 
     def ratings(self) -> pd.DataFrame:
-        """The standing ratings of single completions: prompt_id, index, rating, annotator, time,
-        strategy, reason, note, repeat."""
+        """The standing ratings of single completions.
+
+        Columns prompt_id, index, rating, annotator, time, strategy, reason, note, repeat.
+        """
         table = self.by_annotator()
         table = table[table["j"].isna()].rename(columns={"i": "index", "answer": "rating"})
-        return table[
-            [
-                "prompt_id",
-                "index",
-                "rating",
-                "annotator",
-                "time",
-                "strategy",
-                "reason",
-                "note",
-                "repeat",
-            ]
-        ].reset_index(drop=True)
+        columns = ["prompt_id", "index", "rating", "annotator", "time", "strategy", "reason"]
+        return table[[*columns, "note", "repeat"]].reset_index(drop=True)
 
     def answered(self, people: int = 1) -> set[tuple[str, int, int]]:
-        """The comparisons (prompt_id, i, j) that at least `people` persons have answered or
-        skipped."""
+        """The comparisons (prompt_id, i, j) that at least `people` have answered or skipped."""
         query = (
-            f"SELECT prompt_id, i, j FROM ({_STANDING}) WHERE j IS NOT NULL AND repeat = 0 GROUP BY"
-            " prompt_id, i, j HAVING count(*) >= ?"
+            f"SELECT prompt_id, i, j FROM {_COMPARISONS}"
+            " GROUP BY prompt_id, i, j HAVING count(*) >= ?"
         )
         with self._lock:
             return set(self.connection.execute(query, (people,)).fetchall())
@@ -289,42 +298,28 @@ class LabelStore:
         self.close()
 
 
+def _question(comparison: Mapping) -> tuple[str, int, int | None]:
+    """What tells one question from all others; j is None where a completion is rated."""
+    j = comparison.get("j")
+    return comparison["prompt_id"], int(comparison["i"]), None if j is None else int(j)
+
+
 def _together(part: pd.DataFrame) -> dict:
     """What several people said about one comparison, as one row."""
     given = part.dropna(subset=["label"])
     label = given["label"].mean()
     answers = sorted(given["answer"].unique()) or ["skip"]
-    leaning = "first" if label > 0.5 else "second" if label < 0.5 else "tie"
+    people = given["annotator"] if len(given) else part["annotator"]
     return part.iloc[-1].to_dict() | {
         "label": label,
-        "answer": answers[0] if len(answers) == 1 else leaning,
+        "answer": answers[0] if len(answers) == 1 else _leaning(label),
         "time": part["time"].max(),
-        "annotator": ", ".join(sorted(given["annotator"] if len(given) else part["annotator"])),
+        "annotator": ", ".join(sorted(people)),
     }
 
 
-def _upgrade(connection: sqlite3.Connection) -> None:
-    """Give a store of the first version the columns and answers of this one. SQLite cannot loosen
-    a CHECK, so the table is copied."""
-
-    def old() -> bool:
-        return "retracts" not in {
-            row[1] for row in connection.execute("PRAGMA table_info(answers)")
-        }
-
-    if not old():
-        return
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        if old():  # nobody else has done it while we waited
-            connection.execute("ALTER TABLE answers RENAME TO answers_before")
-            connection.execute(_SCHEMA)
-            connection.execute(
-                f"INSERT INTO answers ({_FIRST_COLUMNS}) SELECT {_FIRST_COLUMNS} FROM"
-                " answers_before"
-            )
-            connection.execute("DROP TABLE answers_before")
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
+def _leaning(label: float) -> str:
+    """The answer that a mean of labels comes nearest to."""
+    if label > 0.5:
+        return "first"
+    return "second" if label < 0.5 else "tie"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -23,29 +24,32 @@ _PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Versions of the packages that decide a run's numbers, without importing them."""
-    pass
-
     installed = {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
-    from shfcas_lib import __version__
+    from shfcas_lib import __version__  # not above: the package imports this module
 
     return {"shfcas": __version__, "python": platform.python_version(), **installed}
 
 
 def commit() -> str | None:
-    """The git commit of the code, with '+changes' when files other than docs/ differ from it;
-    None outside a checkout."""
+    """The git commit of the code, with '+changes' when files other than docs/ differ from it.
+
+    None outside a checkout.
+    """
     here = Path(__file__).resolve().parent
     try:
-        head = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        head = _git(here, "rev-parse", "HEAD").strip()
         # results are released into docs/: the second of two sweeps must not look changed because
         # the first one was released
-        status = ["git", "status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)docs"]
-        dirty = subprocess.run(status, cwd=here, capture_output=True, text=True, check=True).stdout
+        changes = _git(here, "status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)docs")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head + ("+changes" if dirty.strip() else "")
+    return head + ("+changes" if changes.strip() else "")
+
+
+def _git(folder: Path, *words: str) -> str:
+    """What a git command writes in this folder."""
+    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout
 
 
 def description() -> str:
@@ -56,8 +60,6 @@ def description() -> str:
 
 def device() -> dict[str, str]:
     """The device that torch would use, if torch is loaded."""
-    import sys
-
     if "torch" not in sys.modules:
         return {}
     import torch

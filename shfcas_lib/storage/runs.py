@@ -4,7 +4,8 @@
     pool = stage.table("pool", lambda: sample(...))     # computed once, read from then on
 
 A stage folder belongs to the parameters that it depends on; opening it with others is an error,
-never a mix."""
+never a mix.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +25,9 @@ from shfcas_lib.base import processes
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.places import content_hash, runs_dir
 from shfcas_lib.params.reading import fingerprint
-from shfcas_lib.params.schema import Params, Sft, Training
-from shfcas_lib.storage import inputs
+from shfcas_lib.params.schema import Params
 from shfcas_lib.storage.files import TEMPORARY, atomic, clear, locked, scratch, write_json, writing
+from shfcas_lib.storage.inputs import of_run
 from shfcas_lib.storage.machine import commit, description, device, versions
 
 
@@ -73,18 +74,6 @@ _JUDGE_LIMITS = (
 # What decides how much memory and time a training takes, and not what comes out: free to change
 # as well.
 _TRAINING_LIMITS = ("gradient_checkpointing", "checkpoint_every")
-# Keys that runs of earlier versions did not have: at their defaults they change nothing, and are
-# left out.
-_NEWER = {
-    "sft": tuple(Sft.model_fields),
-    "training": tuple(Training.model_fields),
-    "policy": ("generations", "prompts"),
-    "gold": ("model",),
-    "sampling": ("engine",),
-    "evaluation": ("answers",),
-    "model": ("attention", "template", "trust_remote_code"),
-    "reward": ("proxy", "model"),
-}
 # a completion's dollar signs are no formula where a notebook shows a table
 pd.set_option("display.html.use_mathjax", False)
 
@@ -101,37 +90,38 @@ class Run:
         self.params, self.folder = params, folder
 
     def stage(self, name: str) -> Stage:
-        """Open stage `name`, making its folder, and clear what killed processes left in the run
-        folder. Raises InputError if the stage was made with other parameters, or cannot be
-        written."""
+        """Open stage `name`, and clear what killed processes left in the run folder.
+
+        Its folder is made where it is missing. Raises InputError if the stage was made with
+        other parameters, or cannot be written.
+        """
         folder = self.folder / name
         if not self.belongs(name):
             needed = self._needed(name)
+            facts = {"fingerprint": fingerprint(needed), "parameters": needed}
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                with locked(
-                    folder
-                ):  # of two runs that come with other parameters at the same moment, one is refused
+                # of two runs that come with other parameters at the same moment, one is refused
+                with locked(folder):
                     if not self.belongs(name):
-                        write_json(
-                            folder / "parameters.json",
-                            {"fingerprint": fingerprint(needed), "parameters": needed},
-                        )
+                        write_json(folder / "parameters.json", facts)
             except OSError as error:
                 raise InputError(f"cannot write to run folder {folder}: {error}") from error
         clear(self.folder)
         return Stage(folder, self)
 
     def belongs(self, name: str) -> bool:
-        """Was stage `name` made with these parameters? False if it was not made yet; raises
-        InputError if with others."""
-        found = self.folder / name / "parameters.json"
-        if not found.exists():
+        """Was stage `name` made with these parameters? False if it was not made yet.
+
+        Raises InputError if it was made with others.
+        """
+        path = self.folder / name / "parameters.json"
+        if not path.exists():
             return False
-        before, needed = json.loads(found.read_text()), self._needed(name)
+        before, needed = json.loads(path.read_text()), self._needed(name)
         if before["fingerprint"] != fingerprint(needed):
             raise InputError(
-                f"{found.parent} was made with other parameters"
+                f"{path.parent} was made with other parameters"
                 f" ({_difference(before['parameters'], needed)}): give this run another name, or"
                 " delete that folder"
             )
@@ -142,8 +132,9 @@ class Run:
         return self.belongs(name) and (self.folder / name / "metrics.json").exists()
 
     def take_over(self, name: str) -> bool:
-        """Copy stage `name` from another run that finished it with the same parameters; False
-        where there is none.
+        """Copy stage `name` from another run that finished it with the same parameters.
+
+        False where there is none.
 
         Whole or not at all: it is copied under another name and then renamed.
         """
@@ -151,49 +142,43 @@ class Run:
         if (self.folder / name).exists():
             return False
         mine = fingerprint(self._needed(name))
-        for other in sorted(self.folder.parent.glob(f"*/{name}/parameters.json")):
-            source = other.parent
-            if (
-                json.loads(other.read_text())["fingerprint"] == mine
-                and (source / "metrics.json").exists()
-            ):
-                with writing(self.folder / name), scratch(self.folder, name) as temporary:
-                    copy = shutil.copytree(
-                        source, temporary / name, ignore=shutil.ignore_patterns(f".*{TEMPORARY}")
-                    )
-                    with contextlib.suppress(
-                        OSError
-                    ):  # another process was faster: then that stage stands there
-                        os.rename(copy, self.folder / name)
+        for path in sorted(self.folder.parent.glob(f"*/{name}/parameters.json")):
+            source = path.parent
+            same = json.loads(path.read_text())["fingerprint"] == mine
+            if same and (source / "metrics.json").exists():
+                self._copy(source, name)
                 return self.finished(name)
         return False
 
+    def _copy(self, source: Path, name: str) -> None:
+        with writing(self.folder / name), scratch(self.folder, name) as temporary:
+            unfinished = shutil.ignore_patterns(f".*{TEMPORARY}")
+            copy = shutil.copytree(source, temporary / name, ignore=unfinished)
+            # where another process was faster, that stage stands there already
+            with contextlib.suppress(OSError):
+                os.rename(copy, self.folder / name)
+
     def _needed(self, name: str) -> dict:
+        """The parameters that stage `name` depends on, as JSON."""
         everything = self.params.model_dump(mode="json")
         for key in _JUDGE_LIMITS:
             del everything["feedback"]["judge"][key]
         for key in _TRAINING_LIMITS:
             del everything["training"][key]
-        default = Params().model_dump(mode="json")
-        for block, keys in _NEWER.items():
-            everything[block] = {
-                key: value
-                for key, value in everything[block].items()
-                if key not in keys or value != default[block][key]
-            }
-        needed = {key: everything[key] for key in STAGES[name] if everything[key] != {}}
-        for block in (
-            "prompts",
-            "preferences",
-        ):  # data that was edited makes another run, though its name is the same
-            sha256 = content_hash(needed[block]["file"] or needed[block]["source"])
-            if sha256:
-                needed[block] = needed[block] | {"sha256": sha256}
+        needed = {key: everything[key] for key in STAGES[name]}
+
+        # data that was edited makes another run, though its name is the same
+        for block in ("prompts", "preferences"):
+            digest = content_hash(needed[block]["file"] or needed[block]["source"])
+            if digest:
+                needed[block] = needed[block] | {"sha256": digest}
         return needed
 
     def require(self, stage: str, name: str) -> pd.DataFrame:
-        """A table that an earlier stage must have written. Raises InputError that says which
-        notebook makes it."""
+        """A table that an earlier stage must have written.
+
+        Raises InputError that says which notebook makes it.
+        """
         path = self.folder / stage / f"{name}.parquet"
         if not self.belongs(stage) or not path.exists():
             raise InputError(
@@ -202,13 +187,15 @@ class Run:
         return pd.read_parquet(path)
 
     @functools.cached_property
-    def inputs(self) -> dict[str, str]:
+    def inputs(self) -> dict[str, str | None]:
         """Checksums of what the run reads beside the code."""
-        return inputs.of_run(self.params)
+        return of_run(self.params)
 
     def record(self, **facts) -> None:
-        """Merge facts into run.json, beside the parameters, versions, commit and device; of
-        several processes the main one does."""
+        """Merge facts into run.json, beside the parameters, versions, commit and device.
+
+        Of several processes the main one does.
+        """
         if not processes.is_main():
             return
         path = self.folder / "run.json"
@@ -242,9 +229,12 @@ class Stage:
         return Stage(self.folder / name, self.run)
 
     def table(self, name: str, make: Callable[[], pd.DataFrame | None]) -> pd.DataFrame | None:
-        """Read `name`.parquet, or make it and write it whole. A killed run picks up at the first
-        table that is missing. Where several processes work together all of them make it, and the
-        main one writes. A table that a run without gold cannot have is None, and not written."""
+        """Read `name`.parquet, or make it and write it whole.
+
+        A killed run picks up at the first table that is missing. Where several processes work
+        together all of them make it, and the main one writes. A table that a run without gold
+        cannot have is None, and not written.
+        """
         path = self.folder / f"{name}.parquet"
         if not processes.agreed(path.exists()):
             table = make()
@@ -281,14 +271,15 @@ class Stage:
         """Record the seconds that the block takes in run.json under 'stage: what'."""
         start = time.perf_counter()
         yield
-        self.run.record(
-            seconds={f"{self.folder.name}: {what}": round(time.perf_counter() - start, 1)}
-        )
+        seconds = round(time.perf_counter() - start, 1)
+        self.run.record(seconds={f"{self.folder.name}: {what}": seconds})
 
 
 class Memory:
-    """Stands in for a Stage where nothing should be written: everything is made anew. Used by
-    replicates."""
+    """Stands in for a Stage where nothing should be written: everything is made anew.
+
+    Used by replicates.
+    """
 
     folder = None
 
@@ -305,10 +296,12 @@ class Memory:
 
 
 def _difference(before: dict, now: dict, prefix: str = "") -> str:
+    """The first parameter that differs, with both values, in words."""
     for key in {**now, **before}:
         old, new = before.get(key), now.get(key)
-        if old != new:
-            if isinstance(old, dict) and isinstance(new, dict):
-                return _difference(old, new, f"{prefix}{key}.")
-            return f"{prefix}{key}: {json.dumps(old)} there, {json.dumps(new)} now"
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            return _difference(old, new, f"{prefix}{key}.")
+        return f"{prefix}{key}: {json.dumps(old)} there, {json.dumps(new)} now"
     return "an older version of this library"

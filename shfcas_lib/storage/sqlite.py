@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from pathlib import Path
+
+
+def open_store(path: Path, *schema: str) -> sqlite3.Connection:
+    """The connection to an append-only store, whose folder and tables are made where missing.
+
+    schema: statements that may be run again. What was committed survives a power cut, not only
+    a crash. The connection may be used from several threads, one at a time: the caller's lock
+    serialises them. Raises sqlite3.Error and OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+    write_ahead(connection)
+    connection.execute("PRAGMA synchronous=FULL")
+    for statement in schema:
+        connection.execute(statement)
+    return connection
 
 
 def write_ahead(connection: sqlite3.Connection, patience: float = 60.0) -> None:
-    """Switch to WAL mode. SQLite does not wait for a lock here, so we do: another process may be
-    creating the file."""
+    """Switch to WAL mode.
+
+    SQLite does not wait for a lock here, so we do: another process may be creating the file.
+    """
     end = time.monotonic() + patience
     while True:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
             return
         except sqlite3.OperationalError as error:
-            if (
-                error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-                or time.monotonic() > end
-            ):
+            busy = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+            if not busy or time.monotonic() > end:
                 raise  # a read-only folder, for example
             time.sleep(0.05)

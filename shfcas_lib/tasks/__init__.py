@@ -1,5 +1,7 @@
-"""The embedded tasks, one a file: their prompts, their gold, and the surface attributes that
-annotators follow."""
+"""The embedded tasks, one a file.
+
+Their prompts, their gold, and the surface attributes that annotators follow.
+"""
 
 import lazy_loader
 

@@ -1,7 +1,8 @@
 """Surface attributes of a completion: what a careless annotator looks at instead of quality.
 
-Each is a function from a completion to a number; the annotator who follows it prefers the higher
-one."""
+Each is a function from a completion to a number; the annotator who follows it prefers the
+higher one.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +16,16 @@ AttributeFunction = Callable[[str], float]
 # Both patterns were written by reading completions of small chat models.
 _REFUSAL = re.compile(
     r"""\b(?:
-      (?:i|we)(?:\s+am|'m|\s+are|'re)?\s+(?:\w+\s+){0,2}?(?:cannot|can't|can\s+not|could\s+not|couldn't|won't|will\s+not)\b
+      (?:i|we)(?:\s+am|'m|\s+are|'re)?\s+(?:\w+\s+){0,2}?(?:cannot|can't|can\s+not|could\s+not
+        |couldn't|won't|will\s+not)\b
         (?!\s+(?:wait|help\s+but|believe|imagine))
-    | (?:i|we)(?:\s+am|'m|\s+are|'re)\s+(?:\w+\s+){0,2}?(?:unable|not\s+(?:able|allowed|permitted|comfortable|capable|willing|going|equipped|qualified))\b
-    | (?:i|we)\s+(?:must\s+|have\s+to\s+|would\s+|will\s+|need\s+to\s+)?(?:politely\s+|respectfully\s+|kindly\s+)?(?:refuse|decline|refrain)\b
-    | (?:i|we)\s+(?:do\s+not|don't)\s+(?:\w+\s+)?(?:have\s+(?:any\s+|the\s+|access|enough)|provide|give|offer|share|support|condone|encourage|engage|recommend|feel\s+comfortable|possess|know\b)
+    | (?:i|we)(?:\s+am|'m|\s+are|'re)\s+(?:\w+\s+){0,2}?(?:unable|not\s+(?:able|allowed|permitted
+        |comfortable|capable|willing|going|equipped|qualified))\b
+    | (?:i|we)\s+(?:must\s+|have\s+to\s+|would\s+|will\s+|need\s+to\s+)?
+        (?:politely\s+|respectfully\s+|kindly\s+)?(?:refuse|decline|refrain)\b
+    | (?:i|we)\s+(?:do\s+not|don't)\s+(?:\w+\s+)?(?:have\s+(?:any\s+|the\s+|access|enough)
+        |provide|give|offer|share|support|condone|encourage|engage|recommend
+        |feel\s+comfortable|possess|know\b)
     | i(?:'m|\s+am)\s+(?:\w+\s+)?sorry\s*(?:[.,!]|$|but\b|to\s+hear\b)
     )""",
     re.IGNORECASE | re.VERBOSE,
@@ -38,8 +44,10 @@ def first_sentence(text: str) -> str:
 
 
 def refuses(text: str) -> bool:
-    """Does the first sentence of a completion decline the request? (A refusal that comes later is
-    a disclaimer.)"""
+    """Does the first sentence of a completion decline the request?
+
+    (A refusal that comes later is a disclaimer.)
+    """
     return bool(_REFUSAL.search(first_sentence(text)))
 
 
@@ -52,8 +60,9 @@ ATTRIBUTES: dict[str, AttributeFunction] = {
 
 
 def attribute(name: str) -> AttributeFunction:
-    """The attribute called `name`: one of ATTRIBUTES, `keyword:WORD`, or your own
-    `module:function` of a completion.
+    """The attribute called `name`.
+
+    It is one of ATTRIBUTES, `keyword:WORD`, or your own `module:function` of a completion.
 
     Raises InputError for a name that leads nowhere.
     """

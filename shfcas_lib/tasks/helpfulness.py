@@ -1,8 +1,9 @@
 """Gold of the helpfulness task: relevance.
 
-Cosine between the sentence embeddings of request and completion (all-MiniLM-L6-v2), plus 0.15 if
-the last sentence is complete, so that a completion cut off by the token limit is worth a little
-less."""
+Cosine between the sentence embeddings of request and completion (all-MiniLM-L6-v2), plus 0.15
+if the last sentence is complete, so that a completion cut off by the token limit is worth a
+little less.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import re
 import numpy as np
 import pandas as pd
 
+from shfcas_lib.base.batches import by_length
 from shfcas_lib.base.dialogues import plain
 from shfcas_lib.storage import assets
 
@@ -33,27 +35,23 @@ class Relevance:
         self.model = AutoModel.from_pretrained(folder).eval()
 
     def __call__(self, table: pd.DataFrame) -> np.ndarray:
+        """Gold of completions, (rows,). table: columns prompt and completion."""
         prompts = list(dict.fromkeys(table["prompt"]))
-        asked = dict(zip(prompts, self.embed([plain(p) for p in prompts])))
-        answered = self.embed(list(table["completion"]))
-        cosine = np.array([asked[p] @ a for p, a in zip(table["prompt"], answered)])
-        return cosine + COMPLETE * np.array([complete(c) for c in table["completion"]], float)
+        wanted = dict(zip(prompts, self.embed([plain(p) for p in prompts]), strict=True))
+        written = self.embed(list(table["completion"]))
+        cosine = [wanted[p] @ answer for p, answer in zip(table["prompt"], written, strict=True)]
+        whole = np.array([complete(text) for text in table["completion"]], float)
+        return np.array(cosine) + COMPLETE * whole
 
     def embed(self, texts: list[str], batch: int = 64) -> np.ndarray:
         """Unit sentence embeddings, texts x 384: mean over tokens, as the model was trained."""
         import torch
         from tqdm import tqdm
 
-        order = sorted(range(len(texts)), key=lambda k: (len(texts[k]), k))
         out = np.zeros((len(texts), self.model.config.hidden_size))
-        for start in tqdm(
-            range(0, len(order), batch),
-            desc="embedding",
-            unit="batch",
-            disable=len(texts) < 500,
-            mininterval=1,
-        ):
-            rows = order[start : start + batch]
+        batches = by_length(texts, batch)
+        quiet = len(texts) < 500
+        for rows in tqdm(batches, desc="embedding", unit="batch", disable=quiet, mininterval=1):
             tokens = self.tokenizer(
                 [texts[k] for k in rows],
                 padding=True,

@@ -1,14 +1,17 @@
-"""Exact instruction following: requests with one constraint that a program can check, and gold
-that checks it.
+"""Exact instruction following: requests with one constraint that a program can check.
 
-    attached(rows)                   # the constraint is the last paragraph of each prompt, the same one every time
-    followed(prompt, completion)     # 1 to the letter, 0.5 apart from a stray first or last line or asterisks, 0 otherwise
+    attached(rows)                   # the constraint is the last paragraph of each prompt
+    followed(prompt, completion)     # 1, 0.5 or 0
+
+A completion gets 1 where it follows the constraint to the letter, 0.5 where it does so apart
+from a stray first or last line or asterisks. The same prompt has the same constraint every time.
 
 The checks are those of IFEval (Zhou et al. 2023), from the package if-verifiable. Left out are
-the kinds that need downloaded word lists or guess the language, which differ between machines or
-runs. A prompt of your own is scored too if it ends in a constraint worded as here
-(`CONSTRAINTS`). A model must be able to follow such constraints now and then for the task to show
-anything."""
+the kinds that need downloaded word lists or guess the language, which differ between machines
+or runs. A prompt of your own is scored too if it ends in a constraint worded as here
+(`CONSTRAINTS`). A model must be able to follow such constraints now and then for the task to
+show anything.
+"""
 
 from __future__ import annotations
 
@@ -18,114 +21,107 @@ from typing import Any
 from shfcas_lib.base.errors import InputError
 
 Fact = tuple[str, str, bool]
+Constraint = tuple[str, str, dict[str, Any]]  # wording, id in IFEval's registry, arguments
 _CLOSING = ("Let me know if you want more.", "That is all there is to it.", "I hope this helps.")
 _WORDS = ("because", "however", "example", "important", "together", "simple")
 _FEW = {2: "two", 3: "three", 4: "four"}
 
 
 def _catalogue() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Wording of every constraint: its id in IFEval's registry and the arguments of its check."""
-    several = [
+    """Wording of every constraint: its id in IFEval's registry and the arguments of its check.
+
+    The order decides which constraint a prompt gets.
+    """
+    every = [*_of_form(), *_of_length(), *_of_parts(), *_of_words()]
+    return {wording: (kind, arguments) for wording, kind, arguments in every}
+
+
+def _of_form() -> list[Constraint]:
+    title = "Give the answer a title in double angular brackets, such as <<a title>>."
+    postscript = "End with a postscript that begins with P.S."
+    return [
         ("Do not use any commas.", "punctuation:no_comma", {}),
         ("Put the whole answer in double quotation marks.", "startend:quotation", {}),
-        (
-            "Give the answer a title in double angular brackets, such as <<a title>>.",
-            "detectable_format:title",
-            {},
-        ),
-        (
-            "End with a postscript that begins with P.S.",
-            "detectable_content:postscript",
-            {"postscript_marker": "P.S."},
-        ),
+        (title, "detectable_format:title", {}),
+        (postscript, "detectable_content:postscript", {"postscript_marker": "P.S."}),
         ("Give the whole answer as JSON.", "detectable_format:json_format", {}),
     ]
-    words, bullets = "length_constraints:number_words", "detectable_format:number_bullet_lists"
-    marks = "detectable_format:number_highlighted_sections"
-    several += [
-        (f"Use at least {n} words.", words, {"num_words": n, "relation": "at least"})
-        for n in (30, 40)
-    ]
-    several += [
-        (f"Use fewer than {n} words.", words, {"num_words": n, "relation": "less than"})
-        for n in (15, 25)
-    ]
-    several += [
-        (
-            (
-                f"Answer in exactly {_FEW[n]} bullet points, each on a line that begins with an"
-                " asterisk."
-            ),
-            bullets,
-            {"num_bullets": n},
+
+
+def _of_length() -> list[Constraint]:
+    constraints: list[Constraint] = []
+    kind = "length_constraints:number_words"
+    for n in (30, 40):
+        wording = f"Use at least {n} words."
+        constraints.append((wording, kind, {"num_words": n, "relation": "at least"}))
+    for n in (15, 25):
+        wording = f"Use fewer than {n} words."
+        constraints.append((wording, kind, {"num_words": n, "relation": "less than"}))
+    return constraints
+
+
+def _of_parts() -> list[Constraint]:
+    constraints: list[Constraint] = []
+    kind = "detectable_format:number_bullet_lists"
+    for n in (2, 3, 4):
+        wording = f"Answer in exactly {_FEW[n]} bullet points, each on a line that begins with an"
+        constraints.append((f"{wording} asterisk.", kind, {"num_bullets": n}))
+    kind = "detectable_format:number_highlighted_sections"
+    for n in (2, 3):
+        wording = f"Set at least {_FEW[n]} phrases between asterisks, like *this one*."
+        constraints.append((wording, kind, {"num_highlights": n}))
+    kind = "detectable_content:number_placeholders"
+    for n in (2, 3):
+        wording = f"Leave at least {_FEW[n]} things for me to fill in, in square brackets, such as"
+        constraints.append((f"{wording} [name].", kind, {"num_placeholders": n}))
+    return constraints
+
+
+def _of_words() -> list[Constraint]:
+    constraints: list[Constraint] = []
+    for word in _WORDS:
+        constraints.append((f"Use the word {word!r}.", "keywords:existence", {"keywords": [word]}))
+    for word in ("the", "you", "and"):
+        arguments = {"forbidden_words": [word]}
+        constraints.append(
+            (f"Do not use the word {word!r}.", "keywords:forbidden_words", arguments)
         )
-        for n in (2, 3, 4)
-    ]
-    several += [
-        (
-            f"Set at least {_FEW[n]} phrases between asterisks, like *this one*.",
-            marks,
-            {"num_highlights": n},
-        )
-        for n in (2, 3)
-    ]
-    several += [
-        (
-            (
-                f"Leave at least {_FEW[n]} things for me to fill in, in square brackets, such as"
-                " [name]."
-            ),
-            "detectable_content:number_placeholders",
-            {"num_placeholders": n},
-        )
-        for n in (2, 3)
-    ]
-    several += [
-        (f"Use the word {word!r}.", "keywords:existence", {"keywords": [word]}) for word in _WORDS
-    ]
-    several += [
-        (f"Do not use the word {word!r}.", "keywords:forbidden_words", {"forbidden_words": [word]})
-        for word in ("the", "you", "and")
-    ]
-    several += [
-        (
-            f"Close with this very sentence and nothing after it: {text}",
-            "startend:end_checker",
-            {"end_phrase": text},
-        )
-        for text in _CLOSING
-    ]
-    return {wording: (kind, arguments) for wording, kind, arguments in several}
+    for text in _CLOSING:
+        wording = f"Close with this very sentence and nothing after it: {text}"
+        constraints.append((wording, "startend:end_checker", {"end_phrase": text}))
+    return constraints
 
 
 CONSTRAINTS = _catalogue()
 
 
 def attached(rows: list[Fact]) -> list[Fact]:
-    """Requests (prompt, category, harmful) with a constraint at their end, picked by a hash of
-    the prompt; the category becomes the kind of constraint, of which there are a dozen."""
+    """Requests (prompt, category, harmful) with a constraint at their end.
+
+    It is picked by a hash of the prompt. The category becomes the kind of constraint, of which
+    there are a dozen.
+    """
     kinds: dict[str, list[str]] = {}
     for wording, (kind, _) in CONSTRAINTS.items():
         kinds.setdefault(kind, []).append(wording)
     names = list(kinds)
-    out = []
+
+    requests = []
     for prompt, _, harmful in rows:
-        number = int.from_bytes(hashlib.sha256(f"constraint/{prompt}".encode()).digest()[:8], "big")
+        digest = hashlib.sha256(f"constraint/{prompt}".encode()).digest()
+        number = int.from_bytes(digest[:8], "big")
         kind = names[number % len(names)]
         wordings = kinds[kind]
-        out.append(
-            (
-                f"{prompt}\n\n{wordings[number // len(names) % len(wordings)]}",
-                kind.split(":")[1],
-                harmful,
-            )
-        )
-    return out
+        wording = wordings[number // len(names) % len(wordings)]
+        requests.append((f"{prompt}\n\n{wording}", kind.split(":")[1], harmful))
+    return requests
 
 
 def followed(prompt: str, completion: str) -> float:
-    """Gold of one completion: 1, 0.5 or 0. Raises InputError for a prompt that ends in no known
-    constraint."""
+    """Gold of one completion: 1, 0.5 or 0.
+
+    Raises InputError for a prompt that ends in no known constraint.
+    """
     from if_verifiable import IFEvalSample, evaluate_output_for_sample
 
     wording = prompt.rpartition("\n\n")[2]
@@ -135,7 +131,6 @@ def followed(prompt: str, completion: str) -> float:
             " (instructions.CONSTRAINTS)"
         )
     kind, arguments = CONSTRAINTS[wording]
-    _, scores = evaluate_output_for_sample(
-        "ifeval", IFEvalSample(0, prompt, [kind], [arguments]), completion
-    )
+    sample = IFEvalSample(0, prompt, [kind], [arguments])
+    _, scores = evaluate_output_for_sample("ifeval", sample, completion)
     return (scores.binary_strict + scores.binary_loose) / 2

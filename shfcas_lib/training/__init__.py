@@ -1,5 +1,7 @@
-"""Trainings through TRL: fine-tuning before all else, LoRA rewards, policies; resumable from
-checkpoints of data alone."""
+"""Trainings through TRL: fine-tuning before all else, LoRA rewards and policies.
+
+A killed training goes on from checkpoints that hold data alone.
+"""
 
 import lazy_loader
 

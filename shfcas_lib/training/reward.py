@@ -1,23 +1,26 @@
-"""The paper's reward model: a LoRA adapter and a score head on the shared backbone, trained with
-TRL's RewardTrainer.
+"""The paper's reward model: a LoRA adapter and a score head on the shared backbone.
+
+TRL's RewardTrainer trains it.
 
     reward = train(backbone, "proxy", pool, preferences, params.reward, seed)
     reward.score(pool)
     reward.save(folder); load(backbone, "proxy", folder)
 
-The sequence classifier borrows the backbone's layers: no weight is copied, policy and rewards are
-adapters side by side."""
+The sequence classifier borrows the backbone's layers: no weight is copied, policy and rewards
+are adapters side by side.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from shfcas_lib.base.batches import by_length, pad_right
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.data.preferences import to_trl
 from shfcas_lib.params.schema import Reward, Training
@@ -33,8 +36,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class LoraReward:
-    """Adapter `name` on the backbone, with its score head; `spread` is what scores are divided
-    by."""
+    """Adapter `name` on the backbone, with its score head.
+
+    `spread` is what scores are divided by.
+    """
 
     backbone: Backbone
     name: str
@@ -42,54 +47,49 @@ class LoraReward:
     spread: float = 1.0
 
     def score(self, pool: pd.DataFrame, batch_size: int = 16, quiet: bool = False) -> np.ndarray:
-        """Rewards of completions, (rows,): the head on the last content token's final hidden
-        state, in float32.
+        """Rewards of completions, (rows,).
 
-        pool: columns prompt and completion. The score of a completion depends neither on its
-        batch nor on padding. quiet: show no bar."""
+        They are the head on the last content token's final hidden state, in float32. pool:
+        columns prompt and completion. The score of a completion depends neither on its batch
+        nor on padding. quiet: show no bar.
+        """
         import torch
         from tqdm import tqdm
 
         sequences = [_ids(self.backbone, row.prompt, row.completion) for row in pool.itertuples()]
-        order = sorted(range(len(sequences)), key=lambda k: (len(sequences[k]), k))
+        batches = by_length(sequences, batch_size)
+        bar = {"desc": f"scoring with {self.name}", "unit": "batch", "mininterval": 1}
         scores = np.zeros(len(sequences))
         model = classifier(self.backbone, self.head)
+        base = getattr(model, model.base_model_prefix)
         with self.backbone.using(self.name), torch.inference_mode():
-            for start in tqdm(
-                range(0, len(order), batch_size),
-                desc=f"scoring with {self.name}",
-                unit="batch",
-                mininterval=1,
-                disable=quiet or None,
-            ):
-                rows = order[start : start + batch_size]
-                width = max(len(sequences[k]) for k in rows)
-                tokens = torch.full((len(rows), width), self.backbone.tokenizer.pad_token_id)
-                mask = torch.zeros_like(tokens)
-                for line, k in enumerate(rows):
-                    tokens[line, : len(sequences[k])] = torch.tensor(sequences[k])
-                    mask[line, : len(sequences[k])] = 1
-                # Read where TRL trained: transformers' classifiers look at the last token that is
-                # not the pad token. Where the pad token is the end token, that is the last token
-                # of the text.
-                base = getattr(model, model.base_model_prefix)
-                hidden = base(
-                    input_ids=tokens.to(self.backbone.device),
-                    attention_mask=mask.to(self.backbone.device),
-                ).last_hidden_state
-                content = (mask * (tokens != self.backbone.tokenizer.pad_token_id)).to(
-                    hidden.device
-                )
-                last = hidden[
-                    torch.arange(len(rows)),
-                    (content * torch.arange(width, device=hidden.device)).argmax(1),
-                ]
+            for rows in tqdm(batches, disable=quiet or None, **bar):
+                last = self._last_states(base, [sequences[k] for k in rows])
                 scores[rows] = self.head(last.float())[:, 0].double().cpu().numpy()
         return scores / self.spread
 
+    def _last_states(self, base: Any, sequences: list[list[int]]) -> torch.Tensor:
+        """Final hidden state of each sequence's last content token, (sequences, hidden).
+
+        It is read where TRL trained: transformers' classifiers look at the last token that is
+        not the pad token. Where the pad token is the end token, that is the last token of the
+        text.
+        """
+        import torch
+
+        pad, device = self.backbone.tokenizer.pad_token_id, self.backbone.device
+        tokens, mask = pad_right(sequences, pad)
+        out = base(input_ids=tokens.to(device), attention_mask=mask.to(device))
+        hidden = out.last_hidden_state
+        content = (mask * (tokens != pad)).to(hidden.device)
+        place = torch.arange(tokens.shape[1], device=hidden.device)
+        return hidden[torch.arange(len(sequences)), (content * place).argmax(1)]
+
     def save(self, folder: Path) -> None:
-        """Write adapter, head and spread into `folder` as safetensors and JSON; reward.json is
-        written last and marks it whole."""
+        """Write adapter, head and spread into `folder` as safetensors and JSON.
+
+        The file reward.json is written last and marks it whole.
+        """
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,8 +100,10 @@ class LoraReward:
 
 
 def load(backbone: Backbone, name: str, folder: Path) -> LoraReward:
-    """Put a saved reward back on the backbone as adapter `name`. Raises InputError for a folder
-    that is not whole."""
+    """Put a saved reward back on the backbone as adapter `name`.
+
+    Raises InputError for a folder that is not whole.
+    """
     from safetensors.torch import load_file
 
     marker = folder / "reward.json"
@@ -125,41 +127,67 @@ def train(
     checkpoints: Path | None = None,
     offset: np.ndarray | None = None,
 ) -> LoraReward:
-    """Train adapter `name` and a fresh head on preferences (prompt_id, i, j, label, optional
-    weight) between the pool's completions.
+    """Train adapter `name` and a fresh head on preferences between the pool's completions.
 
-    TRL's loss knows neither weights nor ties: a pair of weight w is repeated round(w) times, ties
-    are left out. how, checkpoints: see module training. offset: (pool rows,), a reward that is
-    given and to which this one is a correction: it starts from zero and stays at its own scale
-    (spread 1)."""
-    import torch
+    preferences:       prompt_id, i, j, label, optional weight
+    how, checkpoints:  see module trainer
+    offset:            (pool rows,), a reward that is given and to which this one is a
+                       correction: it starts from zero and stays at its own scale (spread 1)
+
+    TRL's loss knows neither weights nor ties: a pair of weight w is repeated round(w) times,
+    ties are left out. Raises InputError where nothing is left to train on.
+    """
     from datasets import Dataset
     from trl import RewardConfig, RewardTrainer
 
-    preferences = preferences.reset_index(drop=True)
-    repeat = preferences["weight"].round().astype(int) if "weight" in preferences else 1
-    repeated = preferences.loc[preferences.index.repeat(repeat)]
+    repeated = _repeated(preferences)
     pairs = to_trl(repeated, pool)
     if not len(pairs):
         raise InputError("no preferences to train a reward on")
     backbone.add_adapter(name, settings.lora, seed=seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        head = _new_head(backbone)
+    head = _seeded_head(backbone, seed, zero=offset is not None)
     backbone.use(name)
-    columns = {
-        column + "_ids": [
-            _ids(backbone, prompt, text) for prompt, text in zip(pairs["prompt"], pairs[column])
-        ]
-        for column in ("chosen", "rejected")
-    }
+
+    columns = _encoded(backbone, pairs)
     if offset is not None:
-        torch.nn.init.zeros_(head.weight)
-        decided = repeated[repeated["label"] != 0.5]  # the rows of `pairs`
-        lead = offset[locate(pool, decided, "i")] - offset[locate(pool, decided, "j")]
-        # TRL's loss: sigmoid(chosen - rejected - margin)
-        columns["margin"] = list(-lead * np.where(decided["label"] > 0.5, 1, -1))
-    options = trainer.arguments(how, backbone, settings.batch_size, None, seed) | {
+        columns["margin"] = _margins(pool, repeated, offset)
+    trainer.run_trainer(
+        RewardTrainer,
+        RewardConfig,
+        backbone,
+        _options(backbone, settings, how, seed),
+        checkpoints,
+        model=classifier(backbone, head),
+        train_dataset=Dataset.from_dict(columns),
+    )
+
+    reward = LoraReward(backbone, name, head)
+    if offset is None:
+        used = pool.merge(named(preferences), on=["prompt_id", "index"])
+        reward.spread = spread(reward.score(used), used["prompt_id"].to_numpy())
+    return reward
+
+
+def _repeated(preferences: pd.DataFrame) -> pd.DataFrame:
+    """Every preference as many times as its weight, rounded, says."""
+    preferences = preferences.reset_index(drop=True)
+    if "weight" not in preferences:
+        return preferences
+    times = preferences["weight"].round().astype(int)
+    return preferences.loc[preferences.index.repeat(times)]
+
+
+def _encoded(backbone: Backbone, pairs: pd.DataFrame) -> dict[str, list]:
+    """Token ids of the two answers of every pair, each with its prompt."""
+    columns: dict[str, list] = {"chosen_ids": [], "rejected_ids": []}
+    for pair in pairs.itertuples():
+        columns["chosen_ids"].append(_ids(backbone, pair.prompt, pair.chosen))
+        columns["rejected_ids"].append(_ids(backbone, pair.prompt, pair.rejected))
+    return columns
+
+
+def _options(backbone: Backbone, settings: Reward, how: Training, seed: int) -> dict[str, Any]:
+    return trainer.arguments(how, backbone, settings.batch_size, None, seed) | {
         "num_train_epochs": settings.epochs,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": "cosine",
@@ -167,24 +195,31 @@ def train(
         "logging_steps": 10,
         "disable_dropout": False,
     }
-    trainer.run_trainer(
-        RewardTrainer,
-        RewardConfig,
-        backbone,
-        options,
-        checkpoints,
-        model=classifier(backbone, head),
-        train_dataset=Dataset.from_dict(columns),
-    )
-    reward = LoraReward(backbone, name, head)
-    if offset is not None:
-        return reward
-    used = pool.merge(named(preferences), on=["prompt_id", "index"])
-    reward.spread = spread(reward.score(used), used["prompt_id"].to_numpy())
-    return reward
 
 
-def classifier(backbone: Backbone, head: torch.nn.Linear):
+def _margins(pool: pd.DataFrame, preferences: pd.DataFrame, offset: np.ndarray) -> list[float]:
+    """By how much the chosen answer's offset is below the other's, for every pair but ties.
+
+    TRL's loss is that of sigmoid(chosen - rejected - margin).
+    """
+    decided = preferences[preferences["label"] != 0.5]
+    lead = offset[locate(pool, decided, "i")] - offset[locate(pool, decided, "j")]
+    return list(-lead * np.where(decided["label"] > 0.5, 1, -1))
+
+
+def _seeded_head(backbone: Backbone, seed: int, zero: bool) -> torch.nn.Linear:
+    """The head that a training starts from; with `zero` it gives every completion 0."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = _new_head(backbone)
+    if zero:
+        torch.nn.init.zeros_(head.weight)
+    return head
+
+
+def classifier(backbone: Backbone, head: torch.nn.Linear) -> Any:
     """A sequence classifier whose layers are the backbone's own and whose score head is `head`."""
     import copy
 
@@ -197,9 +232,8 @@ def classifier(backbone: Backbone, head: torch.nn.Linear):
         del config.quantization_config
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(config)
-    setattr(
-        model, model.base_model_prefix, getattr(backbone.causal, backbone.causal.base_model_prefix)
-    )
+    layers = getattr(backbone.causal, backbone.causal.base_model_prefix)
+    setattr(model, model.base_model_prefix, layers)
     model.score = head
     return model
 

@@ -1,14 +1,17 @@
-"""Step 0, as in the paper: supervised fine-tuning of the model on chosen answers; what comes out
-is the base policy and the reference.
+"""Step 0, as in the paper: supervised fine-tuning of the model on chosen answers.
 
-    backbone = models.load_backbone(sft.base(run_folder, prompts))     # notebook 01, which trains it
-    backbone = models.load_backbone(sft.base(run_folder))              # the others
+    base = sft.base(run_folder, prompts)     # notebook 01, which trains it
+    base = sft.base(run_folder)              # the others
+    backbone = models.load_backbone(base)
 
-Everywhere in this library the reference is the backbone with its adapters off, so the fine-tuned
-weights must be the backbone's own. The adapter is trained on the backbone as the run quantises it
-(QLoRA, Dettmers et al. 2023) and merged into an unquantised copy, which is written once into the
-run folder and then loaded, quantised, like any other model. Merging into 4-bit weights instead
-would round the small update away."""
+What comes out is the base policy and the reference.
+
+Everywhere in this library the reference is the backbone with its adapters off, so the
+fine-tuned weights must be the backbone's own. The adapter is trained on the backbone as the run
+quantises it (QLoRA, Dettmers et al. 2023) and merged into an unquantised copy, which is written
+once into the run folder and then loaded, quantised, like any other model. Merging into 4-bit
+weights instead would round the small update away.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +31,13 @@ from shfcas_lib.training import trainer
 
 
 def base(run: runs.Run, prompts: pd.DataFrame | None = None) -> Model:
-    """The model that plays policy and reference in this run: the one of the parameters, or its
-    fine-tuned copy.
+    """The model that plays policy and reference in this run.
 
-    prompts: the run's prompts, where the copy may be made now; without them raises InputError if
-    it is not there yet."""
+    It is the one of the parameters, or its fine-tuned copy.
+
+    prompts: the run's prompts, where the copy may be made now; without them raises InputError
+    if it is not there yet.
+    """
     params, folder = run.params, run.folder / "01_proxy" / "base"
     if params.sft.answers == "none":
         return params.model
@@ -50,23 +55,19 @@ def base(run: runs.Run, prompts: pd.DataFrame | None = None) -> Model:
 
 
 def imitated(params: Params, prompts: pd.DataFrame) -> pd.DataFrame:
-    """What is imitated: the chosen answers to training prompts, each once, ties left out. Columns
-    prompt, completion."""
+    """What is imitated: the chosen answers to training prompts, each once, ties left out.
+
+    Columns prompt, completion.
+    """
     pairs = own_pairs(params)
-    mine = pairs[
-        pairs["prompt_id"].isin(prompts.loc[prompts["split"] == "train", "prompt_id"])
-        & (pairs["label"] != 0.5)
-    ]
+    training = prompts.loc[prompts["split"] == "train", "prompt_id"]
+    mine = pairs[pairs["prompt_id"].isin(training) & (pairs["label"] != 0.5)]
     if mine.empty:
         raise InputError(
             "sft.answers chosen: no preference of a training prompt has a chosen answer"
         )
-    return (
-        mine[["prompt", "chosen"]]
-        .drop_duplicates()
-        .rename(columns={"chosen": "completion"})
-        .reset_index(drop=True)
-    )
+    answers = mine[["prompt", "chosen"]].drop_duplicates()
+    return answers.rename(columns={"chosen": "completion"}).reset_index(drop=True)
 
 
 def train(
@@ -77,12 +78,15 @@ def train(
     how: Training = trainer.PLAIN,
     checkpoints: Path | None = None,
 ) -> None:
-    """Replace the policy adapter by one that imitates the completions of a table (columns prompt,
-    completion). how, checkpoints: see module training."""
+    """Replace the policy adapter by one that imitates completions.
+
+    table: columns prompt, completion. how, checkpoints: see module trainer.
+    """
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     backbone.add_adapter(POLICY, sft.lora, seed=seed)
+    # the loss is that of the answers alone: prompts are not imitated
     rows = [_row(backbone, row.prompt, row.completion) for row in table.itertuples()]
     options = trainer.arguments(how, backbone, sft.batch_size, 4, seed) | {
         "num_train_epochs": sft.epochs,
@@ -104,8 +108,10 @@ def train(
 
 
 def merge_adapter(backbone: Backbone, folder: Path) -> None:
-    """Add the policy adapter to the weights of an unquantised backbone and write the model into
-    `folder`; config.json comes last and marks it whole."""
+    """Add the policy adapter to the weights of an unquantised backbone.
+
+    The model is written into `folder`; config.json comes last and marks it whole.
+    """
     merged = backbone.peft.merge_and_unload()
     with files.writing(folder), files.scratch(folder, "merged") as scratch:
         merged.save_pretrained(scratch, safe_serialization=True)

@@ -1,7 +1,9 @@
 """How TRL trains here: one set of arguments, and a backbone left as it was found.
 
-trainer.fit(DPOTrainer, config, backbone, settings, checkpoints=folder / "checkpoints", model=...,
-train_dataset=...)"""
+    run_trainer(DPOTrainer, DPOConfig, backbone, settings, folder / "checkpoints", model=...)
+
+Everything here that trains an adapter goes through it.
+"""
 
 from __future__ import annotations
 
@@ -49,41 +51,55 @@ def arguments(
 ) -> dict[str, Any]:
     """What every TRL configuration here is given: precision, optimiser, batches, checkpoints.
 
-    batch_size: examples per step, over all processes; it decides what comes out. most: examples
-    at once where training.micro_batch does not say (None: all). Raises InputError where the batch
-    cannot be shared out evenly."""
+    batch_size:  examples per step, over all processes; it decides what comes out
+    most:        examples at once where training.micro_batch does not say (None: all)
+
+    Raises InputError where the batch cannot be shared out evenly.
+    """
     import torch
 
     check_optimiser(training, backbone.device.type)
-    mine, rest = divmod(batch_size, processes.count())
-    if rest or not mine:
-        raise InputError(
-            f"a batch_size of {batch_size} cannot be shared out evenly over {processes.count()}"
-            " processes"
-        )
-    limit = training.micro_batch or most or mine
-    micro = next(size for size in range(min(limit, mine), 0, -1) if mine % size == 0)
+    mine = _share(batch_size)
+    micro = _at_once(mine, training.micro_batch or most or mine)
     compute = backbone.causal.dtype
-    return {
+    options: dict[str, Any] = {
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": mine // micro,
         "seed": seed,
-        **(
-            {} if training.optimiser == "adamw_torch" else {"optim": training.optimiser}
-        ),  # torch's, in the form that transformers prefers
         "bf16": compute == torch.bfloat16,
         "fp16": compute == torch.float16,
         "use_cpu": backbone.device.type == "cpu",
         "gradient_checkpointing": training.gradient_checkpointing,
-        "gradient_checkpointing_kwargs": (
-            {"use_reentrant": False} if training.gradient_checkpointing else None
-        ),
+        "gradient_checkpointing_kwargs": None,
         "save_strategy": "steps" if training.checkpoint_every else "no",
         "save_steps": training.checkpoint_every or 500,
         "report_to": "none",
         "ddp_find_unused_parameters": False,
         "disable_tqdm": bool(os.environ.get("TQDM_DISABLE")) or not processes.is_main(),
     }
+    if training.gradient_checkpointing:
+        options["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+    # torch's AdamW stays unnamed: transformers then takes the form of it that it prefers
+    if training.optimiser != "adamw_torch":
+        options["optim"] = training.optimiser
+    return options
+
+
+def _share(batch_size: int) -> int:
+    """This process's examples of a step. Raises InputError where the shares are not equal."""
+    mine, rest = divmod(batch_size, processes.count())
+    if rest or not mine:
+        raise InputError(
+            f"a batch_size of {batch_size} cannot be shared out evenly over {processes.count()}"
+            " processes"
+        )
+    return mine
+
+
+def _at_once(examples: int, limit: int) -> int:
+    """The largest number up to the limit that divides a step's examples evenly."""
+    sizes = range(min(limit, examples), 0, -1)
+    return next(size for size in sizes if examples % size == 0)
 
 
 def run_trainer(
@@ -92,57 +108,70 @@ def run_trainer(
     backbone: Backbone,
     settings: dict[str, Any],
     checkpoints: Path | None,
-    **given,
+    **given: Any,
 ) -> None:
-    """Train with a TRL trainer class and its configuration class. The backbone keeps its own
-    forward method, hooks and flags.
+    """Train with a TRL trainer class and its configuration class.
 
-    settings: for the configuration. given: for the trainer, model and data above all.
-    checkpoints: a folder to keep checkpoints in and to go on from; the caller has it forgotten
-    when the result is on disk, and again when it finds the result there: a kill may have come
-    between. None: none are kept."""
+    settings:     for the configuration
+    checkpoints:  a folder to keep checkpoints in and to go on from; None: none are kept
+    given:        for the trainer, model and data above all
+
+    The backbone keeps its own forward method, hooks and flags. The caller has the checkpoints
+    forgotten when the result is on disk, and again when it finds the result there: a kill may
+    have come between.
+    """
+    folder = None if settings["save_strategy"] == "no" else checkpoints
     with tempfile.TemporaryDirectory() as scratch, as_found(backbone), warnings.catch_warnings():
         # TRL and PEFT still ask for it by its old name
         warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
-        keep = checkpoints is not None and settings["save_strategy"] != "no"
-        args = config(
-            output_dir=str(checkpoints if keep else scratch),
-            **settings | ({} if keep else {"save_strategy": "no"}),
-        )
-        resumable = type(trainer.__name__, (Resumable, trainer), {})
+        if folder is None:
+            settings = settings | {"save_strategy": "no"}
+        args = config(output_dir=str(folder or scratch), **settings)
+        resumable: Any = type(trainer.__name__, (Resumable, trainer), {})
         work = resumable(args=args, processing_class=backbone.tokenizer, **given)
-        # TRL makes adapters on a quantised backbone bfloat16, whose gradients cannot be unscaled
-        # on a GPU
+
         if args.fp16:
-            for weight in trained_weights(work.model).values():
-                weight.data = weight.data.float()
-        last = latest(checkpoints, work._layout()) if keep else None
-        if (
-            keep and last is None
-        ):  # what cannot be gone on from would stand in the way of the new ones
-            forget(checkpoints)
-            processes.wait()
+            _widen(work.model)
+        last = latest(folder, work._layout()) if folder else None
         if last:
             print(f"training goes on from step {last.name.rpartition('-')[2]}", file=sys.stderr)
+        elif folder:
+            # what cannot be gone on from would stand in the way of the new ones
+            forget(folder)
+            processes.wait()
         work.train(resume_from_checkpoint=str(last) if last else None)
 
 
+def _widen(model: Any) -> None:
+    """Give what is trained float32 weights, in place.
+
+    TRL makes adapters on a quantised backbone bfloat16, whose gradients cannot be unscaled on a
+    GPU.
+    """
+    for weight in trained_weights(model).values():
+        weight.data = weight.data.float()
+
+
 def forget(checkpoints: Path) -> None:
-    """Remove checkpoints, all at once: after a kill in the middle there is none that lacks a
-    file. Of several processes the main one does."""
-    if processes.is_main() and checkpoints.exists():
-        with (
-            contextlib.suppress(OSError),
-            files.scratch(checkpoints.parent, checkpoints.name) as scratch,
-        ):
-            checkpoints.rename(scratch / checkpoints.name)
+    """Remove checkpoints, all at once; of several processes the main one does.
+
+    After a kill in the middle there is none that lacks a file.
+    """
+    if not processes.is_main() or not checkpoints.exists():
+        return
+    parent, name = checkpoints.parent, checkpoints.name
+    with contextlib.suppress(OSError), files.scratch(parent, name) as scratch:
+        checkpoints.rename(scratch / name)
 
 
 @contextlib.contextmanager
 def as_found(backbone: Backbone) -> Iterator[None]:
-    """Undo what trainers leave on a model: forward methods of TRL's and accelerate's, gradient
-    checkpointing, hooks on the embedding, the cache switched off, training mode, TRL's frozen
-    copy of the start. Afterwards no adapter is in use."""
+    """Undo what trainers leave on a model.
+
+    That is forward methods of TRL's and accelerate's, gradient checkpointing, hooks on the
+    embedding, the cache switched off, training mode, TRL's frozen copy of the start. Afterwards
+    no adapter is in use.
+    """
     causal, embedding = backbone.causal, backbone.causal.get_input_embeddings()
     use_cache, hooks = causal.config.use_cache, set(embedding._forward_hooks)
     forwards = [(model, model.__dict__.get("forward")) for model in (causal, backbone.peft)]
@@ -157,9 +186,8 @@ def as_found(backbone: Backbone) -> Iterator[None]:
         if causal.is_activation_checkpointing:
             causal.activation_checkpointing_disable()
         causal.disable_input_require_grads()
-        for hook in (
-            set(embedding._forward_hooks) - hooks
-        ):  # a second trainer's, or those of a classifier that borrows the embedding
+        # a second trainer's, or those of a classifier that borrows the embedding
+        for hook in set(embedding._forward_hooks) - hooks:
             del embedding._forward_hooks[hook]
         backbone.drop_adapter("ref")
         backbone.use(None)

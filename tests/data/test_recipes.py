@@ -36,6 +36,22 @@ HARMS = (
     "Sexual Content",
 )
 
+# the paper's setting: five categories for the proxy, five more that it has not seen
+PKU_PROXY = (
+    "Discriminatory Behavior",
+    "Violence",
+    "Physical Harm",
+    "Copyright Issues",
+    "Human Trafficking",
+)
+PKU_FURTHER = (
+    "Endangering National Security",
+    "Insulting Behavior",
+    "Cybercrime",
+    "Drugs",
+    "Sexual Content",
+)
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
@@ -136,7 +152,7 @@ def test_of_several_harms_the_one_counts_that_the_run_names_first(pku_folder, or
 def test_the_paper_setting_trains_on_five_categories_and_asks_about_ten(tmp_path):
     """Proxy categories and further ones come from one source; coverage takes the further ones'
     preferences away."""
-    harms = [*recipes.PKU_PROXY, *recipes.PKU_FURTHER]
+    harms = [*PKU_PROXY, *PKU_FURTHER]
     rows = [
         pku(k)
         | {
@@ -156,7 +172,7 @@ def test_the_paper_setting_trains_on_five_categories_and_asks_about_ten(tmp_path
         {
             "prompts": {"categories": harms, "n": 100},
             "preferences": {"recipe": "pku-saferlhf", "source": str(tmp_path / "pku")},
-            "bias": [{"kind": "coverage", "absent": list(recipes.PKU_FURTHER)}],
+            "bias": [{"kind": "coverage", "absent": list(PKU_FURTHER)}],
             "selection": {"budget": 10},
             "evaluation": {"replicates": 0},
         },

@@ -1,7 +1,4 @@
-"""The label store beyond plain answers: undo, several people, ratings, stores of the first
-version, agreement, exports."""
-
-import sqlite3
+"""The label store beyond plain answers: undo, several people, ratings, agreement, exports."""
 
 import numpy as np
 import pandas as pd
@@ -165,32 +162,6 @@ def test_a_word_of_the_other_kind_is_refused(store, row, word):
     with pytest.raises(InputError, match="expected"):
         store.add(row, word, "anna")
     assert len(store.rows()) == 0
-
-
-# stores of the first version
-
-
-def test_a_store_of_the_first_version_opens_and_takes_the_new_answers(tmp_path):
-    path = tmp_path / "labels.sqlite"
-    with sqlite3.connect(path) as connection:
-        connection.execute(
-            """CREATE TABLE answers (id INTEGER PRIMARY KEY AUTOINCREMENT, prompt_id TEXT NOT NULL, i INTEGER NOT NULL, j INTEGER NOT NULL,
-            answer TEXT NOT NULL CHECK (answer IN ('first', 'second', 'tie')), annotator TEXT NOT NULL, time REAL NOT NULL, strategy TEXT NOT NULL, reason TEXT NOT NULL)"""
-        )
-        connection.executemany(
-            "INSERT INTO answers VALUES (?, ?, 0, 1, ?, 'gold', 1.5, 's', 'r')",
-            [(3, "a", "first"), (7, "b", "tie")],
-        )
-    connection.close()
-    with LabelStore(path) as one, LabelStore(path) as other:
-        assert one.labels()[["prompt_id", "answer", "time"]].values.tolist() == [
-            ["a", "first", 1.5],
-            ["b", "tie", 1.5],
-        ]
-        assert one.add(question(), "both_bad", "anna", shown_left=1) == 8, (
-            "ids go on where they were"
-        )
-        assert len(other.labels()) == 3
 
 
 # agreement

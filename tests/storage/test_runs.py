@@ -287,14 +287,6 @@ def test_a_newer_key_counts_once_it_is_set_whichever_comes_first(change, stage, 
     assert next(iter(change)) in refusal(open_run(run="other").stage, stage)
 
 
-def test_keys_that_older_runs_did_not_have_are_left_out_at_their_defaults():
-    """The stage of a run made before they existed still belongs to it."""
-    needed = open_run()._needed("03_feedback")
-    assert not {"sft", "training"} & set(needed) and not {"generations", "prompts"} & set(
-        needed["policy"]
-    )
-
-
 def test_every_parameter_belongs_to_a_stage():
     """All but the name of the run: what is in no stage could be changed without anybody
     noticing."""
