@@ -72,7 +72,8 @@ def grown(values: np.ndarray):
 
 def memory(completions: int) -> pd.DataFrame:
     """Peak memory of the conflict table of that many completions, as a multiple of the table
-    itself."""
+    itself.
+    """
     prompts = completions // N
     table = pd.DataFrame(
         {"prompt_id": np.repeat(np.arange(prompts), N), "index": np.tile(np.arange(N), prompts)}

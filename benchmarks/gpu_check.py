@@ -1,4 +1,5 @@
 """`make gpu-check`: does it run on CUDA as on a CPU, and do the recipes keep to their memory?
+
 Skips, with one line and status 0, without a GPU.
 
 1. The embedded model, in float32 on both devices: the same completions, log-probabilities,
@@ -8,7 +9,8 @@ reward and policy
    steps at the recipe's sizes; peaks beside the plan's, tokens per second, and what the four roles take on one backbone against four models.
 
 Writes gpu_check.csv and gpu_check.md to --out, and on a GPU puts the table into
-docs/performance.md. `--device cpu --shape tiny` tries the script itself."""
+docs/performance.md. `--device cpu --shape tiny` tries the script itself.
+"""
 
 import argparse
 import csv
@@ -168,7 +170,8 @@ def recipes() -> dict[str, Params]:
 
 def config(source: str, revision: str | None = None):
     """The configuration of a recipe's model: from the table above, else from the cache or the
-    hub."""
+    hub.
+    """
     from transformers import AutoConfig
 
     known = next((SHAPES[key] for key in SHAPES if key in source.lower()), None)
@@ -236,8 +239,10 @@ def measure(
 
 
 def near(source: str, device: str) -> list[str]:
-    """The method's tables on the CPU and on `device`, in float32: how far apart? Raises
-    SystemExit where they are not near."""
+    """The method's tables on the CPU and on `device`, in float32: how far apart?
+
+    Raises SystemExit where they are not near.
+    """
     settings = reading.validate(
         {
             "model": {

@@ -3,7 +3,8 @@ plan-check`, or --quick for the short form.
 
 Each case runs the library's own stages in this process (see `stages`) after a first pass over a
 tiny model, which pays for imports, thread pools and lazy set-up. Prints a Markdown table; with
---json the same as JSON lines."""
+--json the same as JSON lines.
+"""
 
 import argparse
 import itertools
@@ -50,7 +51,8 @@ LONG = [
 
 def config(family: str, layers: int, **sizes):
     """A configuration of a family with made-up sizes; key-value heads are a third of the heads
-    where the family has them."""
+    where the family has them.
+    """
     made = AutoConfig.for_model(family, **(SIZES | sizes), num_hidden_layers=layers)
     if hasattr(made, "num_key_value_heads"):
         made.num_key_value_heads = max(1, made.num_attention_heads // 3)
@@ -62,7 +64,8 @@ def settings(
     source: str, quantisation: str, dropout: float, completion: int, rows: int = 64, pairs: int = 4
 ):
     """Parameters of a run that has every stage; the embedded model, whose thirty layers take
-    their time, is not fine-tuned first."""
+    their time, is not fine-tuned first.
+    """
     lora, tuned = {"dropout": dropout}, "none" if source == EMBEDDED else "chosen"
     return reading.validate(
         {

@@ -8,7 +8,8 @@ through a separate reward model; (b) TRL's own generation helper and log-softmax
 third pass; (c) llama.cpp on the same weights (Q4_1), sampling alone, where the extra `bench` is
 installed; and against two bounds: one teacher-forced pass over the same tokens, completion by
 completion, and the same with prompts passed once. Seconds per completion token; the sampled
-lengths differ a little between contestants."""
+lengths differ a little between contestants.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ TOKENS = 32
 
 class Contest:
     """The prompts, the backbone with our probe, and the separate reward model that the others
-    need."""
+    need.
+    """
 
     def __init__(self, settings: Params, prompts: int):
         from transformers import AutoModelForSequenceClassification
@@ -144,7 +146,8 @@ class Contest:
 
     def bound(self) -> float:
         """One pass over prompt and completion of what `ours` sampled, rows of like length
-        together, logits of completions alone."""
+        together, logits of completions alone.
+        """
         prompt_ids = {
             row.prompt_id: self.backbone.prompt_ids(row.prompt) for row in self.prompts.itertuples()
         }
@@ -161,7 +164,8 @@ class Contest:
 
     def strict(self) -> float:
         """The same, with each prompt passed once for all its completions: every token that has to
-        be seen is seen once, in two passes."""
+        be seen is seen once, in two passes.
+        """
         n, per_batch = self.sampling.n, max(1, self.rows // self.sampling.n)
         drawn = {
             prompt_id: list(part["tokens"]) for prompt_id, part in self.drawn.groupby("prompt_id")
@@ -195,7 +199,8 @@ class Contest:
 
     def _score(self, full: torch.Tensor, width: int, prompt_mask: torch.Tensor) -> int:
         """The second and the third pass, in batches of 16 as `pool.score` takes them; returns the
-        number of completion tokens."""
+        number of completion tokens.
+        """
         from trl.trainer.utils import selective_log_softmax
 
         answer = full[:, width:]
@@ -218,7 +223,8 @@ class Contest:
 
 class LlamaCpp:
     """llama.cpp with every slot in one batch, on the GGUF file that the embedded model comes
-    from."""
+    from.
+    """
 
     def __init__(self, contest: Contest, folder: Path):
         import xllamacpp
@@ -264,7 +270,8 @@ class LlamaCpp:
 
 def agreement(contest: Contest, seed: int) -> pd.DataFrame:
     """What the decode steps recorded against a plain teacher-forced pass over the same tokens,
-    and what follows from each: K and comparisons."""
+    and what follows from each: K and comparisons.
+    """
     drawn = pool.sample(contest.backbone, contest.prompts, contest.sampling, seed)
     plain = pool.score(contest.backbone, drawn)
     reward = np.random.default_rng(seed).normal(size=len(drawn))

@@ -6,7 +6,8 @@ are checked against.
     for stage, peak, seconds, tokens in run(backbone, params, 128, meter): ...
 
 The stages are the library's own functions on made-up texts of exact length; nothing is mocked.
-Random weights cost the same memory as trained ones."""
+Random weights cost the same memory as trained ones.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ class Meter:
     On a GPU: torch's own count of allocated bytes. On a CPU: the kernel's high-water mark of
     resident memory, reset before each stage. There, the allocator is told to give every block
     above a quarter of a megabyte back at once, so that resident memory follows the tensors that
-    live."""
+    live.
+    """
 
     def __init__(self, device: str):
         self.cuda = device == "cuda"
@@ -93,7 +95,8 @@ def _status(key: str) -> int:
 
 def tokenizer(vocab: int):
     """A tokenizer of `vocab` tokens for which every ASCII letter is one token; the last id ends a
-    text."""
+    text.
+    """
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerFast
@@ -110,7 +113,8 @@ def tokenizer(vocab: int):
 
 def random_backbone(config, quantisation: str, device: str, dtype: str = "auto") -> Backbone:
     """A backbone with random weights, built on the device: in full precision it holds one matrix
-    at a time."""
+    at a time.
+    """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
     from transformers.quantizers import AutoHfQuantizer
@@ -140,9 +144,11 @@ def random_backbone(config, quantisation: str, device: str, dtype: str = "auto")
 
 
 def unmapped(backbone: Backbone) -> Backbone:
-    """The same backbone with its weights copied out of the file they were loaded from. On a CPU a
-    weight of the file's own type stays a window into it, and the whole file counts as resident
-    although the kernel may drop it."""
+    """The same backbone with its weights copied out of the file they were loaded from.
+
+    On a CPU a weight of the file's own type stays a window into it, and the whole file counts as
+    resident although the kernel may drop it.
+    """
     for weight in backbone.causal.parameters():
         if weight.is_floating_point():
             weight.data = weight.data.clone()
@@ -170,7 +176,8 @@ def _made(module, name: str, weight, dtype, device: str):
 
 class Endless(Backbone):
     """A backbone whose completions all reach their greatest length: what would end them is the
-    last token of the vocabulary, hardly ever drawn."""
+    last token of the vocabulary, hardly ever drawn.
+    """
 
     @property
     def stop_ids(self) -> list[int]:
@@ -207,7 +214,8 @@ def run(
     backbone: Backbone, params: Params, prompt_tokens: int, meter: Meter, steps: int = 2
 ) -> Iterator[Measured]:
     """Run each stage as the parameters ask, `steps` optimiser steps where it trains; every prompt
-    and completion has the greatest length."""
+    and completion has the greatest length.
+    """
     sampling, settings, policy = params.sampling, params.reward, params.policy
     backbone = Endless(backbone.causal, backbone.tokenizer, backbone.system_prompt)
     asked = prompts(backbone, max(1, sampling.batch_size // sampling.n), prompt_tokens)
@@ -280,7 +288,8 @@ def run(
 
 def _answers(backbone: Backbone, asked: pd.DataFrame, tokens: int) -> pd.DataFrame:
     """Two completions of each prompt (sixteen rows at least), alike in length and different in
-    text."""
+    text.
+    """
     one = text(backbone, tokens)
     other = (
         one[:-1] + "b"

@@ -1,5 +1,6 @@
 """Fill the tables of docs/performance.md from results/*.csv: each block between `<!-- table: NAME
--->` and `<!-- end -->` is the file of that name."""
+-->` and `<!-- end -->` is the file of that name.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Every block of the page between `<!-- table: NAME -->` and `<!-- end -->` is what the function of
 that name returns. A test runs this and compares, so that no number on the page can differ from
-the rows it came from."""
+the rows it came from.
+"""
 
 from __future__ import annotations
 
@@ -61,8 +62,10 @@ def band(table: pd.DataFrame, column: str, name: str) -> stats.Interval:
 
 @cache
 def compared(task: str, value: str, against: str) -> pd.DataFrame:
-    """Against one strategy at the same budget. Holm's correction runs over all strategies that
-    the sweep compared in that setting."""
+    """Against one strategy at the same budget.
+
+    Holm's correction runs over all strategies that the sweep compared in that setting.
+    """
     return report.comparisons(read(task, "measures"), value, against)
 
 
@@ -106,7 +109,8 @@ def both(*arguments, **options) -> str:
 
 def levels() -> str:
     """What there is to win: gold of the base policy, the proxy and the ceilings, with random
-    labels in between."""
+    labels in between.
+    """
     rows = []
     for task in TASKS:
         measures = read(task, "measures")
@@ -208,7 +212,8 @@ def parts() -> str:
 
 def ablation() -> str:
     """SHF-CAS without K, without PACS, and with the difference in place of the sum; shf_cas is
-    what the others are compared with."""
+    what the others are compared with.
+    """
     return both(
         ["strategies"],
         ["pacs", "kendall", "pacs_difference", "shf_cas_threshold"],
@@ -232,7 +237,8 @@ def gap() -> str:
 
 def hardest() -> str:
     """The end of the over-optimisation curve: what gold gains, and what the reward believes, at
-    the loosest anchor."""
+    the loosest anchor.
+    """
     rows = []
     for task in TASKS:
         curves = read(task, "curves")
@@ -278,7 +284,8 @@ def own_prompts() -> str:
 
 def trained() -> str:
     """Policies trained with DPO and sampled anew, beside the closed form of the same rewards on
-    the same prompts."""
+    the same prompts.
+    """
     rows = []
     for task in TASKS:
         table = read(task, "trained")

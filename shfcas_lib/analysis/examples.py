@@ -1,5 +1,6 @@
 """Texts to read: which completions conflict, what was asked, what changed; tables go in, plain
-text comes out."""
+text comes out.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +87,8 @@ def side_by_side(
     count: int = 3,
 ) -> str:
     """Favourite completions of two rewards on the prompts where gold differs most, the largest
-    gains and the largest losses. Without gold: where their rankings differ most."""
+    gains and the largest losses. Without gold: where their rankings differ most.
+    """
     if gold is None:
         return rank_changes(pool, scores, before, after, 2 * count)
     table = pool[["prompt_id", "prompt", "completion"]].assign(
@@ -117,7 +119,8 @@ def rank_changes(
     pool: pd.DataFrame, scores: dict[str, np.ndarray], before: str, after: str, count: int = 6
 ) -> str:
     """On the `count` prompts where two rewards differ most, the completion that rose and the one
-    that fell furthest, as plain text. Which of them is better is for the reader to say."""
+    that fell furthest, as plain text. Which of them is better is for the reader to say.
+    """
     table = pool[["prompt_id", "prompt", "completion"]].assign(
         **{
             name: (
@@ -158,5 +161,6 @@ def _read(prompt: str) -> str:
 
 def _line(text: str) -> str:
     """A completion on one line, control characters made visible: model output is data, whatever
-    it holds."""
+    it holds.
+    """
     return printable(" / ".join(part.strip() for part in text.splitlines() if part.strip()))

@@ -75,7 +75,8 @@ _NEEDS = {
 def figure_function(draw: Callable) -> Callable:
     """Make draw(axes_factory, table, ...) a function (table, path, ...) that writes path.png,
     .svg and .csv and returns the figure. Where there is nothing to draw (table is None, or draw
-    returns None), mostly for want of gold, one printed line says so and None is returned."""
+    returns None), mostly for want of gold, one printed line says so and None is returned.
+    """
 
     @functools.wraps(draw)
     def draw_and_write(table: pd.DataFrame | None, path: Path, **options):
@@ -112,8 +113,11 @@ def figure_function(draw: Callable) -> Callable:
 
 @figure_function
 def proxy_errors(table: pd.DataFrame, judge: str = "gold ranks"):
-    """Where the proxy is wrong. table: group, reward (proxy or clean), value, low, high: pair
-    accuracy on held-out prompts, as the judge has it."""
+    """Where the proxy is wrong.
+
+    table: group, reward (proxy or clean), value, low, high: pair accuracy on held-out prompts, as
+    the judge has it.
+    """
     groups = list(dict.fromkeys(table["group"]))
     figure, axes = subplots(7.5, 0.8 + 0.42 * len(groups))
     shifts = (-0.13, 0.13) if table["reward"].nunique() > 1 else (0,)
@@ -133,8 +137,11 @@ def proxy_errors(table: pd.DataFrame, judge: str = "gold ranks"):
 
 @figure_function
 def attribute_pull(table: pd.DataFrame, attribute: str):
-    """What the proxy follows. table: reward (gold, clean, proxy), correlation: per prompt, rank
-    correlation with the attribute."""
+    """What the proxy follows.
+
+    table: reward (gold, clean, proxy), correlation: per prompt, rank correlation with the
+    attribute.
+    """
     import seaborn as sns
 
     figure, axes = subplots(7.5, 2.8)
@@ -265,8 +272,10 @@ def kendall_by_category(table: pd.DataFrame):
 
 @figure_function
 def error_roc(table: pd.DataFrame):
-    """Does conflict predict the proxy's error? table: score_name, positive (the proxy ranks the
-    pair wrongly), score."""
+    """Does conflict predict the proxy's error?
+
+    table: score_name, positive (the proxy ranks the pair wrongly), score.
+    """
     figure, axes = subplots(5, 4.6)
     for (name, part), colour in zip(
         table.groupby("score_name", sort=False), ("#009e73", "#e69f00", "#56b4e9")
@@ -295,8 +304,11 @@ def error_roc(table: pd.DataFrame):
 
 @figure_function
 def contradictions(table: pd.DataFrame):
-    """What the labels bought. table: strategy, round, labels, contradicted (share of decided
-    labels against the reward), ties."""
+    """What the labels bought.
+
+    table: strategy, round, labels, contradicted (share of decided labels against the reward),
+    ties.
+    """
     figure, axes = subplots(7.5, 3.2)
     strategies = list(dict.fromkeys(table["strategy"]))
     width = 0.8 / len(strategies)
@@ -322,8 +334,11 @@ def contradictions(table: pd.DataFrame):
 def figure_of_merit(
     table: pd.DataFrame, measure: str = "gold", label: str = "gold reward on held-out prompts"
 ):
-    """One measure for every policy. table: policy, measure, value, low, high. None where nobody
-    measured it, as gold in a run without."""
+    """One measure for every policy.
+
+    table: policy, measure, value, low, high. None where nobody measured it, as gold in a run
+    without.
+    """
     part = table[table["measure"] == measure]
     if not len(part):
         return None
@@ -352,8 +367,10 @@ def figure_of_merit(
 
 @figure_function
 def label_agreement(table: pd.DataFrame):
-    """Which reward ranks labelled pairs as their labels do? table: asked, reward, labels, value,
-    low, high; a panel for each strategy that asked."""
+    """Which reward ranks labelled pairs as their labels do?
+
+    table: asked, reward, labels, value, low, high; a panel for each strategy that asked.
+    """
     import matplotlib.pyplot as plt
 
     asked = list(dict.fromkeys(table["asked"]))
@@ -398,8 +415,10 @@ def label_agreement(table: pd.DataFrame):
 
 @figure_function
 def over_optimisation(table: pd.DataFrame):
-    """Gold and own reward against KL as beta falls. table: policy, beta, kl, reward_gain,
-    gold_gain; without gold refined_gain in its place."""
+    """Gold and own reward against KL as beta falls.
+
+    table: policy, beta, kl, reward_gain, gold_gain; without gold refined_gain in its place.
+    """
     judge = "gold_gain" if "gold_gain" in table else "refined_gain"
     title = (
         "Over-optimisation: solid is gold, dashed is what the reward believes"
@@ -486,8 +505,10 @@ def seeds(table: pd.DataFrame, label: str = "gold reward, mean of the seed's hel
 
 @figure_function
 def conflict_change(table: pd.DataFrame):
-    """Conflict before and after. table: policy, measure, value, low, high with measures kendall
-    and mean_abs_pacs."""
+    """Conflict before and after.
+
+    table: policy, measure, value, low, high with measures kendall and mean_abs_pacs.
+    """
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, 2, figsize=(8, 2.6), sharey=True)

@@ -5,7 +5,8 @@
 
 Address, model and key come from the environment alone (SHFCAS_JUDGE_URL, SHFCAS_JUDGE_MODEL,
 SHFCAS_JUDGE_KEY): parameters are written into run folders and executed notebooks, and a key does
-not belong there. The usual proxy variables are honoured."""
+not belong there. The usual proxy variables are honoured.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ _PASSING = {408, 409, 425, 429}  # and every 5xx: worth another attempt
 class Reply:
     """What came back: the body as received, the text of its first choice ('' where there is
     none), the tokens it says it took (None where it does not say), and whether the server refused
-    this one request (HTTP 400) for what it holds."""
+    this one request (HTTP 400) for what it holds.
+    """
 
     body: str
     text: str = ""
@@ -47,7 +49,8 @@ class Reply:
 
 def judge_environment() -> tuple[str, str, SecretStr]:
     """(base address, model, key) out of the environment; a server of one's own may do without a
-    key. Raises InputError."""
+    key. Raises InputError.
+    """
     for name in ("SHFCAS_JUDGE_URL", "SHFCAS_JUDGE_MODEL"):
         if not os.environ.get(name, "").strip():
             raise InputError(
@@ -68,8 +71,10 @@ def judge_environment() -> tuple[str, str, SecretStr]:
 
 
 class Endpoint:
-    """A chat endpoint with its key, safe to use from several threads. Its repr and its errors
-    never show the key."""
+    """A chat endpoint with its key, safe to use from several threads.
+
+    Its repr and its errors never show the key.
+    """
 
     def __init__(self, url: str, model: str, key: SecretStr, settings: Judge, schema: dict):
         self.model, self.settings, self._key = model, settings, key
@@ -117,7 +122,8 @@ class Endpoint:
     def ask(self, messages: list[dict], stop: threading.Event) -> Reply:
         """One reply at temperature 0, after as many attempts as the settings allow; an attempt
         waits longer than the one before, and as long as the server's Retry-After says. Raises
-        InputError, in one sentence; `stop` ends the waiting early."""
+        InputError, in one sentence; `stop` ends the waiting early.
+        """
         attempt = 0
         while True:
             shape = self._shape
@@ -167,9 +173,11 @@ class Endpoint:
         return response, f"HTTP {response.status_code}"
 
     def _relax(self, shape: _Shape, response: httpx.Response) -> bool:
-        """After a 400: ask for less from now on. False where nothing is left to ask less of, or
-        where the server took this shape before, so that it is the request itself that it refuses
-        (too long, or filtered)."""
+        """After a 400: ask for less from now on.
+
+        False where nothing is left to ask less of, or where the server took this shape before, so
+        that it is the request itself that it refuses (too long, or filtered).
+        """
         if self._shape != shape:
             return True  # another thread did
         if self._accepted:
@@ -217,7 +225,8 @@ class Endpoint:
 
     def _shown(self, text: str) -> str:
         """A server's words in an error of ours: one line, not long, without the key, and
-        printable."""
+        printable.
+        """
         line = "".join(c if c.isprintable() else " " for c in self._redacted(text))
         line = " ".join(line.split())
         return line if len(line) <= 200 else line[:197] + "..."
@@ -226,7 +235,8 @@ class Endpoint:
 @dataclass(frozen=True)
 class _Shape:
     """What a request asks of the server beside the messages: which of the formats, and the name
-    of the limit."""
+    of the limit.
+    """
 
     format: int = 0
     limit: str = "max_tokens"
@@ -251,8 +261,10 @@ class _ChatCompletion(BaseModel):
 
 
 def _checked(url: str) -> str:
-    """The base address without a last slash. Raises InputError, which does not repeat it: it may
-    hold what is not for the eye."""
+    """The base address without a last slash.
+
+    Raises InputError, which does not repeat it: it may hold what is not for the eye.
+    """
     try:
         parts = urlsplit(url)
         fine = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)

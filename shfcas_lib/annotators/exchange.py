@@ -5,7 +5,8 @@ their answers back.
     bring_in(run, Path("answers.json"), annotator)       # Label Studio's JSON export, or the filled-in csv
 
 The order in which two completions are shown is drawn per comparison from the run's seed. An
-import is all or nothing, and importing the same file again changes nothing."""
+import is all or nothing, and importing the same file again changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def asked_comparisons(run: runs.Run) -> pd.DataFrame:
     """Every comparison that the run has chosen so far, one row per strategy that chose it:
     prompt_id, i, j, strategy, reason, the texts prompt, one (completion i) and other (completion
     j), their hash as code, store (the file of labels), open (its round has not read the answers
-    yet) and answered (the store holds one)."""
+    yet) and answered (the store holds one).
+    """
     stage = run.folder / "03_feedback"
     paths = sorted(
         stage.glob("[!.]*/round_*/comparisons.parquet"),
@@ -96,8 +98,10 @@ def _with_texts(
 
 
 def pending(run: runs.Run) -> pd.DataFrame:
-    """The questions that wait for an answer, most conflicted first: question, prompt, left,
-    right. A comparison that two strategies chose is one question."""
+    """The questions that wait for an answer, most conflicted first: question, prompt, left, right.
+
+    A comparison that two strategies chose is one question.
+    """
     table = asked_comparisons(run)
     return as_questions(table[table["open"] & ~table["answered"]], run.params.seed)
 
@@ -118,7 +122,8 @@ def as_questions(comparisons: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 def write_questions(questions: pd.DataFrame, path: Path) -> list[Path]:
     """Write a task file for Label Studio (.json, with the labelling configuration beside it as
-    .xml) or a spreadsheet (.csv)."""
+    .xml) or a spreadsheet (.csv).
+    """
     kind = _kind(path)
     if not len(questions):
         raise InputError("nothing waits for an answer")
@@ -145,7 +150,8 @@ def bring_in(run: runs.Run, path: Path, annotator: str = "spreadsheet") -> dict:
     none.
 
     Returns counts: added; known (the store has the same answer of the same person); closed (the
-    round has read its answers already); waiting (questions that are still open)."""
+    round has read its answers already); waiting (questions that are still open).
+    """
     kind = _kind(path)
     try:
         if path.stat().st_size > _LARGEST:

@@ -20,7 +20,8 @@ def agreement(store: LabelStore) -> pd.DataFrame:
     Self-agreement is the share of blind repeats that got the same answer. Between people, answers
     are categories (first, second, tie, both_bad; or the ratings): Cohen's kappa for every pair of
     them over what both answered, Krippendorff's alpha over all. 1 is perfect, 0 what chance would
-    give; NaN where it is not defined, as where only one category was ever used."""
+    give; NaN where it is not defined, as where only one category was ever used.
+    """
     table = store.by_annotator()
     table = table[table["answer"] != "skip"].assign(j=table["j"].fillna(-1))
     once, again = table[~table["repeat"]], table[table["repeat"]]
@@ -88,7 +89,8 @@ def export(
     preferences.jsonl and preferences.parquet: TRL's preference format, prompt, chosen, rejected,
     as text or (conversational) as messages; ties and skipped comparisons have no chosen side, so
     they are left out and counted. completions: prompt_id, index, prompt, completion of all that
-    was compared."""
+    was compared.
+    """
     labels = store.labels()
     decided = labels[labels["label"].notna() & (labels["label"] != 0.5)]
     pairs = as_preferences(decided, completions, conversational)
@@ -116,7 +118,9 @@ def as_preferences(
     labels: pd.DataFrame, completions: pd.DataFrame, conversational: bool = False
 ) -> pd.DataFrame:
     """Decided labels as TRL preferences: prompt, chosen, rejected, in the order of `labels`.
-    Raises InputError for a completion that the table lacks."""
+
+    Raises InputError for a completion that the table lacks.
+    """
     texts = completions.drop_duplicates(["prompt_id", "index"]).set_index(["prompt_id", "index"])
     rows = []
     for row in labels.itertuples():

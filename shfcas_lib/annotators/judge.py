@@ -7,7 +7,8 @@ Each comparison is put twice, with the completions in either order, so that a ju
 stands first cannot decide it: where the two verdicts disagree, the answer is a tie. Every reply
 is on disk (judge.sqlite, append-only) before its verdict counts, and one that holds a verdict is
 never paid for again. Completions are material to judge: they stand between marks that they cannot
-know, and nothing in them is an instruction."""
+know, and nothing in them is an instruction.
+"""
 
 from __future__ import annotations
 
@@ -86,8 +87,10 @@ SCHEMA = {
 
 @dataclass(frozen=True)
 class JudgeRequest:
-    """One comparison in one order. number: which comparison; turned: completion j stands first;
-    most: no reply costs more tokens."""
+    """One comparison in one order.
+
+    number: which comparison; turned: completion j stands first; most: no reply costs more tokens.
+    """
 
     number: int
     comparison: tuple[str, int, int]
@@ -111,8 +114,10 @@ def load_judge(settings: Judge, folder: Path | None, unreadable: str = "tie") ->
 
 
 class LanguageModelJudge:
-    """An annotator behind a chat endpoint. unreadable: the answer to a comparison on which it
-    gives no verdict."""
+    """An annotator behind a chat endpoint.
+
+    unreadable: the answer to a comparison on which it gives no verdict.
+    """
 
     def __init__(self, endpoint: Endpoint, settings: Judge, path: Path, unreadable: str = "tie"):
         self.endpoint, self.settings, self.unreadable = endpoint, settings, unreadable
@@ -135,7 +140,8 @@ class LanguageModelJudge:
 
         shown: completions indexed by (prompt_id, index). Raises InputError at a ceiling, at a
         server that stays away or refuses, and at a model that gives no verdicts; what was decided
-        before that has been yielded."""
+        before that has been yielded.
+        """
         pending = [row for _, row in comparisons.iterrows() if tuple(row[KEY]) not in known]
         for number, answer in self._decide(pending, shown):
             yield pending[number], answer, self.name
@@ -151,15 +157,20 @@ class LanguageModelJudge:
         }
 
     def recorded(self, comparisons: pd.DataFrame, shown: pd.DataFrame) -> list[str | None]:
-        """The answers that the replies on disk already decide, None for the others. Asks
-        nothing."""
+        """The answers that the replies on disk already decide, None for the others.
+
+        Asks nothing.
+        """
         known = self.replies.verdicts()
         pairs = (_known(self._questions(0, row, shown), known) for _, row in comparisons.iterrows())
         return [_combine(*pair) if len(pair) == 2 else None for pair in pairs]
 
     def _decide(self, pending: list[pd.Series], shown: pd.DataFrame) -> Iterator[tuple[int, str]]:
-        """(number, answer). An answer depends on the two replies of its comparison alone, not on
-        the order in which replies arrive."""
+        """(number, answer).
+
+        An answer depends on the two replies of its comparison alone, not on the order in which
+        replies arrive.
+        """
         from tqdm import tqdm
 
         known = self.replies.verdicts()
@@ -209,9 +220,11 @@ class LanguageModelJudge:
     def _asked(
         self, waiting: deque[JudgeRequest]
     ) -> Iterator[tuple[JudgeRequest, Reply, str | None]]:
-        """(question, reply, verdict) as replies arrive, each on disk; `waiting` may grow
-        meanwhile. At a ceiling or at trouble nothing new is asked, what is under way is waited
-        for, and then InputError is raised."""
+        """(question, reply, verdict) as replies arrive, each on disk; `waiting` may grow meanwhile.
+
+        At a ceiling or at trouble nothing new is asked, what is under way is waited for, and then
+        InputError is raised.
+        """
         stop, flying, trouble = threading.Event(), {}, None
         pool = ThreadPoolExecutor(self.settings.concurrency, thread_name_prefix="judge")
         try:
@@ -315,7 +328,8 @@ class LanguageModelJudge:
 class Replies:
     """Every reply of the judge to this run, append-only, in one SQLite file: who was asked what,
     the body as it came, the verdict in terms of the comparison (first, second, tie, or NULL), and
-    tokens. A row is on disk when `add` returns."""
+    tokens. A row is on disk when `add` returns.
+    """
 
     def __init__(self, path: Path):
         self.path, self._lock = path, threading.Lock()
@@ -350,8 +364,10 @@ class Replies:
         verdict: str | None,
         answer_tokens: int,
     ) -> None:
-        """Append one reply. Where the server does not say what it took, the most that it can have
-        taken counts."""
+        """Append one reply.
+
+        Where the server does not say what it took, the most that it can have taken counts.
+        """
         prompt, completion = reply.prompt_tokens, reply.completion_tokens
         if reply.refused:
             prompt = completion = 0
@@ -398,7 +414,8 @@ class Replies:
 
 def _verdict(text: str, turned: bool) -> str | None:
     """first, second or tie out of a reply; None unless it holds exactly one verdict, bare,
-    fenced, or after some thinking."""
+    fenced, or after some thinking.
+    """
     text = re.sub(r"<think>.*?</think>", "", text[-_LONGEST:], flags=re.DOTALL)
     found, at = set(), text.find("{")
     while at >= 0:
@@ -421,7 +438,8 @@ def _combine(one: str, other: str) -> str:
 
 def _known(both: tuple[JudgeRequest, JudgeRequest], known: dict[str, str]) -> list[str]:
     """The verdicts on a comparison that need no asking: those on disk, and that two equal texts
-    tie."""
+    tie.
+    """
     if both[0].request == both[1].request:
         return ["tie", "tie"]
     return [known[q.request] for q in both if q.request in known]

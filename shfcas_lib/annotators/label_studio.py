@@ -19,8 +19,10 @@ def tasks(questions: pd.DataFrame) -> list[dict]:
 
 
 def labelling_configuration() -> str:
-    """The labelling configuration that belongs to `tasks`. Texts are shown as text, never as
-    HTML."""
+    """The labelling configuration that belongs to `tasks`.
+
+    Texts are shown as text, never as HTML.
+    """
     view = ElementTree.Element("View")
     ElementTree.SubElement(view, "Style").text = ".htx-text { white-space: pre-wrap; }"
     _text(view, "Request", "prompt")
@@ -52,8 +54,10 @@ def _text(parent: ElementTree.Element, title: str, name: str) -> None:
 
 
 def from_label_studio(text: str, origin: str) -> list[Answer]:
-    """Answers in a JSON export of Label Studio, oldest first. Cancelled (skipped) annotations are
-    left out. Raises InputError."""
+    """Answers in a JSON export of Label Studio, oldest first.
+
+    Cancelled (skipped) annotations are left out. Raises InputError.
+    """
     try:
         exported = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -106,7 +110,8 @@ def _annotations(task: dict, where: str) -> Iterable[tuple[tuple[str, int], Answ
 
 def _choice(result) -> str | None:
     """The choice in one result of an annotation; None where the result is something else, such as
-    a note."""
+    a note.
+    """
     if (
         not isinstance(result, dict)
         or result.get("type") != "choices"
@@ -120,7 +125,8 @@ def _choice(result) -> str | None:
 
 def _person(who, where: str) -> str:
     """The annotator's name: the e-mail address where the export has it, else Label Studio's
-    number for the person."""
+    number for the person.
+    """
     if isinstance(who, dict):
         who = who.get("email") or who.get("id")
     if isinstance(who, bool) or not isinstance(who, (int, str)) or who == "":

@@ -1,5 +1,6 @@
 """A person and a judge who share the comparisons of a round, and how far the judge is to be
-trusted."""
+trusted.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +17,18 @@ class Mixed:
     The judge is asked about the person's comparisons too; those answers are no labels, they stay
     among the judge's replies and `agreement` compares them with the person's. The judge goes
     first: when the person's side stops the loop, because somebody has to sit down and answer,
-    everything else is done by then."""
+    everything else is done by then.
+    """
 
     def __init__(self, person, judge, share: float):
         self.person, self.judge, self.share = person, judge, share
         self.name = f"{person.name}+{judge.name}"
 
     def answer_all(self, comparisons: pd.DataFrame, shown: pd.DataFrame, known: set) -> Answered:
-        """The judge's answers, then the person's. Which comparisons are the person's does not
-        depend on what is known."""
+        """The judge's answers, then the person's.
+
+        Which comparisons are the person's does not depend on what is known.
+        """
         mine = self._persons(comparisons)
         yield from self.judge.answer_all(comparisons[~mine], shown, known)
         for _ in self.judge.answer_all(comparisons[mine], shown, set()):
@@ -32,8 +36,10 @@ class Mixed:
         yield from answers_of(self.person, comparisons[mine], shown, known)
 
     def agreement(self, labels: pd.DataFrame, completions: pd.DataFrame) -> dict:
-        """How the judge does on the labels that others gave: see `agreement`. Asks nothing.
-        labels: those of a run, all rounds."""
+        """How the judge does on the labels that others gave: see `agreement`.
+
+        Asks nothing. labels: those of a run, all rounds.
+        """
         others = labels[~labels["annotator"].str.startswith("judge:")]
         judged = self.judge.recorded(
             others, completions.set_index(["prompt_id", "index"], drop=False)
@@ -50,7 +56,8 @@ class Mixed:
 def judge_agreement(person: list[str | None], judge: list[str | None]) -> dict:
     """Two annotators on the same comparisons, those that both answered with first, second or tie:
     comparisons, same (share of equal answers), kappa (Cohen's, unweighted; None where it is
-    undefined, as when both always say the same), and low and high, its 95% interval."""
+    undefined, as when both always say the same), and low and high, its 95% interval.
+    """
     import numpy as np
     from statsmodels.stats.inter_rater import cohens_kappa, to_table
 

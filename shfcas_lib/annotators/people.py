@@ -21,7 +21,8 @@ from shfcas_lib.storage.labels import ANSWERS
 class Team:
     """People elsewhere, who answer through files: answers come into the label store by `import`,
     so whatever is asked of this annotator is still open, and the loop stops with a sentence that
-    says how to go on."""
+    says how to go on.
+    """
 
     name = "team"
 
@@ -46,7 +47,8 @@ class Unanswered(InputError):
     """Comparisons wait for a person. Nothing went wrong: answer them and call again.
 
     comparisons: all that were asked together, as `ask` got them; completions: what to show of
-    them; missing: how many lack an answer."""
+    them; missing: how many lack an answer.
+    """
 
     def __init__(self, comparisons: pd.DataFrame, completions: pd.DataFrame, missing: int):
         super().__init__(
@@ -62,8 +64,9 @@ class Unanswered(InputError):
 
 
 class Person:
-    """People who answer in their own time, on the screen of module widget. `ask` never waits for
-    them: it raises Unanswered.
+    """People who answer in their own time, on the screen of module widget.
+
+    `ask` never waits for them: it raises Unanswered.
 
     people: how many must answer each comparison before the loop goes on.
     """
@@ -84,8 +87,10 @@ class Person:
 
 
 class Replay:
-    """Answers out of a table with prompt_id, i, j, answer. Raises InputError for a comparison it
-    does not hold."""
+    """Answers out of a table with prompt_id, i, j, answer.
+
+    Raises InputError for a comparison it does not hold.
+    """
 
     name = "replay"
 
@@ -117,8 +122,10 @@ class Replay:
 def load_annotator(
     feedback: Feedback, gold: GoldReward | None, seed: int, folder: Path | None = None
 ) -> Annotator:
-    """The annotator that the parameters ask for. folder: where a judge keeps its replies, the
-    folder of the stage."""
+    """The annotator that the parameters ask for.
+
+    folder: where a judge keeps its replies, the folder of the stage.
+    """
     if feedback.kind == "judge":
         from shfcas_lib.annotators.judge import load_judge
 
@@ -148,8 +155,10 @@ def load_annotator(
 
 
 def _table(path: Path) -> pd.DataFrame:
-    """A file of answers: prompt_id, i, j, answer, whatever else it holds left out. Raises
-    InputError that names the row."""
+    """A file of answers: prompt_id, i, j, answer, whatever else it holds left out.
+
+    Raises InputError that names the row.
+    """
     rows = []
     for where, row in formats.read_rows(Rows(file=str(path.absolute()))):
         rows.append(

@@ -1,7 +1,8 @@
 """A comparison as a question that travels in a file, and an answer to it.
 
 A question's id holds the comparison, the order in which it is shown, and a hash of its texts:
-`q-PROMPT_ID-4-1-HASH` shows completion 4 on the left and 1 on the right."""
+`q-PROMPT_ID-4-1-HASH` shows completion 4 on the left and 1 on the right.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +24,11 @@ SHOWN = [*SIDES, *(answer for answer in ANSWERS if answer not in SIDES.values())
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer in terms of the comparison. key: prompt_id, i, j, hash of the texts; left: the
-    completion that stood on the left; where: its place in the file, for messages."""
+    """One answer in terms of the comparison.
+
+    key: prompt_id, i, j, hash of the texts; left: the completion that stood on the left; where:
+    its place in the file, for messages.
+    """
 
     key: tuple[str, int, int, str]
     left: int

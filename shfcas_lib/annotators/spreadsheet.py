@@ -27,7 +27,8 @@ def csv_text(table: pd.DataFrame) -> str:
 
 def csv_rows(text: str, origin: str) -> list[dict[str, str]]:
     """The rows of a csv that a spreadsheet may have saved (with commas, semicolons or tabs),
-    cells restored. Raises InputError."""
+    cells restored. Raises InputError.
+    """
     header = text.partition("\n")[0]
     csv.field_size_limit(_LONGEST_FIELD)
     number = 0
@@ -54,8 +55,10 @@ def csv_rows(text: str, origin: str) -> list[dict[str, str]]:
 
 
 def from_csv(text: str, origin: str, annotator: str) -> list[Answer]:
-    """Answers in a filled-in csv. Rows with an empty answer are left out; `annotator` answers
-    where a row names nobody."""
+    """Answers in a filled-in csv.
+
+    Rows with an empty answer are left out; `annotator` answers where a row names nobody.
+    """
     answers: dict[tuple, Answer] = {}
     for number, row in enumerate(csv_rows(text, origin), 1):
         given = row.get("answer", "").strip()
@@ -74,7 +77,8 @@ def from_csv(text: str, origin: str, annotator: str) -> list[Answer]:
 
 def check_texts(text: str, origin: str, chosen: dict[tuple, pd.Series]) -> None:
     """Refuse a sheet in which texts moved away from their questions, as when only some of its
-    columns were sorted."""
+    columns were sorted.
+    """
     for number, row in enumerate(csv_rows(text, origin), 1):
         if row.get("answer", "").strip():
             prompt, left, right, code = parsed(row["question"].strip(), f"{origin}, row {number}")
@@ -92,7 +96,8 @@ def check_texts(text: str, origin: str, chosen: dict[tuple, pd.Series]) -> None:
 
 def _plain(text: str) -> str:
     """What is left of a text after a spreadsheet had it: control characters and kinds of white
-    space may change, and a long one is cut."""
+    space may change, and a long one is cut.
+    """
     return " ".join("".join(c if c.isprintable() else " " for c in text[:_LONGEST_CELL]).split())[
         : _LONGEST_CELL // 2
     ]

@@ -5,7 +5,8 @@ bytes come out.
 
 Each stage is estimated at the moment of its peak, for the worst case: every prompt and completion
 as long as it may be. docs/plan.md derives the formulas and has the measured peaks beside them. c
-is the width of the compute type in bytes."""
+is the width of the compute type in bytes.
+"""
 
 from __future__ import annotations
 
@@ -78,9 +79,11 @@ PARTS = ("weights", "adapters", "gradients", "optimiser", "activations", "logits
 def stages(
     shape: Shape, knobs: Knobs, published: dict[str, tuple[Shape, int]] | None = None
 ) -> list[StageMemory]:
-    """The stages of a run with their peaks, in the order they run. published: reward models that
-    score beside the backbone, by what they are (gold, proxy): sizes, and completions scored at
-    once."""
+    """The stages of a run with their peaks, in the order they run.
+
+    published: reward models that score beside the backbone, by what they are (gold, proxy):
+    sizes, and completions scored at once.
+    """
     found = (
         [_stage("sft training", *_sft(shape, knobs)), _stage("sft merge", *_merge(shape, knobs))]
         if knobs.sft_rows
@@ -111,11 +114,14 @@ def stages(
 
 
 def weights(shape: Shape, quantisation: str, c: int) -> int:
-    """Bytes of the backbone. Quantisation reaches the linear layers; embeddings, output layer,
-    norms and biases stay in the compute type.
+    """Bytes of the backbone.
+
+    Quantisation reaches the linear layers; embeddings, output layer, norms and biases stay in the
+    compute type.
 
     nf4 with double quantisation: half a byte, one byte of scale per 64 weights, one float32 per
-    256 scales (Dettmers et al. 2023, section 3)."""
+    256 scales (Dettmers et al. 2023, section 3).
+    """
     per_weight = {"nf4": 1 / 2 + 1 / 64 + 4 / (64 * 256), "int8": 1.0, "none": float(c)}[
         quantisation
     ]
@@ -129,7 +135,8 @@ def adapter(shape: Shape, rank: int) -> int:
 
 def saved(shape: Shape, knobs: Knobs, dropout: bool) -> float:
     """Bytes that autograd keeps for the backward pass: per token, of one layer with adapters on
-    all its linear layers."""
+    all its linear layers.
+    """
     c, h, q, f = knobs.compute, shape.hidden, shape.queries, shape.intermediate
     norms = 4 * shape.norms if shape.rms else c * h * (1 if shape.parallel else 2)
     # q, k, v as the kernel takes them, and its output
@@ -173,13 +180,15 @@ def _widened(shape: Shape, knobs: Knobs) -> int:
 
 def _cache(shape: Shape, rows: int, tokens: int, knobs: Knobs) -> float:
     """Keys and values, and one layer's keys once more: a cache grows, expands and shrinks by
-    copying."""
+    copying.
+    """
     return rows * tokens * shape.keys * knobs.compute * (2 * shape.layers + 1)
 
 
 def _sampling(shape: Shape, knobs: Knobs) -> list[dict[str, float]]:
     """The two moments that can be the peak: the first step after the prefill, whose hidden states
-    are still held, and the last step."""
+    are still held, and the last step.
+    """
     c, rows = knobs.compute, knobs.sampling_rows
     prefilled = max(1, rows // knobs.n) * knobs.prompt
     # float32 logits, then probabilities and their float64 sums
@@ -202,8 +211,10 @@ def _sampling(shape: Shape, knobs: Knobs) -> list[dict[str, float]]:
 
 
 def _vllm(shape: Shape, knobs: Knobs) -> dict[str, float]:
-    """The least that vLLM works with: the model unquantised, and keys and values of a batch. It
-    takes nine tenths of what is free."""
+    """The least that vLLM works with: the model unquantised, and keys and values of a batch.
+
+    It takes nine tenths of what is free.
+    """
     return {
         "weights": weights(shape, "none", knobs.compute),
         "cache": knobs.sampling_rows * knobs.length * shape.keys * knobs.compute * 2 * shape.layers,
@@ -212,7 +223,8 @@ def _vllm(shape: Shape, knobs: Knobs) -> dict[str, float]:
 
 def _scoring(shape: Shape, knobs: Knobs) -> dict[str, float]:
     """Teacher-forced log-probabilities: hidden states of all layers, logits of the completion and
-    their log-softmax."""
+    their log-softmax.
+    """
     rows, c = SCORING_ROWS, knobs.compute
     tokens = rows * knobs.length
     return {
@@ -232,7 +244,8 @@ def _reward(shape: Shape, knobs: Knobs) -> dict[str, float]:
 
 def _sft(shape: Shape, knobs: Knobs) -> tuple[dict[str, int], dict[str, float]]:
     """Step 0, on a backbone that holds no other adapter: what lies there, and what training
-    takes."""
+    takes.
+    """
     return {"weights": weights(shape, knobs.quantisation, knobs.compute)}, _imitated(
         shape, knobs, knobs.sft_rank, knobs.sft_rows, knobs.sft_dropout
     )
@@ -240,7 +253,8 @@ def _sft(shape: Shape, knobs: Knobs) -> tuple[dict[str, int], dict[str, float]]:
 
 def _merge(shape: Shape, knobs: Knobs) -> tuple[dict[str, int], dict[str, float]]:
     """The adapter of step 0 goes into an unquantised copy, matrix by matrix: the update, widened
-    to float32, and the matrix that it is added to."""
+    to float32, and the matrix that it is added to.
+    """
     held = {
         "weights": weights(shape, "none", knobs.compute),
         "adapters": 4 * adapter(shape, knobs.sft_rank),
@@ -250,7 +264,8 @@ def _merge(shape: Shape, knobs: Knobs) -> tuple[dict[str, int], dict[str, float]
 
 def _policy(shape: Shape, knobs: Knobs) -> dict[str, float]:
     """TRL trains without dropout, beside a frozen copy of the adapter in float32 (the resident
-    one here)."""
+    one here).
+    """
     return _imitated(shape, knobs, knobs.policy_rank, knobs.policy_rows, False)
 
 
@@ -271,7 +286,8 @@ def _imitated(shape: Shape, knobs: Knobs, rank: int, rows: int, dropout: bool) -
 
 def _width(knobs: Knobs) -> int:
     """Bytes of a trained number: on a quantised backbone TRL makes adapters of language models
-    bfloat16, but with loss scaling they are float32."""
+    bfloat16, but with loss scaling they are float32.
+    """
     return 4 if knobs.quantisation == "none" or knobs.scaled else 2
 
 
@@ -289,7 +305,8 @@ def _online(shape: Shape, knobs: Knobs) -> dict[str, float]:
 
 def _graph(shape: Shape, knobs: Knobs, rows: int, dropout: bool) -> float:
     """Activations where the backward pass begins; with checkpointing, each layer's input and one
-    layer in full."""
+    layer in full.
+    """
     tokens, kept = rows * knobs.length, saved(shape, knobs, dropout)
     # final norm, embeddings; gradients on their way through one layer
     ends = 2 * shape.hidden * 4 + 2 * shape.intermediate * knobs.compute

@@ -1,12 +1,14 @@
-"""Will a run fit? Parameters and a GPU's memory go in; a table per stage, a verdict and the knob
-to turn come out.
+"""Will a run fit?
+
+Parameters and a GPU's memory go in; a table per stage, a verdict and the knob to turn come out.
 
     plan = make(params, gpu_memory=24)
     print(plan.text())
 
 Nothing is downloaded but the model's config.json. The estimate itself is in `memory`; this module
 says what a run asks for (`knobs`), and which single change of it brings the peak under the card's
-memory."""
+memory.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,8 @@ class MemoryPlan:
     @property
     def peak(self) -> float:
         """Bytes that the card must have: the highest stage with what CUDA and its allocator take
-        beside it."""
+        beside it.
+        """
         return bytes_needed(self.stages, self.knobs)
 
     @property
@@ -86,8 +89,11 @@ def make_plan(
     prompt_tokens: int | None = None,
     completion_tokens: int | None = None,
 ) -> MemoryPlan:
-    """The plan of a run. gpu_memory: GB (10^9 bytes), a card's name from CARDS, or None for the
-    machine's own GPU. Raises InputError."""
+    """The plan of a run.
+
+    gpu_memory: GB (10^9 bytes), a card's name from CARDS, or None for the machine's own GPU.
+    Raises InputError.
+    """
     gpu = _card(gpu_memory)
     read = shapes.read_config(params.model.source, params.model.revision, config)
     shape = shapes.shape_of(read)
@@ -116,7 +122,8 @@ def make_plan(
 
 def _published(params: Params) -> tuple[dict[str, tuple[Shape, int]], list[str]]:
     """Sizes of the published reward models that score beside the backbone, by role, and those
-    whose sizes cannot be had."""
+    whose sizes cannot be had.
+    """
     found, unknown = {}, []
     for role, block in (("proxy", params.reward), ("gold", params.gold)):
         if block.published:
@@ -139,8 +146,10 @@ def bytes_needed(stages: list[StageMemory], asked: Knobs) -> float:
 
 
 def knobs_of(params: Params, prompt_tokens: int, completion_tokens: int | None = None) -> Knobs:
-    """What a run's parameters ask of memory. With `_choices`, the one place that knows their
-    names."""
+    """What a run's parameters ask of memory.
+
+    With `_choices`, the one place that knows their names.
+    """
     lora, trained, tuned = (
         params.reward.kind == "lora",
         params.policy.kind != "tilt",
@@ -196,7 +205,8 @@ def _choices(
     asked: Knobs, params: Params
 ) -> Iterator[tuple[str, object, list[tuple[object, Knobs]]]]:
     """Knobs, from those that leave results alone to those that change the method: key, value now,
-    and (value, what is asked then) from mild to drastic."""
+    and (value, what is asked then) from mild to drastic.
+    """
     micro = max(asked.reward_rows // 2, asked.policy_rows // _answers(params), asked.sft_rows)
     batches = [
         params.reward.batch_size,
@@ -275,8 +285,10 @@ def _choices(
 def _turned(
     asked: Knobs, params: Params, peak: Callable[[Knobs], float], gpu: float
 ) -> Iterator[tuple[Turn, Knobs]]:
-    """For each knob the mildest setting that makes the run fit, or else its last. Knobs that
-    change next to nothing are left out."""
+    """For each knob the mildest setting that makes the run fit, or else its last.
+
+    Knobs that change next to nothing are left out.
+    """
     for key, before, settings in _choices(asked, params):
         if settings:
             value, changed = next((pair for pair in settings if peak(pair[1]) <= gpu), settings[-1])
@@ -288,7 +300,8 @@ def _turns(
     asked: Knobs, params: Params, peak: Callable[[Knobs], float], gpu: float
 ) -> tuple[list[Turn], list[Turn]]:
     """Single changes that make the run fit; where there is none, changes that do so together,
-    each turned where it still helps."""
+    each turned where it still helps.
+    """
     alone = [turn for turn, _ in _turned(asked, params, peak, gpu) if turn.peak <= gpu]
     together: list[Turn] = []
     while not alone and peak(asked) > gpu:
@@ -313,7 +326,8 @@ def _halves(number: int, least: int) -> list[int]:
 
 def longest_prompt(params: Params) -> int:
     """Tokens of the longest prompt at a rough guess from its letters, where the prompts are at
-    hand; a fixed guess where they are on a hub."""
+    hand; a fixed guess where they are on a hub.
+    """
     from shfcas_lib.data.prompts import load_prompts
 
     if any(block.source or block.recipe for block in (params.prompts, params.preferences)):

@@ -4,7 +4,8 @@ numbers come out.
     shape = measure(read_config("params' model.source"))
 
 The skeleton is the transformers model itself on torch's meta device, so parameters are counted,
-never guessed."""
+never guessed.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ def read_config(source: str, revision: str | None = None, config: Path | None = 
     file or folder `config`.
 
     Only config.json is read; from a hub, the cache comes first. Raises InputError where it cannot
-    be had."""
+    be had.
+    """
     from transformers import AutoConfig
 
     place = str(config) if config else _place(source)
@@ -76,7 +78,9 @@ def _place(source: str) -> str:
 
 def shape_of(config, classifier: bool = False) -> Shape:
     """Sizes of the causal language model, or sequence classifier, that a configuration describes.
-    Raises InputError where transformers has none."""
+
+    Raises InputError where transformers has none.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 

@@ -7,7 +7,8 @@
 Everything is derived from the label store: a killed kernel, a reloaded page or the next morning
 finds the same place. Model output is untrusted. It leaves here as plain characters in which
 everything invisible has been made visible (`visible`), and the front end puts it on the page as
-text and nothing else."""
+text and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -57,9 +58,11 @@ _NO_GLYPH = {
 
 
 def visible(text: str) -> list[list]:
-    """The text in segments [characters, is a marker?]. Control, zero-width, bidi and other
-    invisible characters become markers such as ⟨U+202E⟩. Line ends and tabs stay; so do the
-    joiners inside emoji and inside words of scripts that need them."""
+    """The text in segments [characters, is a marker?].
+
+    Control, zero-width, bidi and other invisible characters become markers such as ⟨U+202E⟩. Line
+    ends and tabs stay; so do the joiners inside emoji and inside words of scripts that need them.
+    """
     if not text:
         return [
             ["\N{MATHEMATICAL LEFT ANGLE BRACKET}empty\N{MATHEMATICAL RIGHT ANGLE BRACKET}", True]
@@ -96,7 +99,8 @@ def visible(text: str) -> list[list]:
 
 def _needed_joiner(text: str, place: int) -> bool:
     """A zero-width joiner between two parts of an emoji, or a joiner or non-joiner inside an
-    Arabic or Indic word."""
+    Arabic or Indic word.
+    """
     if text[place] not in "\u200c\u200d" or not 0 < place < len(text) - 1:
         return False
     before, after = text[place - 1], text[place + 1]
@@ -111,8 +115,10 @@ def _needed_joiner(text: str, place: int) -> bool:
 
 @dataclass(frozen=True)
 class Question:
-    """One thing to show. j is None where one completion is rated; left: the completion that
-    stands on the left."""
+    """One thing to show.
+
+    j is None where one completion is rated; left: the completion that stands on the left.
+    """
 
     prompt_id: str
     i: int
@@ -147,7 +153,8 @@ def arranged(
 
     comparisons: prompt_id, i, j (j left out: ratings of completion i), strategy, reason. Which
     side a completion stands on, which comparisons come twice and where depends on the seed, the
-    person and the comparisons, and on nothing else."""
+    person and the comparisons, and on nothing else.
+    """
     rows = comparisons.to_dict("records")
     asked = [_question(row, annotator, seed, False) for row in rows]
     total = len(asked)
@@ -179,8 +186,9 @@ def _question(row: dict, annotator: str, seed: int, repeat: bool) -> Question:
 
 
 class Session:
-    """One person at one list of questions. `view` says what to draw, `handle` takes what the
-    person did.
+    """One person at one list of questions.
+
+    `view` says what to draw, `handle` takes what the person did.
 
     completions: prompt_id, index, prompt, completion. scale: pair, safety or five. people: how
     many must answer a comparison; where others have done so already it is not put to this person.
@@ -217,8 +225,10 @@ class Session:
         self._settle()
 
     def _settle(self, question: Question | None = None) -> None:
-        """Read the store, and show `question`, or else the first that is open. Every call is a
-        new turn: messages of older turns are void."""
+        """Read the store, and show `question`, or else the first that is open.
+
+        Every call is a new turn: messages of older turns are void.
+        """
         table = self.store.by_annotator()
         mine = table[table["annotator"] == self.annotator]
         j = [None if pd.isna(value) else int(value) for value in mine["j"]]
@@ -250,9 +260,11 @@ class Session:
         return not self.open
 
     def handle(self, message: dict) -> None:
-        """Do what the person asked for: answer, undo, back or resume. A message of an earlier
-        turn, or of none, is ignored: it is the second half of a double click, or comes from a
-        page that was left behind."""
+        """Do what the person asked for: answer, undo, back or resume.
+
+        A message of an earlier turn, or of none, is ignored: it is the second half of a double
+        click, or comes from a page that was left behind.
+        """
         if not isinstance(message, dict) or message.get("turn") != self.turn:
             return
         action = {

@@ -6,7 +6,8 @@ into the label store.
 
 The screen answers what `loop.run` waits for. When a round is complete it lets the loop go on: the
 reward is refined, the next round's comparisons are chosen and shown. All state is in the label
-store, so a killed kernel or a closed laptop costs nothing."""
+store, so a killed kernel or a closed laptop costs nothing.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def annotate(
 
     name: who is answering; default the environment variable SHFCAS_ANNOTATOR, or 'person'.
     repeats: share of comparisons that is put a second time, blindly, to measure self-agreement.
-    Raises InputError for a share outside [0, 1]."""
+    Raises InputError for a share outside [0, 1].
+    """
     if not isinstance(
         getattr(annotator, "person", annotator), Person
     ):  # of a mixed annotator, the one beside the judge
@@ -65,7 +67,8 @@ def rate(
     (1 to 5).
 
     completions: prompt_id, index, prompt, completion, in the order to show them. path: the label
-    store."""
+    store.
+    """
     if scale not in SCALES:
         raise InputError(f"scale {scale!r}: expected {', '.join(SCALES)}")
     asked = (
@@ -101,11 +104,13 @@ def _share(repeats: float) -> float:
 
 
 class Screen(anywidget.AnyWidget):
-    """The widget. `view` is what the front end draws, `handle` takes its messages; both are plain
-    dicts.
+    """The widget.
+
+    `view` is what the front end draws, `handle` takes its messages; both are plain dicts.
 
     An answer is on disk before `view` changes. `outcomes` holds the finished strategies; `export`
-    writes what was said."""
+    writes what was said.
+    """
 
     _esm = _HERE / "screen.js"
     _css = _HERE / "screen.css"
@@ -126,7 +131,8 @@ class Screen(anywidget.AnyWidget):
 
     def export(self, folder: Path | None = None, conversational: bool = False) -> pd.DataFrame:
         """Write labels and TRL preferences of every strategy (default: into its folder, under
-        export/); returns the agreement table."""
+        export/); returns the agreement table.
+        """
         parts = [table for table in self._work.export(folder, conversational) if len(table)]
         return (
             pd.concat(parts, ignore_index=True)
@@ -135,8 +141,10 @@ class Screen(anywidget.AnyWidget):
         )
 
     def handle(self, message: dict) -> None:
-        """Do what the front end asks for. Never raises: what went wrong is said on the screen,
-        and the question stays."""
+        """Do what the front end asks for.
+
+        Never raises: what went wrong is said on the screen, and the question stays.
+        """
         with self._lock:
             session = self._work.session
             try:
@@ -162,8 +170,10 @@ class Screen(anywidget.AnyWidget):
         self._show()
 
     def _finish(self) -> None:
-        """Let the loop go on. On a thread of the kernel's own an exception would be seen by
-        nobody, so the screen tells."""
+        """Let the loop go on.
+
+        On a thread of the kernel's own an exception would be seen by nobody, so the screen tells.
+        """
         self.view = {
             "state": "busy",
             "lead": "Refining the reward …",
@@ -244,7 +254,8 @@ class _Rounds:
 
     def following(self) -> None:
         """Let the loop run until it waits for this person; `session` is then what it waits for,
-        or None where it is through."""
+        or None where it is through.
+        """
         if self.session:
             self.session.store.close()
             self.session = None
@@ -305,7 +316,8 @@ class _Rounds:
 
     def so_far(self):
         """A function that says what the labels so far have changed; it runs on another thread and
-        touches no store."""
+        touches no store.
+        """
         labels, setting = self.session.store.labels(), self.setting
 
         def found() -> str | None:

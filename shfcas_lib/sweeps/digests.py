@@ -5,7 +5,8 @@ comes out.
 
 A job is named by them: a change anywhere makes exactly the jobs that depend on it new. grimp
 reads the library's own imports, those inside functions too; what a notebook uses of a room's
-public face is looked up in the face's stub."""
+public face is looked up in the face's stub.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ def file_digest(path: Path) -> str:
 @functools.cache
 def code_of(notebooks: tuple[str, ...]) -> dict[str, str]:
     """Digests of the notebooks, of the library modules they use, directly or not, and of the
-    library's data. Comments do not count."""
+    library's data. Comments do not count.
+    """
     found, used = {}, set()
     for name in notebooks:
         source = "\n".join(_cells(places.home() / "notebooks" / f"{name}.ipynb"))
@@ -58,7 +60,8 @@ def code_of(notebooks: tuple[str, ...]) -> dict[str, str]:
 
 def modules_of(source: str) -> set[str]:
     """The modules of this library that a source text names, by an import or through the public
-    face of a package."""
+    face of a package.
+    """
     tree = ast.parse(source)
     used = set()
     faces = {}  # what the text calls a package, and which one it is
@@ -86,7 +89,8 @@ def modules_of(source: str) -> set[str]:
 
 def _home(package: str, name: str) -> str:
     """The module that `name` of a package is: a submodule, or the one that its face takes the
-    name from."""
+    name from.
+    """
     if f"{package}.{name}" in _graph().modules:
         return f"{package}.{name}"
     return _face(package).get(name, package)
@@ -95,7 +99,8 @@ def _home(package: str, name: str) -> str:
 @functools.cache
 def _face(package: str) -> dict[str, str]:
     """Public name to module, as the stub of a package lists them; nothing for what is no package
-    with a face."""
+    with a face.
+    """
     stub = _file(package).with_suffix(".pyi")
     if stub.name != "__init__.pyi" or not stub.is_file():
         return {}

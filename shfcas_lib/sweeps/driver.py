@@ -30,8 +30,11 @@ def drive(
     profile: Path | None = None,
     dry_run: bool = False,
 ) -> int:
-    """Run what is not done yet. Returns 0, or 1 where a job failed (the others go on). Raises
-    InputError where another driver is at work."""
+    """Run what is not done yet.
+
+    Returns 0, or 1 where a job failed (the others go on). Raises InputError where another driver
+    is at work.
+    """
     _need_snakemake()
     missing = _reasons(plan)
     print(
@@ -64,9 +67,12 @@ def drive(
 
 
 def _at_once(cores: int, gpus: int, profile: Path | None) -> int:
-    """How many jobs that load the language model run beside each other. On a CPU two, each on
-    half of the cores: one that samples on two cores leaves a quarter of them idle
-    (docs/sweeps.md). On a GPU, and for a cluster's scheduler, each job has what it asks for."""
+    """How many jobs that load the language model run beside each other.
+
+    On a CPU two, each on half of the cores: one that samples on two cores leaves a quarter of
+    them idle (docs/sweeps.md). On a GPU, and for a cluster's scheduler, each job has what it asks
+    for.
+    """
     return 2 if cores > 1 and not gpus and not profile else 1
 
 
@@ -105,7 +111,8 @@ def _reasons(plan: SweepPlan) -> dict[str, str]:
 
 def _previous(folder: Path) -> dict[tuple[str, str], dict]:
     """The jobs of the last plan that was run in this folder, by kind and parameters, and by kind
-    and label."""
+    and label.
+    """
     path = folder / "plan.json"
     found = json.loads(path.read_text())["jobs"].values() if path.exists() else []
     return {
@@ -116,8 +123,10 @@ def _previous(folder: Path) -> dict[tuple[str, str], dict]:
 
 
 def _write(plan: SweepPlan, missing: dict[str, str], cores: int, slurm: bool) -> None:
-    """The plan, and a folder with job.json for every job that is to run. cores: for one that
-    loads the language model."""
+    """The plan, and a folder with job.json for every job that is to run.
+
+    cores: for one that loads the language model.
+    """
     for place in missing:
         (plan.folder / place).mkdir(parents=True, exist_ok=True)
         for left in ("failed.json", "log.txt"):
@@ -145,7 +154,8 @@ def _snakemake(
     profile: Path | None,
 ) -> list[str]:
     """Run Snakemake below this process, one line per finished job; returns the places of jobs
-    that failed."""
+    that failed.
+    """
     command = [
         sys.executable,
         "-m",
@@ -246,7 +256,8 @@ def _watch(
 
 def _remaining(kinds: list[str], seconds: dict[str, list[float]], cores: int, at_once: int) -> str:
     """Time left, by the mean of finished jobs of the same kind; unknown as long as a kind has
-    none."""
+    none.
+    """
     if any(kind not in seconds for kind in kinds):
         return "not known yet"
     mean = {kind: sum(values) / len(values) for kind, values in seconds.items()}
@@ -260,8 +271,10 @@ def _clock(seconds: float) -> str:
 
 
 def _gpus() -> int:
-    """1 where this machine shows an NVIDIA GPU, else 0; one GPU is used even where there are
-    more. No import of torch for it."""
+    """1 where this machine shows an NVIDIA GPU, else 0; one GPU is used even where there are more.
+
+    No import of torch for it.
+    """
     return int(Path("/proc/driver/nvidia/version").exists())
 
 

@@ -1,5 +1,6 @@
 """The plots of a sweep's report, drawn as module figures draws: a table goes in; png, svg and csv
-come out."""
+come out.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +20,10 @@ from shfcas_lib.analysis.figures import (
 
 @figure_function
 def gain_by_budget(table: pd.DataFrame, note: str = ""):
-    """Gold gained over the proxy against label budget. table: policy, budget, value, low, high;
-    note: a line below, such as the ceilings."""
+    """Gold gained over the proxy against label budget.
+
+    table: policy, budget, value, low, high; note: a line below, such as the ceilings.
+    """
     figure, axes = subplots(9, 4.6)
     # the legend in the lines' order
     order = table[table["budget"] == table["budget"].max()].sort_values("value", ascending=False)[
@@ -68,8 +71,10 @@ def gain_by_budget(table: pd.DataFrame, note: str = ""):
 
 @figure_function
 def strategy_matrix(table: pd.DataFrame, columns: str, title: str):
-    """Differences of strategies (rows) by `columns`. table: policy, that column, difference,
-    verdict. Pale cells are not significant."""
+    """Differences of strategies (rows) by `columns`.
+
+    table: policy, that column, difference, verdict. Pale cells are not significant.
+    """
     import seaborn as sns
 
     rows, tops = list(dict.fromkeys(table["policy"])), list(dict.fromkeys(table[columns]))
@@ -133,8 +138,10 @@ def strategy_matrix(table: pd.DataFrame, columns: str, title: str):
 
 @figure_function
 def error_areas(table: pd.DataFrame):
-    """Does conflict find the proxy's wrong pairs? table: setting, measure, value, low, high: area
-    under ROC."""
+    """Does conflict find the proxy's wrong pairs?
+
+    table: setting, measure, value, low, high: area under ROC.
+    """
     settings = list(dict.fromkeys(table["setting"]))
     figure, axes = subplots(9.5, 1.2 + 0.55 * len(settings))
     measures = list(dict.fromkeys(table["measure"]))

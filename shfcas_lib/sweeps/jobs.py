@@ -6,7 +6,8 @@
 Kinds: `pool` samples completions and their gold, `cases` fits what strategies share, `point` runs
 strategies, `policies` trains policies against what they refined, `run` is the four notebooks in a
 run folder of their own. A job leaves its executed notebook, log.txt (progress) and done.json, or
-failed.json that says in which cell it stopped."""
+failed.json that says in which cell it stopped.
+"""
 
 from __future__ import annotations
 
@@ -72,8 +73,10 @@ def open_job(folder: str | Path) -> Work:
 
 
 def execute_job(folder: Path) -> bool:
-    """Run the job in `folder`; True where it is done. A failure is written down, its notebook
-    kept, and nothing raised."""
+    """Run the job in `folder`; True where it is done.
+
+    A failure is written down, its notebook kept, and nothing raised.
+    """
     die_with_parent()
     job = json.loads((folder / "job.json").read_text())
     # two jobs with two threads each on two cores slow each other down many times
@@ -118,7 +121,8 @@ def execute_job(folder: Path) -> bool:
 
 def _changed(job: dict) -> str | None:
     """What differs between the code that the job was planned with and the code that would run
-    now, in a sentence."""
+    now, in a sentence.
+    """
     from shfcas_lib.sweeps import digests
 
     now = digests.code_of(NOTEBOOKS[job["kind"]])

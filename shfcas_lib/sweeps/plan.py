@@ -9,7 +9,8 @@ simulated human) share what they can: one `pool` per (task, model, sampling, see
 trained, `policies` stands for `point`: it starts from the same pools and proxies. Any other point
 is a `run` of the four notebooks. Every job's folder is named by the digest of its parameters, of
 the library modules and notebooks that it uses, and of the jobs it needs: a change anywhere makes
-exactly the jobs that depend on it new, and what is done stays done."""
+exactly the jobs that depend on it new, and what is done stays done.
+"""
 
 from __future__ import annotations
 
@@ -43,10 +44,12 @@ _KEYS = {"pool": _POOL, "cases": _CASES} | dict.fromkeys(
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep made explicit. jobs: place (kind/name-digest, below the folder) to job; points:
-    what the sweep asked for, each its label (axis to case) and the place of its job. Two points
-    that mean the same share one job. definition: the sweep file, with the parameter files that it
-    names in their places."""
+    """A sweep made explicit.
+
+    jobs: place (kind/name-digest, below the folder) to job; points: what the sweep asked for,
+    each its label (axis to case) and the place of its job. Two points that mean the same share
+    one job. definition: the sweep file, with the parameter files that it names in their places.
+    """
 
     name: str
     folder: Path
@@ -56,8 +59,10 @@ class SweepPlan:
 
 
 def compile_plan(path: str | Path) -> SweepPlan:
-    """Read a sweep file and cross its lists. Raises InputError for a bad sweep or a point whose
-    parameters are bad, before any work."""
+    """Read a sweep file and cross its lists.
+
+    Raises InputError for a bad sweep or a point whose parameters are bad, before any work.
+    """
     path = Path(path)
     sweep = _read(path)
     made: dict[str, dict] = {}
@@ -134,8 +139,10 @@ def _read(path: Path) -> dict:
 
 
 def _cross(path: Path, sweep: dict):
-    """Every combination as (label, validated parameters). label: axis to the name of the case,
-    and `grid` where the sweep has several."""
+    """Every combination as (label, validated parameters).
+
+    label: axis to the name of the case, and `grid` where the sweep has several.
+    """
     grids = {
         name: {"grid": {name: {}}, **(sweep.get("cross") or {}), **axes}
         for name, axes in (sweep.get("grids") or {}).items()
@@ -244,7 +251,8 @@ def _add_point(
 
 def _closed(params: Params) -> Params:
     """The closed form of a point whose policies are trained: the same pool and proxy, the first
-    seed of replicates."""
+    seed of replicates.
+    """
     return params.model_copy(
         update={
             "policy": Policy(beta=params.policy.beta),
@@ -299,7 +307,8 @@ def _but_n(params: Params) -> str:
 
 def _inputs(params: Params, kind: str) -> dict[str, str]:
     """What else decides a job's result: versions of packages, and the contents of files and
-    modules of the user's that it reads."""
+    modules of the user's that it reads.
+    """
     files = {
         place
         for block in (params.prompts, params.preferences)

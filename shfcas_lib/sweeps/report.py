@@ -5,7 +5,8 @@
 
 Every table names a result by setting (the cases of the sweep's own axes), budget (-1: no limit),
 pool (the seed that completions were sampled with), seed (0, 1, ...: split, bias, fit, selection)
-and policy."""
+and policy.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +32,10 @@ _TABLES = ("measures", "curves", "categories", "rounds", "timing", "predicts", "
 
 
 def write_report(plan: SweepPlan) -> Path:
-    """Gather the tables, run notebook 05 on them, write report.html; returns its path. Raises
-    InputError where nothing is done yet."""
+    """Gather the tables, run notebook 05 on them, write report.html; returns its path.
+
+    Raises InputError where nothing is done yet.
+    """
     for stale in ("tables", "figures"):
         shutil.rmtree(plan.folder / stale, ignore_errors=True)
     gather(plan)
@@ -91,7 +94,8 @@ def gather(plan: SweepPlan) -> None:
 def release_tables(plan: SweepPlan, folder: Path) -> Path:
     """Copy what a reader needs to check or redraw a report into folder/NAME: the tables as CSV
     (one row per pool, seed and policy) and the figures with the tables they were drawn from;
-    returns that folder."""
+    returns that folder.
+    """
     target = folder / plan.name
     for name, table in open_tables(plan.folder).items():
         if name != "timing":
@@ -130,7 +134,8 @@ def release_tables(plan: SweepPlan, folder: Path) -> Path:
 
 def open_tables(folder: str | Path) -> dict[str, pd.DataFrame]:
     """The tables of a sweep, by name; one that the sweep does not have is left out. '' takes the
-    sweep that was reported last."""
+    sweep that was reported last.
+    """
     tables = Path(folder or latest_sweep()) / "tables"
     if not (tables / "points.parquet").exists():
         raise InputError(
@@ -163,7 +168,8 @@ def comparisons(
 ) -> pd.DataFrame:
     """Every strategy against one at the same budget, in each setting: setting, budget, and the
     columns of stats.compare. Holm's correction runs over the strategies of one setting and
-    budget. Empty where no setting has both."""
+    budget. Empty where no setting has both.
+    """
     kept = measures[~measures["policy"].isin(REFERENCES) | (measures["policy"] == against)]
     parts = []
     for (setting, budget), part in kept.groupby(["setting", "budget"], sort=False, dropna=False):
@@ -179,9 +185,11 @@ def comparisons(
 
 
 def matrix(measures: pd.DataFrame, value: str = "gold") -> pd.DataFrame:
-    """Every policy against every other: policy, against, and the columns of stats.compare. Each
-    pair is tested once and stands twice, with the sign turned; Holm's correction runs over all
-    pairs."""
+    """Every policy against every other: policy, against, and the columns of stats.compare.
+
+    Each pair is tested once and stands twice, with the sign turned; Holm's correction runs over
+    all pairs.
+    """
     names = [
         name
         for name in ["proxy", *reversed(strategies_of(measures))]
@@ -216,7 +224,8 @@ def matrix(measures: pd.DataFrame, value: str = "gold") -> pd.DataFrame:
 
 def budget_curves(measures: pd.DataFrame) -> pd.DataFrame:
     """Gold against budget in the settings that have several: setting, policy, budget (0: the
-    proxy), pool, seed, gold."""
+    proxy), pool, seed, gold.
+    """
     several = measures.groupby("setting")["budget"].nunique()
     kept = measures[measures["setting"].isin(several[several > 1].index)]
     proxy = kept[kept["policy"] == "proxy"].drop_duplicates(["setting", "pool", "seed"])
@@ -233,7 +242,8 @@ def budget_curves(measures: pd.DataFrame) -> pd.DataFrame:
 
 def budget_gains(curves: pd.DataFrame) -> pd.DataFrame:
     """`budget_curves` with the column gain: gold over the proxy of the same pool and seed, which
-    takes out how hard its prompts are."""
+    takes out how hard its prompts are.
+    """
     key = ["setting", "policy", "pool", "seed"]
     before = curves[curves["budget"] == 0][[*key, "gold"]].rename(columns={"gold": "before"})
     table = curves.merge(before, on=key)
@@ -242,7 +252,8 @@ def budget_gains(curves: pd.DataFrame) -> pd.DataFrame:
 
 def efficiency(curves: pd.DataFrame, reference: str = "random") -> pd.DataFrame:
     """stats.label_efficiency against `reference` at every budget but the largest, in each
-    setting."""
+    setting.
+    """
     parts = []
     for setting, part in curves.groupby("setting", sort=False):
         if reference in set(part["policy"]):
@@ -262,7 +273,8 @@ def efficiency(curves: pd.DataFrame, reference: str = "random") -> pd.DataFrame:
 def bands(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
     """Mean of `value` with its nested bootstrap interval (pools, then seeds) for each combination
     of `by`: those columns, value, low, high. Units without a value (a correlation that is not
-    defined) are left out."""
+    defined) are left out.
+    """
     rows = []
     for key, part in table.dropna(subset=[value]).groupby(by, sort=False):
         interval = stats.nested_interval(part, "pool", value, rng(0, f"bands/{value}/{key}"), 2000)
@@ -272,7 +284,8 @@ def bands(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
 
 def gains(categories: pd.DataFrame) -> pd.DataFrame:
     """Gold gained over the proxy, per category: setting, budget, pool, seed, policy, category,
-    gain."""
+    gain.
+    """
     key = [*UNITS, "category"]
     proxy = (
         categories[categories["policy"] == "proxy"]
@@ -296,7 +309,8 @@ def trained_table(table: pd.DataFrame, against: str = "proxy") -> pd.DataFrame:
     over_low, over_high (gold over that of the policy `against`, paired by prompt), kl
     (evaluation.trained's mean log-ratio, which is no exact KL at a temperature other than 1), and
     pools. Intervals are stats.nested_interval's: pools, each with trainings of its own, then
-    prompts. One pool has none: its prompts say nothing about another training."""
+    prompts. One pool has none: its prompts say nothing about another training.
+    """
     rows = []
     for (setting, budget), part in table.groupby(["setting", "budget"], sort=False):
         wide = part.pivot(index=["pool", "prompt_id"], columns="policy", values="gold")
@@ -343,7 +357,8 @@ def _over_pools(table: pd.DataFrame, name: str) -> tuple[float, float, float]:
 
 def main_setting(measures: pd.DataFrame) -> tuple[str, float]:
     """The setting and budget for figures that show one: the setting with several budgets, else
-    with most strategies, at its middle budget."""
+    with most strategies, at its middle budget.
+    """
     count = (
         measures[~measures["policy"].isin(REFERENCES)]
         .groupby("setting", sort=False)["policy"]
@@ -380,7 +395,8 @@ def _is_number(text: str) -> bool:
 
 def _point_tables(plan: SweepPlan, place: str, job: dict) -> dict[str, pd.DataFrame]:
     """The tables of a finished point with those of the cases it started from; where policies were
-    trained, what they wrote was worth."""
+    trained, what they wrote was worth.
+    """
     folder = plan.folder / place
     if job["kind"] == "policies":
         return {"trained": pd.read_parquet(folder / "trained.parquet")}
@@ -413,7 +429,8 @@ def save(folder: Path, name: str, table: pd.DataFrame) -> pd.DataFrame:
 
 def _export(notebook: Path, target: Path, title: str) -> Path:
     """The executed notebook as one HTML file without its code, that needs no network: no script,
-    style or font is fetched."""
+    style or font is fetched.
+    """
     import nbformat
     from nbconvert import HTMLExporter
 

@@ -1,5 +1,6 @@
 """SLURM, for a sweep's driver: is it asked for, and which jobs did a dead driver leave in its
-queue?"""
+queue?
+"""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def ran_on_slurm(plan: SweepPlan) -> bool:
 
 def cancel_orphans(plan: SweepPlan) -> None:
     """Cancel jobs of a driver that died: they live on in SLURM's queue, and a new driver would
-    run them once more."""
+    run them once more.
+    """
     ids = [number for number, name in _queue() if name.startswith(job_name(plan))]
     if ids:
         print(f"cancelling {len(ids)} jobs of a driver that died")
