@@ -15,10 +15,7 @@ from shfcas_lib.storage.labels import ANSWERS
 KEY = ["prompt_id", "i", "j"]
 COLUMNS = ["question", "prompt", "left", "right", "answer", "annotator"]
 # of the two as shown; the other answers have the same name on either side
-SIDES = {
-    "left": "first",
-    "right": "second",
-}
+SIDES = {"left": "first", "right": "second"}
 SHOWN = [*SIDES, *(answer for answer in ANSWERS if answer not in SIDES.values())]
 
 
@@ -43,18 +40,9 @@ def answer_of(name, given: str, annotator: str, where: str) -> Answer:
     word = "_".join(given.lower().split())
     if word not in SHOWN:
         raise InputError(f"{where}: answer {given[:80]!r}, expected {', '.join(SHOWN)}")
-    sides = (
-        {"left": "first", "right": "second"}
-        if left < right
-        else {"left": "second", "right": "first"}
-    )
-    return Answer(
-        (prompt, min(left, right), max(left, right), code),
-        left,
-        sides.get(word, word),
-        annotator,
-        where,
-    )
+    sides = SIDES if left < right else {"left": "second", "right": "first"}
+    key = (prompt, min(left, right), max(left, right), code)
+    return Answer(key, left, sides.get(word, word), annotator, where)
 
 
 def parsed(name, where: str) -> tuple[str, int, int, str]:
