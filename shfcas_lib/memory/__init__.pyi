@@ -5,5 +5,5 @@ from .estimate import Knobs as Knobs
 from .estimate import stages as stages
 from .plan import make_plan as make_plan
 from .shapes import Shape as Shape
-from .shapes import shape_of as shape_of
 from .shapes import read_config as read_config
+from .shapes import shape_of as shape_of
