@@ -84,8 +84,8 @@ def differences(
     rows = []
     for setting in settings:
         for policy in policies:
-            found = table[(table["setting"] == setting) & (table["policy"] == policy)]
-            rows += [_difference(task, against, row) for row in found.itertuples()]
+            part = table[(table["setting"] == setting) & (table["policy"] == policy)]
+            rows += [_difference(task, against, row) for row in part.itertuples()]
     return rows
 
 
@@ -275,6 +275,7 @@ def trained() -> str:
             report.trained_table(table, against).set_index("policy")
             for against in ("proxy", "random", "base")
         )
+        # the same table, with the closed form's gold in the place of the trained policy's
         tilted = table.drop(columns=["gold", "kl"])
         tilted = tilted.rename(columns={"tilted_gold": "gold", "tilted_kl": "kl"})
         closed = report.trained_table(tilted).set_index("policy")

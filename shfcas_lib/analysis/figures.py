@@ -474,6 +474,7 @@ def seeds(table: pd.DataFrame, label: str = "gold reward, mean of the seed's hel
 
     order = list(dict.fromkeys(table["policy"]))
     figure, axes = subplots(7.5, 1 + 0.5 * len(order))
+    # seeds as thin lines behind the dots: pairs of one seed belong together
     for _, part in table.groupby("seed"):
         part = part.set_index("policy").loc[order]
         axes.plot(part["gold"], range(len(order)), color="0.75", linewidth=0.6, zorder=0)

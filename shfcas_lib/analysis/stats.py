@@ -407,9 +407,8 @@ def label_efficiency(
         ratio, ratio_low, ratio_high  budget / labels
         reached                       share of resamples that got there
         units                         how many
-        flat                          share of resamples without an answer: the reference had
-                                      gained nothing at `budget`. They are left out; above a
-                                      tenth everything is NaN
+        flat                          share of resamples left out, in which the reference had
+                                      gained nothing at `budget`; above a tenth all is NaN
     """
     budgets = np.sort(table["budget"].unique())
     names = list(table["policy"].drop_duplicates())
@@ -417,7 +416,7 @@ def label_efficiency(
     cube = cube.reindex(columns=pd.MultiIndex.from_product([names, budgets])).dropna()
     if not len(cube):
         return pd.DataFrame(columns=_EFFICIENCY)
-
+    # the sample first, then the resamples: a row each
     labels = _labels_needed(
         cube.to_numpy().reshape(len(cube), len(names), len(budgets)).swapaxes(0, 1),
         cube.index.get_level_values(0).to_numpy(),

@@ -249,12 +249,15 @@ class LanguageModelJudge:
         trouble: InputError | None = None
         pool = ThreadPoolExecutor(self.settings.concurrency, thread_name_prefix="judge")
         try:
+            # every thread busy as long as something waits, and nothing new once there is trouble
             while flying or (waiting and not trouble):
                 while waiting and not trouble and self._may_ask(waiting[0], flying):
                     question = waiting.popleft()
                     flying[pool.submit(self.endpoint.ask, question.messages, stop)] = question
                 if not flying:
                     raise InputError(self._ceiling())
+
+                # replies are on disk before the first of them counts
                 arrived = []
                 for future in wait(flying, return_when=FIRST_COMPLETED).done:
                     question = flying.pop(future)

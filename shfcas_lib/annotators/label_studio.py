@@ -80,6 +80,8 @@ def _annotations(task: dict, where: str) -> Iterable[tuple[tuple[str, int], Answ
             )
         if annotation.get("was_cancelled"):
             continue
+
+        # one choice a person, beside notes and whatever else the project asks for
         result = annotation.get("result") or []
         if not isinstance(result, list):
             raise InputError(

@@ -34,12 +34,12 @@ class Answer:
     where: str
 
 
-def answer_of(name, given: str, annotator: str, where: str) -> Answer:
+def answer_of(name, answer: str, annotator: str, where: str) -> Answer:
     """An answer about what stood left and right as one about the comparison, i < j."""
     prompt, left, right, code = parsed(name, where)
-    word = "_".join(given.lower().split())
+    word = "_".join(answer.lower().split())
     if word not in SHOWN:
-        raise InputError(f"{where}: answer {given[:80]!r}, expected {', '.join(SHOWN)}")
+        raise InputError(f"{where}: answer {answer[:80]!r}, expected {', '.join(SHOWN)}")
     sides = SIDES if left < right else {"left": "second", "right": "first"}
     key = (prompt, min(left, right), max(left, right), code)
     return Answer(key, left, sides.get(word, word), annotator, where)

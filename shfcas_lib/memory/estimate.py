@@ -78,26 +78,26 @@ def stages(
     sizes, and completions scored at once.
     """
     resident = _resident(shape, knobs)
-    found = []
+    peaks = []
     if knobs.sft_rows:
-        found.append(_stage("sft training", *_sft(shape, knobs)))
-        found.append(_stage("sft merge", *_merge(shape, knobs)))
+        peaks.append(_stage("sft training", *_sft(shape, knobs)))
+        peaks.append(_stage("sft merge", *_merge(shape, knobs)))
     if knobs.vllm:
-        found.append(_stage("sampling by vLLM", resident, _vllm(shape, knobs)))
-    found.append(_highest("sampling", resident, _sampling(shape, knobs)))
-    found.append(_stage("scoring", resident, _scoring(shape, knobs)))
+        peaks.append(_stage("sampling by vLLM", resident, _vllm(shape, knobs)))
+    peaks.append(_highest("sampling", resident, _sampling(shape, knobs)))
+    peaks.append(_stage("scoring", resident, _scoring(shape, knobs)))
     if knobs.reward_rows:
-        found.append(_stage("reward training", resident, _reward(shape, knobs)))
+        peaks.append(_stage("reward training", resident, _reward(shape, knobs)))
     if knobs.policy_rows:
-        found.append(_stage("policy training", resident, _policy(shape, knobs)))
+        peaks.append(_stage("policy training", resident, _policy(shape, knobs)))
     if knobs.online_rows:
-        found.append(_stage("policy sampling", resident, _online(shape, knobs)))
+        peaks.append(_stage("policy sampling", resident, _online(shape, knobs)))
     for role, (other, rows) in (published or {}).items():
         beside = weights(other, knobs.quantisation, knobs.compute)
         both = resident | {"weights": resident["weights"] + beside}
         activations = _published_pass(other, knobs, rows)
-        found.append(_stage(f"published {role}", both, {"activations": activations}))
-    return found
+        peaks.append(_stage(f"published {role}", both, {"activations": activations}))
+    return peaks
 
 
 def _published_pass(shape: Shape, knobs: Knobs, rows: int) -> int:

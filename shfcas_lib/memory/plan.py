@@ -93,26 +93,26 @@ def make_plan(
     gpu = _card(gpu_memory)
     source = params.model.source
     shape = shapes.shape_of(shapes.read_config(source, params.model.revision, config))
-    asked = knobs_of(params, prompt_tokens or longest_prompt(params), completion_tokens)
+    knobs = knobs_of(params, prompt_tokens or longest_prompt(params), completion_tokens)
     published, notes = _published(params)
     if params.preferences.given and completion_tokens is None:
         notes.append(
             "the answers of your preferences are not cut and were not measured: taken to be"
-            f" {asked.completion} tokens long (sampling.max_new_tokens); say how long they get with"
+            f" {knobs.completion} tokens long (sampling.max_new_tokens); say how long they get with"
             " --completion-tokens"
         )
-    stages = estimate.stages(shape, asked, published)
+    stages = estimate.stages(shape, knobs, published)
 
     def peak(tried: Knobs) -> float:
         return bytes_needed(estimate.stages(shape, tried, published), tried)
 
-    alone, together = _turns(asked, params, peak, gpu)
+    alone, together = _turns(knobs, params, peak, gpu)
     title = (
         f"{source}: {shape.parameters / 1e9:.3f} billion parameters,"
-        f" {asked.quantisation}, computing in {8 * asked.compute} bits; prompts up to"
-        f" {asked.prompt} tokens, completions up to {asked.completion}"
+        f" {knobs.quantisation}, computing in {8 * knobs.compute} bits; prompts up to"
+        f" {knobs.prompt} tokens, completions up to {knobs.completion}"
     )
-    return MemoryPlan(title, shape, asked, stages, gpu, notes, alone, together)
+    return MemoryPlan(title, shape, knobs, stages, gpu, notes, alone, together)
 
 
 def _published(params: Params) -> tuple[dict[str, tuple[Shape, int]], list[str]]:
@@ -135,10 +135,10 @@ def _published(params: Params) -> tuple[dict[str, tuple[Shape, int]], list[str]]
     return sizes, notes
 
 
-def bytes_needed(stages: list[StageMemory], asked: Knobs) -> float:
+def bytes_needed(stages: list[StageMemory], knobs: Knobs) -> float:
     """Bytes that a card, or a machine's memory, must have for these stages one after the other."""
     highest = max(stage.total for stage in stages)
-    if not asked.cuda:
+    if not knobs.cuda:
         return highest
     return highest * (1 + FRAGMENTS) + CONTEXT
 
@@ -148,6 +148,7 @@ def knobs_of(params: Params, prompt_tokens: int, completion_tokens: int | None =
 
     With `_choices`, the one place that knows their names.
     """
+    # what is not trained asks for nothing
     model, sampling, policy = params.model, params.sampling, params.policy
     lora, trained = params.reward.kind == "lora", policy.kind != "tilt"
     tuned = params.sft.answers != "none"
@@ -209,98 +210,98 @@ def _micro(batch_size: int) -> int:
 Settings = list[tuple[object, Knobs]]  # values of one parameter, and what is asked with each
 
 
-def _choices(asked: Knobs, params: Params) -> Iterator[tuple[str, object, Settings]]:
+def _choices(knobs: Knobs, params: Params) -> Iterator[tuple[str, object, Settings]]:
     """Parameters to turn: key, value now, and settings from mild to drastic.
 
     Those that leave results alone come first, those that change the method last.
     """
     training, sampling = params.training, params.sampling
-    yield "training.micro_batch", training.micro_batch, _micro_batches(asked, params)
-    if not asked.checkpointing:
-        yield "training.gradient_checkpointing", False, _each(asked, "checkpointing", [True])
-    if asked.optimiser == "adamw_torch":
-        paged = _each(asked, "optimiser", ["paged_adamw_8bit"])
-        yield "training.optimiser", asked.optimiser, paged
-    rows = _each(asked, "sampling_rows", _halves(asked.sampling_rows, asked.n))
+    yield "training.micro_batch", training.micro_batch, _micro_batches(knobs, params)
+    if not knobs.checkpointing:
+        yield "training.gradient_checkpointing", False, _each(knobs, "checkpointing", [True])
+    if knobs.optimiser == "adamw_torch":
+        paged = _each(knobs, "optimiser", ["paged_adamw_8bit"])
+        yield "training.optimiser", knobs.optimiser, paged
+    rows = _each(knobs, "sampling_rows", _halves(knobs.sampling_rows, knobs.n))
     yield "sampling.batch_size", sampling.batch_size, rows
-    if asked.vllm:
-        yield "sampling.engine", "vllm", [("backbone", replace(asked, vllm=False))]
+    if knobs.vllm:
+        yield "sampling.engine", "vllm", [("backbone", replace(knobs, vllm=False))]
     kinds = ["none", "int8", "nf4"]
-    smaller = kinds[kinds.index(asked.quantisation) + 1 :]
-    yield "model.quantisation", asked.quantisation, _each(asked, "quantisation", smaller)
+    smaller = kinds[kinds.index(knobs.quantisation) + 1 :]
+    yield "model.quantisation", knobs.quantisation, _each(knobs, "quantisation", smaller)
 
     # from here on the method changes
-    if asked.completion == sampling.max_new_tokens:
-        tokens = _each(asked, "completion", _halves(asked.completion, 16))
-        yield "sampling.max_new_tokens", asked.completion, tokens
-    if asked.sft_rows:
-        yield "sft.answers", params.sft.answers, [("none", replace(asked, sft_rows=0, sft_rank=0))]
-    if asked.reward_rows:
-        probe = replace(asked, reward_rows=0, reward_rank=0, reward_adapters=0)
+    if knobs.completion == sampling.max_new_tokens:
+        tokens = _each(knobs, "completion", _halves(knobs.completion, 16))
+        yield "sampling.max_new_tokens", knobs.completion, tokens
+    if knobs.sft_rows:
+        yield "sft.answers", params.sft.answers, [("none", replace(knobs, sft_rows=0, sft_rank=0))]
+    if knobs.reward_rows:
+        probe = replace(knobs, reward_rows=0, reward_rank=0, reward_adapters=0)
         yield "reward.kind", params.reward.kind, [("probe", probe)]
-    if asked.policy_rows:
-        tilt = replace(asked, policy_rows=0, policy_rank=0, online_rows=0)
+    if knobs.policy_rows:
+        tilt = replace(knobs, policy_rows=0, policy_rank=0, online_rows=0)
         yield "policy.kind", params.policy.kind, [("tilt", tilt)]
 
 
-def _each(asked: Knobs, knob: str, values: list) -> Settings:
+def _each(knobs: Knobs, knob: str, values: list) -> Settings:
     """One knob at each of these values."""
-    return [(value, replace(asked, **{knob: value})) for value in values]
+    return [(value, replace(knobs, **{knob: value})) for value in values]
 
 
-def _micro_batches(asked: Knobs, params: Params) -> Settings:
+def _micro_batches(knobs: Knobs, params: Params) -> Settings:
     """Smaller micro-batches that divide the batches of every training."""
     answers = _answers(params)
-    micro = max(asked.reward_rows // 2, asked.policy_rows // answers, asked.sft_rows)
+    micro = max(knobs.reward_rows // 2, knobs.policy_rows // answers, knobs.sft_rows)
     batches = [params.reward.batch_size, params.policy.batch_size]
-    if asked.sft_rows:
+    if knobs.sft_rows:
         batches.append(params.sft.batch_size)
     settings: Settings = []
     for size in _halves(micro, 1):
         if any(batch % size for batch in batches):
             continue
-        knobs = replace(
-            asked,
-            reward_rows=min(asked.reward_rows, 2 * size),
-            policy_rows=min(asked.policy_rows, answers * size),
-            sft_rows=min(asked.sft_rows, size),
+        smaller = replace(
+            knobs,
+            reward_rows=min(knobs.reward_rows, 2 * size),
+            policy_rows=min(knobs.policy_rows, answers * size),
+            sft_rows=min(knobs.sft_rows, size),
         )
-        settings.append((size, knobs))
+        settings.append((size, smaller))
     return settings
 
 
 def _turned(
-    asked: Knobs, params: Params, peak: Callable[[Knobs], float], gpu: float
+    knobs: Knobs, params: Params, peak: Callable[[Knobs], float], gpu: float
 ) -> Iterator[tuple[Turn, Knobs]]:
     """For each knob the mildest setting that makes the run fit, or else its last.
 
     Knobs that change next to nothing are left out.
     """
-    for key, before, settings in _choices(asked, params):
+    for key, before, settings in _choices(knobs, params):
         if not settings:
             continue
         fitting = (pair for pair in settings if peak(pair[1]) <= gpu)
         value, changed = next(fitting, settings[-1])
-        if peak(changed) < 0.995 * peak(asked):
+        if peak(changed) < 0.995 * peak(knobs):
             yield Turn(key, before, value, peak(changed)), changed
 
 
 def _turns(
-    asked: Knobs, params: Params, peak: Callable[[Knobs], float], gpu: float
+    knobs: Knobs, params: Params, peak: Callable[[Knobs], float], gpu: float
 ) -> tuple[list[Turn], list[Turn]]:
     """Single changes that make the run fit; where there is none, changes that do so together.
 
     Of those each is turned where it still helps.
     """
-    alone = [turn for turn, _ in _turned(asked, params, peak, gpu) if turn.peak <= gpu]
+    alone = [turn for turn, _ in _turned(knobs, params, peak, gpu) if turn.peak <= gpu]
     together: list[Turn] = []
-    while not alone and peak(asked) > gpu:
+    while not alone and peak(knobs) > gpu:
         known = {turn.key for turn in together}
-        steps = _turned(asked, params, peak, gpu)
+        steps = _turned(knobs, params, peak, gpu)
         step = next((pair for pair in steps if pair[0].key not in known), None)
         if step is None:
             break
-        turn, asked = step
+        turn, knobs = step
         together.append(turn)
     return alone, together
 
@@ -323,9 +324,9 @@ def longest_prompt(params: Params) -> int:
     return (longest + len(params.model.system_prompt)) // LETTERS_PER_TOKEN + TEMPLATE_TOKENS
 
 
-def _card(asked: float | str | None) -> float:
+def _card(card: float | str | None) -> float:
     """Bytes of the card that is meant."""
-    if asked is None:
+    if card is None:
         import torch
 
         if not torch.cuda.is_available():
@@ -334,15 +335,15 @@ def _card(asked: float | str | None) -> float:
                 " by name: " + ", ".join(CARDS)
             )
         return float(torch.cuda.get_device_properties(0).total_memory)
-    if asked in CARDS:
-        return CARDS[asked] * GB
+    if card in CARDS:
+        return CARDS[card] * GB
     try:
-        number = float(asked)
+        number = float(card)
     except ValueError:
         number = 0.0
     if not 0 < number < 10_000:
         raise InputError(
-            f"--gpu-memory: found {asked!r}, expected a number of GB or one of {', '.join(CARDS)}"
+            f"--gpu-memory: found {card!r}, expected a number of GB or one of {', '.join(CARDS)}"
         )
     return number * GB
 

@@ -84,6 +84,7 @@ def shape_of(config, classifier: bool = False) -> Shape:
 
     model = _skeleton(config, classifier)
     layers = _layers(model)
+    # the output layer is neither quantised nor adapted
     head_matrix = model.get_output_embeddings()
     linear = [matrix for matrix in _linear(model) if matrix is not head_matrix]
     inside = _linear(layers[0])

@@ -82,6 +82,8 @@ def execute_job(folder: Path) -> bool:
         os.environ["SHFCAS_RUNS"] = str(folder)
         values = job["params"]
         values["run"] = "run"
+
+    # either file says that the job has ended; which one says how
     failure = _run_notebooks(folder, job, values)
     if failure:
         files.write_json(folder / "failed.json", failure)

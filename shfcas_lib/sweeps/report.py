@@ -74,11 +74,12 @@ def gather(plan: SweepPlan) -> None:
             parts[name].append(table.assign(**facts))
     if not any(parts.values()):
         raise InputError(f"no point of sweep {plan.name} is done: nothing to report")
+
     folder = plan.folder / "tables"
     save(folder, "points", pd.DataFrame(states))
-    for name, found in parts.items():
-        if found:
-            save(folder, name, _without_repeats(pd.concat(found, ignore_index=True)))
+    for name, pieces in parts.items():
+        if pieces:
+            save(folder, name, _without_repeats(pd.concat(pieces, ignore_index=True)))
 
 
 def _state(plan: SweepPlan, place: str) -> str:
