@@ -416,7 +416,6 @@ def label_efficiency(
     cube = cube.reindex(columns=pd.MultiIndex.from_product([names, budgets])).dropna()
     if not len(cube):
         return pd.DataFrame(columns=_EFFICIENCY)
-    # the sample first, then the resamples: a row each
     labels = _labels_needed(
         cube.to_numpy().reshape(len(cube), len(names), len(budgets)).swapaxes(0, 1),
         cube.index.get_level_values(0).to_numpy(),
