@@ -1,7 +1,8 @@
-"""PACS and K for 100,000 prompts x 8, against scipy prompt by prompt and against plain numpy
-broadcasting; growth; memory at 10 million completions.
+"""PACS and K for 100,000 prompts x 8; growth; memory at 10 million completions.
 
-python benchmarks/conflict_metrics.py
+They race against scipy prompt by prompt and against plain numpy broadcasting.
+
+    python benchmarks/conflict_metrics.py
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ def both(reward: np.ndarray, logp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def by_prompt(reward: np.ndarray, logp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The way one writes it first."""
-    score = [stats.zscore(r) - stats.zscore(l) for r, l in zip(reward, logp)]
-    return np.array(score), np.array(
-        [(1 - stats.kendalltau(r, l).statistic) / 2 for r, l in zip(reward, logp)]
-    )
+    prompts = list(zip(reward, logp, strict=True))
+    score = [stats.zscore(r) - stats.zscore(l) for r, l in prompts]
+    tau = [stats.kendalltau(r, l).statistic for r, l in prompts]
+    return np.array(score), (1 - np.array(tau)) / 2
 
 
 def broadcast(reward: np.ndarray, logp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -43,26 +44,19 @@ def broadcast(reward: np.ndarray, logp: np.ndarray) -> tuple[np.ndarray, np.ndar
 def main() -> None:
     # fresh every time: agreement must not hang on a seed
     reward, logp = np.random.default_rng().normal(size=(2, PROMPTS, N))
+    few = reward[:LOOPED], logp[:LOOPED]
     for other in (by_prompt, broadcast):
-        for found, expected in zip(
-            both(reward[:LOOPED], logp[:LOOPED]), other(reward[:LOOPED], logp[:LOOPED])
-        ):
-            np.testing.assert_allclose(found, expected, atol=1e-9)
+        for ours, expected in zip(both(*few), other(*few), strict=True):
+            np.testing.assert_allclose(ours, expected, atol=1e-9)
     counted = {
         "ours": lambda: both(reward, logp) and PROMPTS,
-        "scipy, prompt by prompt": lambda: by_prompt(reward[:LOOPED], logp[:LOOPED]) and LOOPED,
+        "scipy, prompt by prompt": lambda: by_prompt(*few) and LOOPED,
         "numpy, broadcast": lambda: broadcast(reward, logp) and PROMPTS,
     }
     release("conflict_metrics", ratios(race(counted), "ours"))
     sizes = [30_000, 100_000, 300_000, 1_000_000]
-    release(
-        "conflict_growth",
-        growth(
-            "PACS and K, prompts",
-            sizes,
-            grown(np.random.default_rng().normal(size=(2, sizes[-1], N))),
-        ),
-    )
+    values = np.random.default_rng().normal(size=(2, sizes[-1], N))
+    release("conflict_growth", growth("PACS and K, prompts", sizes, grown(values)))
     release("conflict_memory", memory(10_000_000))
 
 
@@ -71,8 +65,7 @@ def grown(values: np.ndarray):
 
 
 def memory(completions: int) -> pd.DataFrame:
-    """Peak memory of the conflict table of that many completions, as a multiple of the table
-    itself."""
+    """Peak memory of the conflict table of that many completions, as a multiple of its size."""
     prompts = completions // N
     table = pd.DataFrame(
         {"prompt_id": np.repeat(np.arange(prompts), N), "index": np.tile(np.arange(N), prompts)}
@@ -81,16 +74,13 @@ def memory(completions: int) -> pd.DataFrame:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     size = conflict_table(table, reward).memory_usage().sum()
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    return pd.DataFrame(
-        [
-            {
-                "completions": completions,
-                "table, MB": size / 1e6,
-                "more memory at the peak, MB": peak / 1e6,
-                "ratio": peak / size,
-            }
-        ]
-    )
+    row = {
+        "completions": completions,
+        "table, MB": size / 1e6,
+        "more memory at the peak, MB": peak / 1e6,
+        "ratio": peak / size,
+    }
+    return pd.DataFrame([row])
 
 
 if __name__ == "__main__":

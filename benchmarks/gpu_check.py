@@ -1,14 +1,16 @@
 """`make gpu-check`: does it run on CUDA as on a CPU, and do the recipes keep to their memory?
+
 Skips, with one line and status 0, without a GPU.
 
 1. The embedded model, in float32 on both devices: the same completions, log-probabilities,
-rewards and conflict; on a GPU also the four notebooks. 2. Each recipe under params/ for one card
-(qlora, t4): a backbone of its model's shape with random weights, through sampling, scoring,
-reward and policy
-   steps at the recipe's sizes; peaks beside the plan's, tokens per second, and what the four roles take on one backbone against four models.
+   rewards and conflict; on a GPU also the four notebooks.
+2. Each recipe under params/ for one card (qlora, t4): a backbone of its model's shape with random
+   weights, through sampling, scoring, reward and policy steps at the recipe's sizes; peaks beside
+   the plan's, tokens per second, and what the four roles take on one backbone against four models.
 
 Writes gpu_check.csv and gpu_check.md to --out, and on a GPU puts the table into
-docs/performance.md. `--device cpu --shape tiny` tries the script itself."""
+docs/performance.md. `--device cpu --shape tiny` tries the script itself.
+"""
 
 import argparse
 import csv
@@ -159,24 +161,23 @@ COLUMNS = [
 
 def recipes() -> dict[str, Params]:
     """The recipes for one card, by name."""
-    return {
-        path.stem: reading.load(path)
-        for path in sorted((ROOT / "params").glob("*.yaml"))
-        if any(key in path.stem for key in GOALS)
-    }
+    chosen = {}
+    for path in sorted((ROOT / "params").glob("*.yaml")):
+        if any(key in path.stem for key in GOALS):
+            chosen[path.stem] = reading.load(path)
+    return chosen
 
 
 def config(source: str, revision: str | None = None):
     """The configuration of a recipe's model: from the table above, else from the cache or the
-    hub."""
+    hub.
+    """
     from transformers import AutoConfig
 
     known = next((SHAPES[key] for key in SHAPES if key in source.lower()), None)
-    return (
-        AutoConfig.for_model(known[0], **known[1])
-        if known
-        else shapes.read_config(source, revision)
-    )
+    if known is None:
+        return shapes.read_config(source, revision)
+    return AutoConfig.for_model(known[0], **known[1])
 
 
 def measure(
@@ -184,105 +185,85 @@ def measure(
 ) -> tuple[list[list], list[str]]:
     """One recipe's rows for the table, and what there is to say about its goals."""
     made = config(recipe.model.source, recipe.model.revision)
-    asked = knobs_of(
-        recipe.model_copy(update={"model": recipe.model.model_copy(update={"device": device})}),
-        prompt_tokens,
-    )
-    planned = {stage.name: stage.total for stage in estimate.stages(shapes.shape_of(made), asked)}
+    model = recipe.model.model_copy(update={"device": device})
+    knobs = knobs_of(recipe.model_copy(update={"model": model}), prompt_tokens)
+    planned = {stage.name: stage.total for stage in estimate.stages(shapes.shape_of(made), knobs)}
     meter = stages.Meter(device)
     meter.reset()
     backbone = stages.random_backbone(made, recipe.model.quantisation, device, recipe.model.dtype)
     measured = [stages.Measured("building", meter.peak(), meter.reserved(), 0.0, 0)]
     alone = meter.current()
     measured += stages.run(backbone, recipe, prompt_tokens, meter)
-    rows = [
-        [
-            name,
-            m.stage,
-            m.peak,
-            m.reserved,
-            planned.get(m.stage),
-            m.seconds,
-            m.tokens / m.seconds if m.seconds else None,
-        ]
-        for m in measured
-    ]
-    for role, lora in (
-        ("proxy", recipe.reward.lora),
-        ("refined", recipe.reward.lora),
-        (POLICY, recipe.policy.lora),
-    ):
-        backbone.add_adapter(role, lora)
-    roles, peak = meter.current(), max(m.reserved for m in measured)
+    rows: list[list] = []
+    for m in measured:
+        speed = m.tokens / m.seconds if m.seconds else None
+        rows.append([name, m.stage, m.peak, m.reserved, planned.get(m.stage), m.seconds, speed])
+
+    # what the four roles take beside the backbone, once nothing runs
+    backbone.add_adapter("proxy", recipe.reward.lora)
+    backbone.add_adapter("refined", recipe.reward.lora)
+    backbone.add_adapter(POLICY, recipe.policy.lora)
+    roles = meter.current()
+    rows.append([name, "backbone alone", alone, None, None, None, None])
+    rows.append([name, "policy + reference + proxy + refined", roles, None, None, None, None])
+    return rows, _goals(name, roles, alone, max(m.reserved for m in measured))
+
+
+def _goals(name: str, roles: int, alone: int, peak: int) -> list[str]:
+    """What there is to say of a recipe's goals; bytes."""
     goal = next((GOALS[key] for key in GOALS if key in name), None)
-    rows += [
-        [name, "backbone alone", alone, None, None, None, None],
-        [name, "policy + reference + proxy + refined", roles, None, None, None, None],
-    ]
-    told = f", {verdict(roles <= ROLES_GOAL * alone)} (goal {ROLES_GOAL})" if goal else ""
-    said = [
+    kept = f", {verdict(roles <= ROLES_GOAL * alone)} (goal {ROLES_GOAL})" if goal else ""
+    lines = [
         f"{name}: four roles on one backbone take {roles / alone:.3f} times the backbone"
-        f" alone{told}; four models would take {4 * alone / roles:.2f} times as much"
+        f" alone{kept}; four models would take {4 * alone / roles:.2f} times as much"
     ]
-    said += (
-        [
+    if goal:
+        lines.append(
             f"{name}: highest peak {peak / 1e9:.2f} GB held by the allocator,"
             f" {verdict(peak <= goal)} (goal {goal / 1e9:.0f} GB)"
-        ]
-        if goal
-        else []
-    )
-    return rows, said
+        )
+    return lines
+
+
+_FLOAT32 = {"quantisation": "none", "dtype": "float32", "device": "cpu"}
+NEAR = {
+    "prompts": {"n": 24},
+    "sampling": {"n": 4, "max_new_tokens": 24},
+    "evaluation": {"replicates": 0},
+}
 
 
 def near(source: str, device: str) -> list[str]:
-    """The method's tables on the CPU and on `device`, in float32: how far apart? Raises
-    SystemExit where they are not near."""
-    settings = reading.validate(
-        {
-            "model": {
-                "source": source,
-                "quantisation": "none",
-                "dtype": "float32",
-                "device": "cpu",
-            },
-            "prompts": {"n": 24},
-            "sampling": {"n": 4, "max_new_tokens": 24},
-            "evaluation": {"replicates": 0},
-        },
-        "gpu-check",
-    )
-    prompts = embedded_prompts("helpfulness").head(24)
-    backbones = [
-        _loaded(settings.model.model_copy(update={"device": where})) for where in ("cpu", device)
-    ]
-    here, there = (pool.sample(backbone, prompts, settings.sampling, 0) for backbone in backbones)
+    """The method's tables on the CPU and on `device`, in float32: how far apart?
+
+    Raises SystemExit where they are not near.
+    """
+    settings = reading.validate(NEAR | {"model": _FLOAT32 | {"source": source}}, "gpu-check")
+    texts = embedded_prompts("helpfulness").head(24)
+    models = [settings.model.model_copy(update={"device": where}) for where in ("cpu", device)]
+    backbones = [_loaded(model) for model in models]
+    here, there = (pool.sample(backbone, texts, settings.sampling, 0) for backbone in backbones)
+
+    # the same completions through both, so that differences are those of the arithmetic alone
     again = pool.score(backbones[1], here)
-    letters = here[["prompt_id", "index"]].assign(
-        gold=[len(set(text)) for text in here["completion"]]
-    )
+    letters = here[["prompt_id", "index"]].copy()
+    letters["gold"] = [len(set(completion)) for completion in here["completion"]]
     preferences = preferences_from_gold(letters, 4, 0)
-    one, other = (
-        rewards.fit_probe(table, preferences, settings.reward.l2).score(table)
-        for table in (here, again)
-    )
-    conflicts = [
-        conflict_table(table, score, table["logp"].to_numpy())["pacs"]
-        for table, score in ((here, one), (again, other))
-    ]
-    found = {
-        "completions that are the same": (
-            float((here["tokens"].map(list) == there["tokens"].map(list)).mean()),
-            0.9,
-        ),
-        "log-probabilities within 0.01": (
-            float((np.abs(here["logp"] - again["logp"]) < 0.01).mean()),
-            0.99,
-        ),
-        "correlation of proxy rewards": (float(np.corrcoef(one, other)[0, 1]), 0.99),
+    scores, conflicts = [], []
+    for sample in (here, again):
+        score = rewards.fit_probe(sample, preferences, settings.reward.l2).score(sample)
+        scores.append(score)
+        conflicts.append(conflict_table(sample, score, sample["logp"].to_numpy())["pacs"])
+
+    same = (here["tokens"].map(list) == there["tokens"].map(list)).mean()
+    close = (np.abs(here["logp"] - again["logp"]) < 0.01).mean()
+    measures = {
+        "completions that are the same": (float(same), 0.9),
+        "log-probabilities within 0.01": (float(close), 0.99),
+        "correlation of proxy rewards": (float(np.corrcoef(*scores)[0, 1]), 0.99),
         "correlation of PACS": (float(np.corrcoef(*conflicts)[0, 1]), 0.99),
     }
-    for name, (value, least) in found.items():
+    for name, (value, least) in measures.items():
         if not value >= least:
             raise SystemExit(
                 f"gpu-check: {name}: {value:.4f}, at least {least} expected: {device} does not"
@@ -290,7 +271,7 @@ def near(source: str, device: str) -> list[str]:
             )
     return [
         f"embedded model, cpu against {device}: {name} {value:.4f} (at least {least})"
-        for name, (value, least) in found.items()
+        for name, (value, least) in measures.items()
     ]
 
 
@@ -298,9 +279,8 @@ def _loaded(model: Model) -> Backbone:
     if model.source != "tiny":
         return loading.load_backbone(model)
     torch.manual_seed(0)
-    return stages.random_backbone(
-        config("tiny"), "none", loading.pick_device(model.device), "float32"
-    )
+    device = loading.pick_device(model.device)
+    return stages.random_backbone(config("tiny"), "none", device, "float32")
 
 
 def notebooks() -> str:
@@ -330,7 +310,7 @@ def verdict(good: bool) -> str:
     return "met" if good else "NOT met"
 
 
-def table(rows: list[list], said: list[str], card: str) -> str:
+def table(rows: list[list], lines: list[str], card: str) -> str:
     """Markdown: the rows, and under them what there is to say."""
 
     def cell(value, scale=1.0, digits=2):
@@ -345,10 +325,10 @@ def table(rows: list[list], said: list[str], card: str) -> str:
         f" {cell(speed, digits=0)} |\n"
         for name, stage, peak, reserved, planned, _, speed in rows
     )
-    return head + body + "\n" + "".join(f"- {line}\n" for line in said)
+    return head + body + "\n" + "".join(f"- {line}\n" for line in lines)
 
 
-def write(rows: list[list], said: list[str], card: str, out: Path) -> str:
+def write(rows: list[list], lines: list[str], card: str, out: Path) -> str:
     """gpu_check.csv and gpu_check.md in `out`; returns the Markdown."""
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "gpu_check.csv", "w", newline="", encoding="utf-8") as file:
@@ -361,12 +341,12 @@ def write(rows: list[list], said: list[str], card: str, out: Path) -> str:
             ]
             times = ["" if value is None else round(value, 2) for value in (seconds, speed)]
             writer.writerow([datetime.date.today(), card, name, stage, *sizes, *times])
-    text = table(rows, said, card)
+    text = table(rows, lines, card)
     (out / "gpu_check.md").write_text(text, encoding="utf-8")
     return text
 
 
-def main() -> int:
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -378,7 +358,11 @@ def main() -> int:
         help="tokens of every prompt (default: the plan's for the recipe; 24 for tiny)",
     )
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "performance")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = _options()
     if options.device == "cuda" and not torch.cuda.is_available():
         print("gpu-check SKIPPED: this machine shows no CUDA GPU, nothing was measured", flush=True)
         return 0
@@ -386,33 +370,35 @@ def main() -> int:
     tiny = options.shape == "tiny"
     cases = {"tiny": reading.validate(TINY, "gpu-check")} if tiny else recipes()
     if not cases:
-        print(
-            f"gpu-check: no recipe in params/ has one of {', '.join(GOALS)} in its name", file=out
-        )
+        goals = ", ".join(GOALS)
+        print(f"gpu-check: no recipe in params/ has one of {goals} in its name", file=out)
         return 1
-    said, rows = near("tiny" if tiny else "smollm2-135m-instruct", options.device), []
-    if options.device == "cuda" and not tiny:
-        said.append(notebooks())
+    lines, rows = near("tiny" if tiny else "smollm2-135m-instruct", options.device), []
+    full = options.device == "cuda" and not tiny
+    if full:
+        lines.append(notebooks())
     for name, recipe in cases.items():
-        more, told = measure(
-            name,
-            recipe,
-            options.prompt_tokens or (24 if tiny else longest_prompt(recipe)),
-            options.device,
-        )
-        rows, said = rows + more, said + told
-    card = (
-        torch.cuda.get_device_name() if options.device == "cuda" else f"CPU ({platform.machine()})"
-    )
-    text = write(rows, said, card, options.out)
-    if options.device == "cuda" and not tiny and START in PAGE.read_text(encoding="utf-8"):
-        page = PAGE.read_text(encoding="utf-8")
-        PAGE.write_text(
-            page[: page.index(START) + len(START)] + "\n\n" + text + "\n" + page[page.index(END) :],
-            encoding="utf-8",
-        )
+        tokens = options.prompt_tokens or (24 if tiny else longest_prompt(recipe))
+        measured, goals = measure(name, recipe, tokens, options.device)
+        rows += measured
+        lines += goals
+    card = f"CPU ({platform.machine()})"
+    if options.device == "cuda":
+        card = torch.cuda.get_device_name()
+    text = write(rows, lines, card, options.out)
+    if full:
+        _fill_page(text)
     print(text, file=out)
-    return 1 if any("NOT met" in line for line in said) else 0
+    return 1 if any("NOT met" in line for line in lines) else 0
+
+
+def _fill_page(text: str) -> None:
+    """Put the table between its marks in docs/performance.md, where the page has them."""
+    page = PAGE.read_text(encoding="utf-8")
+    if START in page:
+        head = page[: page.index(START) + len(START)]
+        tail = page[page.index(END) :]
+        PAGE.write_text(f"{head}\n\n{text}\n{tail}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ building at growing numbers of prompts.
     python benchmarks/memory.py
 
 Embedded model, NF4, CPU, each table in a fresh process. What the imports and a first, discarded
-model leave behind is not counted (see stages.Meter)."""
+model leave behind is not counted (see stages.Meter).
+"""
 
 from __future__ import annotations
 

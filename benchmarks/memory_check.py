@@ -3,7 +3,8 @@ plan-check`, or --quick for the short form.
 
 Each case runs the library's own stages in this process (see `stages`) after a first pass over a
 tiny model, which pays for imports, thread pools and lazy set-up. Prints a Markdown table; with
---json the same as JSON lines."""
+--json the same as JSON lines.
+"""
 
 import argparse
 import itertools
@@ -50,7 +51,8 @@ LONG = [
 
 def config(family: str, layers: int, **sizes):
     """A configuration of a family with made-up sizes; key-value heads are a third of the heads
-    where the family has them."""
+    where the family has them.
+    """
     made = AutoConfig.for_model(family, **(SIZES | sizes), num_hidden_layers=layers)
     if hasattr(made, "num_key_value_heads"):
         made.num_key_value_heads = max(1, made.num_attention_heads // 3)
@@ -62,7 +64,8 @@ def settings(
     source: str, quantisation: str, dropout: float, completion: int, rows: int = 64, pairs: int = 4
 ):
     """Parameters of a run that has every stage; the embedded model, whose thirty layers take
-    their time, is not fine-tuned first."""
+    their time, is not fine-tuned first.
+    """
     lora, tuned = {"dropout": dropout}, "none" if source == EMBEDDED else "chosen"
     return reading.validate(
         {
@@ -81,19 +84,17 @@ def settings(
 def compare(case, steps: int, **sizes):
     """(measured, estimated stage) for each stage of one case."""
     name, quantisation, layers, dropout, prompt, completion = case
-    asked = settings(name, quantisation, dropout, completion, **sizes)
+    params = settings(name, quantisation, dropout, completion, **sizes)
     meter = stages.Meter("cpu")
     if name == EMBEDDED:
-        backbone = stages.unmapped(loading.load_backbone(asked.model))
+        backbone = stages.unmapped(loading.load_backbone(params.model))
         made = shapes.read_config(name)
     else:
         made = config(name, layers)
         backbone = stages.random_backbone(made, quantisation, "cpu")
-    estimated = {
-        stage.name: stage
-        for stage in estimate.stages(shapes.shape_of(made), knobs_of(asked, prompt))
-    }
-    for measured in stages.run(backbone, asked, prompt, meter, steps):
+    planned = estimate.stages(shapes.shape_of(made), knobs_of(params, prompt))
+    estimated = {stage.name: stage for stage in planned}
+    for measured in stages.run(backbone, params, prompt, meter, steps):
         yield measured, estimated[measured.stage]
 
 
@@ -104,47 +105,48 @@ def main() -> None:
     options = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     out, sys.stdout = sys.stdout, sys.stderr  # trainers print their logs
+    _warm_up()
+    if not options.json:
+        print(_HEAD, file=out)
+    for case in QUICK if options.quick else LONG:
+        compared = compare(case, 2)
+        if options.quick:
+            compared = compare(case, 1, rows=32, pairs=2)
+            compared = itertools.islice(compared, QUICK_STAGES[case[0]])
+        for measured, estimated in compared:
+            row = _row(case, measured, estimated)
+            line = "| " + " | ".join(map(str, row.values())) + " |"
+            print(json.dumps(row) if options.json else line, file=out, flush=True)
+
+
+_HEAD = """| model | backbone | layers | dropout | stage | measured, MB | estimated, MB |\
+ estimated / measured |
+|---|---|---|---|---|---|---|---|"""
+
+
+def _warm_up() -> None:
+    """A first pass over a tiny model pays for imports, thread pools and lazy set-up."""
     tiny = config(
         "llama", 2, hidden_size=192, intermediate_size=256, num_attention_heads=3, vocab_size=512
     )
     backbone = stages.random_backbone(tiny, "nf4", "cpu")
-    for _ in stages.run(
-        backbone, settings("tiny", "nf4", 0.1, 8, rows=16, pairs=2), 20, stages.Meter("cpu"), 1
-    ):
+    params = settings("tiny", "nf4", 0.1, 8, rows=16, pairs=2)
+    for _ in stages.run(backbone, params, 20, stages.Meter("cpu"), 1):
         pass
-    del backbone
-    if not options.json:
-        print(
-            "| model | backbone | layers | dropout | stage | measured, MB | estimated, MB |"
-            " estimated / measured |\n|---|---|---|---|---|---|---|---|",
-            file=out,
-        )
-    for case in QUICK if options.quick else LONG:
-        compared = (
-            itertools.islice(compare(case, 1, rows=32, pairs=2), QUICK_STAGES[case[0]])
-            if options.quick
-            else compare(case, 2)
-        )
-        for measured, estimated in compared:
-            row = {
-                "model": case[0],
-                "backbone": case[1],
-                "layers": case[2],
-                "dropout": case[3],
-                "stage": measured.stage,
-                "measured": round(measured.peak / 1e6),
-                "estimated": round(estimated.total / 1e6),
-                "ratio": round(estimated.total / measured.peak, 3),
-            }
-            print(
-                (
-                    json.dumps(row)
-                    if options.json
-                    else "| " + " | ".join(map(str, row.values())) + " |"
-                ),
-                file=out,
-                flush=True,
-            )
+
+
+def _row(case: tuple, measured: stages.Measured, estimated: estimate.StageMemory) -> dict:
+    model, backbone, layers, dropout, *_ = case
+    return {
+        "model": model,
+        "backbone": backbone,
+        "layers": layers,
+        "dropout": dropout,
+        "stage": measured.stage,
+        "measured": round(measured.peak / 1e6),
+        "estimated": round(estimated.total / 1e6),
+        "ratio": round(estimated.total / measured.peak, 3),
+    }
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Pool building: completions, log-probabilities, features and the proxy's reward for P prompts x
-N, on the embedded model.
+"""Pool building on the embedded model: what P prompts x N cost.
+
+That is completions, log-probabilities, features and the proxy's reward.
 
     python benchmarks/pool_building.py [--prompts 8] [--rounds 5]
 
@@ -8,7 +9,8 @@ through a separate reward model; (b) TRL's own generation helper and log-softmax
 third pass; (c) llama.cpp on the same weights (Q4_1), sampling alone, where the extra `bench` is
 installed; and against two bounds: one teacher-forced pass over the same tokens, completion by
 completion, and the same with prompts passed once. Seconds per completion token; the sampled
-lengths differ a little between contestants."""
+lengths differ a little between contestants.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ TOKENS = 32
 
 class Contest:
     """The prompts, the backbone with our probe, and the separate reward model that the others
-    need."""
+    need.
+    """
 
     def __init__(self, settings: Params, prompts: int):
         from transformers import AutoModelForSequenceClassification
@@ -103,13 +106,7 @@ class Contest:
         from trl.trainer.callbacks import _generate_completions
 
         tokenizer = self.backbone.tokenizer
-        texts = [
-            tokenizer.apply_chat_template(
-                self.backbone.messages(p), add_generation_prompt=True, tokenize=False
-            )
-            for p in self.prompts["prompt"]
-            for _ in range(self.sampling.n)
-        ]
+        texts = self._chats(tokenizer)
         config = GenerationConfig(
             do_sample=True,
             temperature=self.sampling.temperature,
@@ -128,24 +125,39 @@ class Contest:
             config,
             batch_size=self.rows,
         )
+
+        # text again into tokens, and then the two passes of the usual way
         total = 0
         for start in range(0, len(texts), self.rows):
-            pairs = [
-                (tokenizer(t)["input_ids"], self.backbone.completion_ids(c))
-                for t, c in zip(
-                    texts[start : start + self.rows], completions[start : start + self.rows]
-                )
-            ]
-            longest = max(len(c) for _, c in pairs)
-            ids, mask = batches.pad_left([t for t, _ in pairs], self._pad, "cpu")
-            answers = torch.tensor([c + [self._pad] * (longest - len(c)) for _, c in pairs])
-            self._score(torch.cat([ids, answers], 1), ids.shape[1], mask)
-            total += sum(len(c) for _, c in pairs)
+            part = slice(start, start + self.rows)
+            prompts = [tokenizer(chat)["input_ids"] for chat in texts[part]]
+            answers = [self.backbone.completion_ids(answer) for answer in completions[part]]
+            ids, mask = batches.pad_left(prompts, self._pad, "cpu")
+            full = torch.cat([ids, self._pad_right(answers)], 1)
+            self._score(full, ids.shape[1], mask)
+            total += sum(map(len, answers))
         return total
+
+    def _chats(self, tokenizer) -> list[str]:
+        """Every prompt N times, in the chat template."""
+        chats = []
+        for prompt in self.prompts["prompt"]:
+            messages = self.backbone.messages(prompt)
+            chat = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False
+            )
+            chats += [chat] * self.sampling.n
+        return chats
+
+    def _pad_right(self, rows: list) -> torch.Tensor:
+        """Rows of tokens as one tensor, padded to the longest."""
+        longest = max(map(len, rows))
+        return torch.tensor([list(row) + [self._pad] * (longest - len(row)) for row in rows])
 
     def bound(self) -> float:
         """One pass over prompt and completion of what `ours` sampled, rows of like length
-        together, logits of completions alone."""
+        together, logits of completions alone.
+        """
         prompt_ids = {
             row.prompt_id: self.backbone.prompt_ids(row.prompt) for row in self.prompts.itertuples()
         }
@@ -162,7 +174,8 @@ class Contest:
 
     def strict(self) -> float:
         """The same, with each prompt passed once for all its completions: every token that has to
-        be seen is seen once, in two passes."""
+        be seen is seen once, in two passes.
+        """
         n, per_batch = self.sampling.n, max(1, self.rows // self.sampling.n)
         drawn = {
             prompt_id: list(part["tokens"]) for prompt_id, part in self.drawn.groupby("prompt_id")
@@ -177,13 +190,7 @@ class Contest:
                     input_ids=ids, attention_mask=mask, logits_to_keep=1, use_cache=True
                 ).past_key_values
                 cache.batch_repeat_interleave(n)
-                answers = [
-                    tokens for prompt_id in batch["prompt_id"] for tokens in drawn[prompt_id]
-                ]
-                longest = max(map(len, answers))
-                rows = torch.tensor(
-                    [list(tokens) + [self._pad] * (longest - len(tokens)) for tokens in answers]
-                )
+                rows = self._pad_right(sum((drawn[name] for name in batch["prompt_id"]), []))
                 mask = torch.cat([mask.repeat_interleave(n, 0), torch.ones_like(rows)], 1)
                 self.backbone.causal(
                     input_ids=rows, attention_mask=mask, past_key_values=cache, use_cache=True
@@ -196,7 +203,8 @@ class Contest:
 
     def _score(self, full: torch.Tensor, width: int, prompt_mask: torch.Tensor) -> int:
         """The second and the third pass, in batches of 16 as `pool.score` takes them; returns the
-        number of completion tokens."""
+        number of completion tokens.
+        """
         from trl.trainer.utils import selective_log_softmax
 
         answer = full[:, width:]
@@ -218,8 +226,7 @@ class Contest:
 
 
 class LlamaCpp:
-    """llama.cpp with every slot in one batch, on the GGUF file that the embedded model comes
-    from."""
+    """llama.cpp with every slot in one batch, on the embedded model's own GGUF file."""
 
     def __init__(self, contest: Contest, folder: Path):
         import xllamacpp
@@ -228,23 +235,17 @@ class LlamaCpp:
         threads, slots = torch.get_num_threads(), 32
         settings = xllamacpp.CommonParams()
         settings.model.path = str(assets.raw("smollm2-135m-instruct", folder) / "model.gguf")
-        settings.n_parallel, settings.n_ctx, settings.warmup, settings.verbosity = (
-            slots,
-            slots * 512,
-            False,
-            -1,
-        )
+        settings.n_parallel, settings.n_ctx = slots, slots * 512
+        settings.warmup, settings.verbosity = False, -1
         settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
         self.server, self.workers = xllamacpp.Server(settings), ThreadPoolExecutor(slots)
 
     def run(self) -> float:
         contest = self.contest
-        asked = [
-            contest.backbone.prompt_ids(p)
-            for p in contest.prompts["prompt"]
-            for _ in range(contest.sampling.n)
-        ]
-        return sum(self.workers.map(self._one, asked, range(len(asked))))
+        prompts: list[list[int]] = []
+        for prompt in contest.prompts["prompt"]:
+            prompts += [contest.backbone.prompt_ids(prompt)] * contest.sampling.n
+        return sum(self.workers.map(self._one, prompts, range(len(prompts))))
 
     def _one(self, prompt: list[int], seed: int) -> int:
         answer = self.server.handle_completions(
@@ -265,35 +266,30 @@ class LlamaCpp:
 
 def agreement(contest: Contest, seed: int) -> pd.DataFrame:
     """What the decode steps recorded against a plain teacher-forced pass over the same tokens,
-    and what follows from each: K and comparisons."""
+    and what follows from each: K and comparisons.
+    """
     drawn = pool.sample(contest.backbone, contest.prompts, contest.sampling, seed)
     plain = pool.score(contest.backbone, drawn)
     reward = np.random.default_rng(seed).normal(size=len(drawn))
     tables = [conflict_table(part, reward) for part in (drawn, plain)]
-    asked = [
-        selection.select("shf_cas", t, 20, np.random.default_rng(0), contest.params.selection)[
-            ["prompt_id", "i", "j"]
-        ]
-        for t in tables
-    ]
-    return pd.DataFrame(
-        [
-            {
-                "completions": len(drawn),
-                "largest difference of logp": np.abs(drawn["logp"] - plain["logp"]).max(),
-                "largest difference of features": (
-                    np.abs(pool.features(drawn) - pool.features(plain)).max()
-                ),
-                "prompts with another K": int(
-                    (tables[0]["kendall"] != tables[1]["kendall"])
-                    .groupby(tables[0]["prompt_id"])
-                    .any()
-                    .sum()
-                ),
-                "comparisons chosen otherwise": len(asked[0]) - len(asked[0].merge(asked[1])),
-            }
-        ]
-    )
+    recorded, recomputed = (_chosen(table, contest.params) for table in tables)
+    other_k = tables[0]["kendall"] != tables[1]["kendall"]
+    features = np.abs(pool.features(drawn) - pool.features(plain))
+    row = {
+        "completions": len(drawn),
+        "largest difference of logp": np.abs(drawn["logp"] - plain["logp"]).max(),
+        "largest difference of features": features.max(),
+        "prompts with another K": int(other_k.groupby(tables[0]["prompt_id"]).any().sum()),
+        "comparisons chosen otherwise": len(recorded) - len(recorded.merge(recomputed)),
+    }
+    return pd.DataFrame([row])
+
+
+def _chosen(table: pd.DataFrame, params: Params) -> pd.DataFrame:
+    """The comparisons that SHF-CAS chooses on a conflict table: prompt_id, i, j."""
+    generator = np.random.default_rng(0)
+    chosen = selection.select("shf_cas", table, 20, generator, params.selection)
+    return chosen[["prompt_id", "i", "j"]]
 
 
 def main() -> None:
@@ -302,10 +298,9 @@ def main() -> None:
     )
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
-    asked = parser.parse_args()
-    contest = Contest(
-        reading.load(Path(__file__).parents[1] / "params" / "quickstart.yaml"), asked.prompts
-    )
+    options = parser.parse_args()
+    quickstart = Path(__file__).parents[1] / "params" / "quickstart.yaml"
+    contest = Contest(reading.load(quickstart), options.prompts)
     contestants = {
         "ours": contest.ours,
         "usual: three passes": contest.usual,
@@ -318,11 +313,11 @@ def main() -> None:
             contestants["llama.cpp, sampling alone"] = LlamaCpp(contest, Path(folder)).run
         else:
             print("llama.cpp is left out: `make bench` installs it")
-        table = ratios(race(contestants, asked.rounds, warm=False), "ours")
+        table = ratios(race(contestants, options.rounds, warm=False), "ours")
     release("pool_building", table)
     release("pool_agreement", agreement(contest, seed=secrets.randbelow(2**31)))
     everything = contest.prompts
-    sizes = [max(1, asked.prompts * k // 8) for k in (1, 2, 4, 8)]
+    sizes = [max(1, options.prompts * k // 8) for k in (1, 2, 4, 8)]
 
     def build(prompts: int) -> None:
         contest.prompts = everything.head(prompts)

@@ -41,7 +41,8 @@ def race(
 
 def ratios(rounds: pd.DataFrame, ours: str) -> pd.DataFrame:
     """How many times as long as `ours` each contestant takes for the same amount, round by round:
-    contestant, seconds (median), ratio (median), least, most, rounds."""
+    contestant, seconds (median), ratio (median), least, most, rounds.
+    """
     per_unit = (
         (rounds["seconds"] / rounds["amount"])
         .groupby([rounds["round"], rounds["name"]])
@@ -65,7 +66,8 @@ def growth(
     what: str, sizes: list[int], run: Callable[[int], object], rounds: int = 3
 ) -> pd.DataFrame:
     """Median seconds at each size, and the exponent fitted through all of them: what, size,
-    seconds, exponent."""
+    seconds, exponent.
+    """
     run(sizes[0])
     medians = []
     for size in sizes:

@@ -4,7 +4,8 @@ against scikit-learn on pair differences.
     python benchmarks/reward_probe.py [--pairs 50000]
 
 scikit-learn is asked for the same optimum: no intercept, C = 1 / l2, both orders of a pair being
-the same observation. Equal loss is checked."""
+the same observation. Equal loss is checked.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ FEATURES, N, L2 = 1152, 8, 300.0
 
 class Data:
     """Completions with correlated features, and noisy preferences between them by a hidden linear
-    reward."""
+    reward.
+    """
 
     def __init__(self, pairs: int):
         generator = np.random.default_rng()
@@ -131,7 +133,8 @@ def main() -> None:
 
 def scoring(probe: rewards.Probe):
     """Scores that many completions; the pool's rows share a few feature vectors, which the probe
-    cannot know."""
+    cannot know.
+    """
     vectors = list(np.random.default_rng().normal(size=(4096, FEATURES)).astype(np.float32))
 
     def score(completions: int) -> None:

@@ -1,20 +1,23 @@
-"""The heavy stages of a run at given sizes, each with its measured peak of memory: what estimates
-are checked against.
+"""The heavy stages of a run at given sizes, each with its measured peak of memory.
 
-    meter = Meter("cpu")                                    # everything imported so far is no stage's memory
-    backbone = random_backbone(config, "nf4", "cpu")        # random weights, quantised one matrix at a time
-    for stage, peak, seconds, tokens in run(backbone, params, 128, meter): ...
+Estimates are checked against them.
+
+    meter = Meter("cpu")                              # what is imported by now is no stage's memory
+    backbone = random_backbone(config, "nf4", "cpu")  # quantised one matrix at a time
+    for stage, peak, reserved, seconds, tokens in run(backbone, params, 128, meter): ...
 
 The stages are the library's own functions on made-up texts of exact length; nothing is mocked.
-Random weights cost the same memory as trained ones."""
+Random weights cost the same memory as trained ones.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +50,8 @@ class Meter:
     On a GPU: torch's own count of allocated bytes. On a CPU: the kernel's high-water mark of
     resident memory, reset before each stage. There, the allocator is told to give every block
     above a quarter of a megabyte back at once, so that resident memory follows the tensors that
-    live."""
+    live.
+    """
 
     def __init__(self, device: str):
         self.cuda = device == "cuda"
@@ -70,9 +74,8 @@ class Meter:
         return torch.cuda.max_memory_reserved() if self.cuda else self.peak()
 
     def peak(self) -> int:
-        return (
-            torch.cuda.max_memory_allocated() if self.cuda else _status("VmHWM")
-        ) - self.baseline
+        highest = torch.cuda.max_memory_allocated() if self.cuda else _status("VmHWM")
+        return highest - self.baseline
 
     def current(self) -> int:
         return self._tidy() - self.baseline
@@ -92,8 +95,7 @@ def _status(key: str) -> int:
 
 
 def tokenizer(vocab: int):
-    """A tokenizer of `vocab` tokens for which every ASCII letter is one token; the last id ends a
-    text."""
+    """A tokenizer of `vocab` tokens: every ASCII letter is one, and the last id ends a text."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerFast
@@ -101,16 +103,16 @@ def tokenizer(vocab: int):
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     names = [*letters, *(f"<{k}>" for k in range(len(letters), vocab - 1)), "<end>"]
     inner = Tokenizer(BPE(vocab={name: k for k, name in enumerate(names)}, merges=[]))
-    inner.pre_tokenizer, inner.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>", pad_token="<end>")
 
 
 def random_backbone(config, quantisation: str, device: str, dtype: str = "auto") -> Backbone:
-    """A backbone with random weights, built on the device: in full precision it holds one matrix
-    at a time."""
+    """A backbone with random weights, built on the device.
+
+    In full precision it never has more than one matrix.
+    """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
     from transformers.quantizers import AutoHfQuantizer
@@ -118,10 +120,13 @@ def random_backbone(config, quantisation: str, device: str, dtype: str = "auto")
     dtype = loading._dtype(dtype, device)
     with init_empty_weights(include_buffers=False):
         causal = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    asked = loading._quantisation(quantisation, dtype)
-    quantizer = AutoHfQuantizer.from_config(asked, pre_quantized=False) if asked else None
-    if quantizer:
+    quantisation_config = loading._quantisation(quantisation, dtype)
+    quantizer = None
+    if quantisation_config:
+        quantizer = AutoHfQuantizer.from_config(quantisation_config, pre_quantized=False)
         quantizer.preprocess_model(model=causal, device_map={"": device}, dtype=dtype)
+
+    # matrix by matrix, so that the whole model never lies there in full precision
     for module in causal.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
             if weight.device.type == "meta":
@@ -130,7 +135,7 @@ def random_backbone(config, quantisation: str, device: str, dtype: str = "auto")
             module._buffers[name] = buffer.to(device)
     causal.tie_weights()
     if quantizer:
-        causal.config.quantization_config = asked
+        causal.config.quantization_config = quantisation_config
         quantizer.postprocess_model(causal)
         causal.hf_quantizer = quantizer
     causal.eval().requires_grad_(False)
@@ -140,9 +145,11 @@ def random_backbone(config, quantisation: str, device: str, dtype: str = "auto")
 
 
 def unmapped(backbone: Backbone) -> Backbone:
-    """The same backbone with its weights copied out of the file they were loaded from. On a CPU a
-    weight of the file's own type stays a window into it, and the whole file counts as resident
-    although the kernel may drop it."""
+    """The same backbone with its weights copied out of the file they were loaded from.
+
+    On a CPU a weight of the file's own type stays a window into it, and the whole file counts as
+    resident although the kernel may drop it.
+    """
     for weight in backbone.causal.parameters():
         if weight.is_floating_point():
             weight.data = weight.data.clone()
@@ -151,26 +158,24 @@ def unmapped(backbone: Backbone) -> Backbone:
 
 def _made(module, name: str, weight, dtype, device: str):
     kind = type(module).__name__
-    if weight.ndim == 1:
-        value = (
-            torch.ones(weight.shape, dtype=dtype, device=device)
-            if name == "weight"
-            else torch.zeros(weight.shape, dtype=dtype, device=device)
-        )
+    value = torch.empty(weight.shape, dtype=dtype, device=device)
+    if weight.ndim > 1:
+        value.normal_(std=0.02)
     else:
-        value = torch.empty(weight.shape, dtype=dtype, device=device).normal_(std=0.02)
+        value.fill_(1 if name == "weight" else 0)
     if name == "weight" and kind == "Linear4bit":
-        return type(weight)(
-            value, requires_grad=False, compress_statistics=True, quant_type="nf4"
-        ).to(device)
+        how = {"compress_statistics": True, "quant_type": "nf4"}
+        return type(weight)(value, requires_grad=False, **how).to(device)
     if name == "weight" and kind == "Linear8bitLt":
         return type(weight)(value, requires_grad=False, has_fp16_weights=False).to(device)
     return torch.nn.Parameter(value, requires_grad=False)
 
 
 class Endless(Backbone):
-    """A backbone whose completions all reach their greatest length: what would end them is the
-    last token of the vocabulary, hardly ever drawn."""
+    """A backbone whose completions all reach their greatest length.
+
+    What would end them is the last token of the vocabulary, hardly ever drawn.
+    """
 
     @property
     def stop_ids(self) -> list[int]:
@@ -180,16 +185,17 @@ class Endless(Backbone):
 def text(backbone: Backbone, tokens: int) -> str:
     """A text of exactly `tokens` tokens."""
     for piece in (" a", "a"):
-        if (
-            tokens > 0
-            and len(backbone.tokenizer(piece * tokens, add_special_tokens=False)["input_ids"])
-            == tokens
-        ):
+        if tokens > 0 and _length(backbone, piece * tokens) == tokens:
             return piece * tokens
     raise ValueError(
         f"no text of {tokens} tokens: the prompt is shorter than the template, or this tokenizer"
         " joins letters"
     )
+
+
+def _length(backbone: Backbone, words: str) -> int:
+    """Tokens of a text, without any that a template adds."""
+    return len(backbone.tokenizer(words, add_special_tokens=False)["input_ids"])
 
 
 def prompts(backbone: Backbone, n: int, tokens: int) -> pd.DataFrame:
@@ -203,92 +209,121 @@ def prompts(backbone: Backbone, n: int, tokens: int) -> pd.DataFrame:
     )
 
 
-def run(
-    backbone: Backbone, params: Params, prompt_tokens: int, meter: Meter, steps: int = 2
-) -> Iterator[Measured]:
-    """Run each stage as the parameters ask, `steps` optimiser steps where it trains; every prompt
-    and completion has the greatest length."""
-    sampling, settings, policy = params.sampling, params.reward, params.policy
-    backbone = Endless(backbone.causal, backbone.tokenizer, backbone.system_prompt)
-    asked = prompts(backbone, max(1, sampling.batch_size // sampling.n), prompt_tokens)
-    length = prompt_tokens + sampling.max_new_tokens
+class Stages:
+    """The stages as the parameters ask, on prompts and completions of the greatest length.
 
-    def measured(stage: str, rows: int, work) -> Measured:
-        meter.reset()
+    steps: optimiser steps where a stage trains.
+    """
+
+    def __init__(
+        self, backbone: Backbone, params: Params, prompt_tokens: int, meter: Meter, steps: int
+    ):
+        sampling = params.sampling
+        self.params, self.meter, self.steps = params, meter, steps
+        self.backbone = Endless(backbone.causal, backbone.tokenizer, backbone.system_prompt)
+        count = max(1, sampling.batch_size // sampling.n)
+        self.prompts = prompts(self.backbone, count, prompt_tokens)
+        self.completion = sampling.max_new_tokens - 1  # the end of the text is a token too
+        self.length = prompt_tokens + sampling.max_new_tokens
+
+    def measured(self, stage: str, rows: int, work: Callable[[], object]) -> Measured:
+        self.meter.reset()
         start = time.perf_counter()
         work()
-        if meter.cuda:
+        if self.meter.cuda:
             torch.cuda.synchronize()
-        return Measured(
-            stage, meter.peak(), meter.reserved(), time.perf_counter() - start, rows * length
-        )
+        peak, reserved = self.meter.peak(), self.meter.reserved()
+        return Measured(stage, peak, reserved, time.perf_counter() - start, rows * self.length)
 
-    if params.sft.answers != "none":
-        n = params.sft.batch_size * steps
-        given = pd.DataFrame(
-            {
-                "prompt": np.resize(asked["prompt"], n),
-                "completion": text(backbone, sampling.max_new_tokens - 1),
-            }
-        )
+    def sft(self) -> Iterator[Measured]:
+        params, backbone = self.params, self.backbone
+        n = params.sft.batch_size * self.steps
+        texts = np.resize(self.prompts["prompt"], n)
+        given = pd.DataFrame({"prompt": texts, "completion": text(backbone, self.completion)})
         once = params.sft.model_copy(update={"epochs": 1})
-        yield measured(
+        yield self.measured(
             "sft training",
             n,
             lambda: sft.train(backbone, given, once, params.seed, params.training),
         )
-        if (
-            params.model.quantisation == "none"
-        ):  # where the copy that is merged into is the backbone that is at hand
+        if params.model.quantisation == "none":
+            # only there is the copy that is merged into the backbone that is at hand
             with tempfile.TemporaryDirectory() as folder:
-                yield measured("sft merge", 0, lambda: sft.merge_adapter(backbone, Path(folder)))
+                merge = functools.partial(sft.merge_adapter, backbone, Path(folder))
+                yield self.measured("sft merge", 0, merge)
             backbone.peft = None
         backbone.drop_adapter(POLICY)
-    yield measured(
-        "sampling",
-        len(asked) * sampling.n,
-        lambda: pool.sample(backbone, asked, sampling, params.seed),
-    )
-    answers = _answers(backbone, asked, sampling.max_new_tokens - 1)
-    yield measured("scoring", 16, lambda: pool.score(backbone, answers.head(16)))
-    if settings.kind == "lora":
-        n = settings.batch_size * steps
-        pairs = pd.DataFrame(
-            {"prompt_id": np.resize(asked["prompt_id"], n), "i": 0, "j": 1, "label": 1.0}
+
+    def sampling(self) -> Measured:
+        sampling, seed = self.params.sampling, self.params.seed
+        return self.measured(
+            "sampling",
+            len(self.prompts) * sampling.n,
+            lambda: pool.sample(self.backbone, self.prompts, sampling, seed),
         )
-        once = settings.model_copy(update={"epochs": 1})
-        yield measured(
+
+    def scoring(self, answers: pd.DataFrame) -> Measured:
+        return self.measured("scoring", 16, lambda: pool.score(self.backbone, answers.head(16)))
+
+    def reward(self, answers: pd.DataFrame) -> Measured:
+        params = self.params
+        n = params.reward.batch_size * self.steps
+        ids = np.resize(self.prompts["prompt_id"], n)
+        pairs = pd.DataFrame({"prompt_id": ids, "i": 0, "j": 1, "label": 1.0})
+        once = params.reward.model_copy(update={"epochs": 1})
+        return self.measured(
             "reward training",
             2 * n,
             lambda: lora_reward.train(
-                backbone, "proxy", answers, pairs, once, params.seed, params.training
+                self.backbone, "proxy", answers, pairs, once, params.seed, params.training
             ),
         )
-    if policy.kind in ("dpo", "rso"):
-        n = policy.batch_size * steps
-        texts = answers.iloc[:2]["completion"].tolist()
-        pairs = pd.DataFrame(
-            {"prompt": np.resize(asked["prompt"], n), "chosen": texts[0], "rejected": texts[1]}
-        )
-        once = policy.model_copy(update={"epochs": 1})
-        yield measured(
+
+    def policy(self, answers: pd.DataFrame) -> Measured:
+        params = self.params
+        n = params.policy.batch_size * self.steps
+        chosen, rejected = answers["completion"].iloc[:2]
+        texts = np.resize(self.prompts["prompt"], n)
+        pairs = pd.DataFrame({"prompt": texts, "chosen": chosen, "rejected": rejected})
+        once = params.policy.model_copy(update={"epochs": 1})
+        return self.measured(
             "policy training",
             4 * n,
-            lambda: policy_training.train(backbone, pairs, once, params.seed, params.training),
+            lambda: policy_training.train(self.backbone, pairs, once, params.seed, params.training),
         )
 
 
-def _answers(backbone: Backbone, asked: pd.DataFrame, tokens: int) -> pd.DataFrame:
-    """Two completions of each prompt (sixteen rows at least), alike in length and different in
-    text."""
+def run(
+    backbone: Backbone, params: Params, prompt_tokens: int, meter: Meter, steps: int = 2
+) -> Iterator[Measured]:
+    """Run each stage as the parameters ask, `steps` optimiser steps where it trains.
+
+    Every prompt and completion has the greatest length.
+    """
+    stages = Stages(backbone, params, prompt_tokens, meter, steps)
+    if params.sft.answers != "none":
+        yield from stages.sft()
+    yield stages.sampling()
+    answers = _answers(stages.backbone, stages.prompts, stages.completion)
+    yield stages.scoring(answers)
+    if params.reward.kind == "lora":
+        yield stages.reward(answers)
+    if params.policy.kind in ("dpo", "rso"):
+        yield stages.policy(answers)
+
+
+def _answers(backbone: Backbone, questions: pd.DataFrame, tokens: int) -> pd.DataFrame:
+    """Two completions of each prompt, alike in length and different in text; sixteen rows at least.
+
+    Where no other text has that length, they are the same.
+    """
     one = text(backbone, tokens)
-    other = (
-        one[:-1] + "b"
-        if len(backbone.tokenizer(one[:-1] + "b", add_special_tokens=False)["input_ids"]) == tokens
-        else one
-    )
-    rows = [
-        (p.prompt_id, i, p.prompt, (one, other)[i]) for p in asked.itertuples() for i in range(2)
-    ]
+    other = one[:-1] + "b"
+    if _length(backbone, other) != tokens:
+        other = one
+    rows = []
+    for prompt in questions.itertuples():
+        rows.append((prompt.prompt_id, 0, prompt.prompt, one))
+        rows.append((prompt.prompt_id, 1, prompt.prompt, other))
     table = pd.DataFrame(rows, columns=["prompt_id", "index", "prompt", "completion"])
     return table.loc[np.resize(table.index, max(16, len(table)))].reset_index(drop=True)

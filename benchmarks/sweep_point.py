@@ -5,7 +5,8 @@ pool, 20 seeds, probe and tilt.
 
 The first sweep samples the pool, prepares the cases and runs one point (one strategy, one
 budget). Then one more strategy within that point, and one more point of one strategy, are timed
-from the command line to its end, Python's start and the report included."""
+from the command line to its end, Python's start and the report included.
+"""
 
 from __future__ import annotations
 

@@ -1,18 +1,25 @@
 """The command line: `shfcas` or `python -m shfcas_lib`.
 
-shfcas run params/quickstart.yaml      the four notebooks, headless, one after another shfcas
-stage pools params/mine.yaml    one heavy stage alone, also under `accelerate launch` on several
-GPUs shfcas annotate params/annotate.yaml   label in JupyterLab: notebook 03 with its screen
-shfcas check params/mine.yaml          everything about a run that needs no model shfcas plan
-params/mine.yaml           memory of every stage against a GPU's, before anything is downloaded
-shfcas keys                            every parameter with its default and meaning shfcas assets
-fetch the embedded model and prompts shfcas numbers params/quickstart.yaml  the numbers of a
-finished run once more shfcas sweep params/sweeps/smoke.yaml  many runs on Snakemake, then
-notebook 05 and its HTML report shfcas export params/mine.yaml q.csv   the comparisons that wait
-for people: .csv, or .json for Label Studio shfcas import params/mine.yaml q.csv   their answers,
-into the run shfcas trace figures/pacs_plane.png    what made a figure, a table or a metrics.json,
-and the command that makes it again shfcas release FIGURE figures/mine.png copy a figure out of a
-run folder; its trace goes with it"""
+shfcas run params/quickstart.yaml      the four notebooks, headless, one after another
+shfcas stage pools params/mine.yaml    one heavy stage alone, also under `accelerate launch`
+                                       on several GPUs
+shfcas annotate params/annotate.yaml   label in JupyterLab: notebook 03 with its screen
+shfcas check params/mine.yaml          everything about a run that needs no model
+shfcas plan params/mine.yaml           memory of every stage against a GPU's, before anything
+                                       is downloaded
+shfcas keys                            every parameter with its default and meaning
+shfcas assets                          fetch the embedded model and prompts
+shfcas numbers params/quickstart.yaml  the numbers of a finished run once more
+shfcas sweep params/sweeps/smoke.yaml  many runs on Snakemake, then notebook 05 and its HTML
+                                       report
+shfcas export params/mine.yaml q.csv   the comparisons that wait for people: .csv, or .json
+                                       for Label Studio
+shfcas import params/mine.yaml q.csv   their answers, into the run
+shfcas trace figures/pacs_plane.png    what made a figure, a table or a metrics.json, and the
+                                       command that makes it again
+shfcas release FIGURE figures/mine.png copy a figure out of a run folder; its trace goes with
+                                       it
+"""
 
 from __future__ import annotations
 
@@ -21,34 +28,74 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.texts import one_line, printable
 
+if TYPE_CHECKING:
+    from shfcas_lib.storage.runs import Run
+
+    Act = Callable[[argparse.Namespace], int]  # options to exit status
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status. Bad input ends in one sentence on stderr and
-    status 2."""
+    """Run one command; returns the exit status.
+
+    Bad input ends in one sentence on stderr and status 2.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        status = options.act(options)
+        sys.stdout.flush()
+        return status
+    except InputError as error:
+        print(f"shfcas: {one_line(str(error))}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # whoever read the output has read enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+# --- what each command takes
+def _parser() -> argparse.ArgumentParser:
+    """The command line with all its commands, in the order in which --help lists them."""
     parser = argparse.ArgumentParser(
         prog="shfcas", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in (
-        ("run", "run the four notebooks with a parameter file"),
-        ("check", "validate a parameter file and its data"),
-        ("numbers", "print the numbers of a finished run"),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("params", type=Path, help="a YAML file, see params/")
+    _on_params(commands, "run", _run, "run the four notebooks with a parameter file")
+    _on_params(commands, "check", _check, "validate a parameter file and its data")
+    _on_params(commands, "numbers", _numbers, "print the numbers of a finished run")
+    _add_stage(commands)
+    _add_plan(commands)
+    _add_sweep(commands)
+    _add_job(commands)
+    _exchange(commands, "export", _export, "write the comparisons that wait for an answer")
+    _add_import(commands)
+    _add_trace(commands)
+    _add_release(commands)
+    _add_annotate(commands)
+    commands.add_parser("keys", help="list every parameter").set_defaults(act=_keys)
+    assets = commands.add_parser("assets", help="fetch the embedded model and prompts")
+    assets.set_defaults(act=_assets)
+    return parser
+
+
+def _on_params(commands: Commands, name: str, act: Act, text: str) -> None:
+    """A command that takes a parameter file and nothing else."""
+    command = commands.add_parser(name, help=text, description=text)
+    command.add_argument("params", type=Path, help="a YAML file, see params/")
+    command.set_defaults(act=act)
+
+
+def _add_stage(commands: Commands) -> None:
     text = "compute heavy stages alone; the notebooks find them done"
-    command = commands.add_parser(
-        "stage",
-        help=text,
-        description=(
-            f"{text}. With several GPUs: accelerate launch --multi_gpu -m shfcas_lib stage ..."
-        ),
-    )
+    launch = "With several GPUs: accelerate launch --multi_gpu -m shfcas_lib stage ..."
+    command = commands.add_parser("stage", help=text, description=f"{text}. {launch}")
     command.add_argument(
         "names",
         nargs="+",
@@ -57,6 +104,10 @@ def main(arguments: list[str] | None = None) -> int:
         help="pools, proxy, rounds or policies, in this order",
     )
     command.add_argument("params", type=Path, help="a YAML file, see params/")
+    command.set_defaults(act=_stage)
+
+
+def _add_plan(commands: Commands) -> None:
     command = commands.add_parser(
         "plan",
         help="estimate memory before anything is downloaded",
@@ -70,19 +121,19 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument(
         "--config", type=Path, help="the model's config.json, where no hub is within reach"
     )
+    guess = "guessed from the prompts; 512 for those on a hub"
     command.add_argument(
-        "--prompt-tokens",
-        type=int,
-        help=(
-            "tokens of the longest prompt (default: guessed from the prompts; 512 for those on a"
-            " hub)"
-        ),
+        "--prompt-tokens", type=int, help=f"tokens of the longest prompt (default: {guess})"
     )
     command.add_argument(
         "--completion-tokens",
         type=int,
         help="tokens of the longest completion (default: sampling.max_new_tokens)",
     )
+    command.set_defaults(act=_plan)
+
+
+def _add_sweep(commands: Commands) -> None:
     command = commands.add_parser(
         "sweep",
         help="cross lists of parameters, run what is not done, write the report",
@@ -103,39 +154,49 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="FOLDER",
         help="copy tables (CSV) and figures of the report there",
     )
+    command.set_defaults(act=_sweep)
+
+
+def _add_job(commands: Commands) -> None:
     command = commands.add_parser("job", help="run one job of a sweep (what Snakemake calls)")
     command.add_argument("folder", type=Path)
-    for name, text in (
-        ("export", "write the comparisons that wait for an answer"),
-        ("import", "bring answers into the run, all or none"),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("params", type=Path, help="the run's YAML file")
-        command.add_argument(
-            "file", type=Path, help=".csv for a spreadsheet, .json for Label Studio"
-        )
+    command.set_defaults(act=_job)
+
+
+def _exchange(commands: Commands, name: str, act: Act, text: str) -> argparse.ArgumentParser:
+    """A command that moves comparisons between a run and a file."""
+    command = commands.add_parser(name, help=text, description=text)
+    command.add_argument("params", type=Path, help="the run's YAML file")
+    command.add_argument("file", type=Path, help=".csv for a spreadsheet, .json for Label Studio")
+    command.set_defaults(act=act)
+    return command
+
+
+def _add_import(commands: Commands) -> None:
+    command = _exchange(commands, "import", _import, "bring answers into the run, all or none")
     command.add_argument(
         "--annotator", default="spreadsheet", help="who answered, where a row of a csv does not say"
     )
+
+
+def _add_trace(commands: Commands) -> None:
     command = commands.add_parser(
         "trace",
         help="what made a file, and the command that makes it again",
         description="what made a file",
     )
-    command.add_argument(
-        "file",
-        type=Path,
-        help=(
-            "a figure, table or metrics.json of a run or a sweep, or one that was released from"
-            " there"
-        ),
-    )
+    kinds = "a figure, table or metrics.json of a run or a sweep"
+    command.add_argument("file", type=Path, help=f"{kinds}, or one that was released from there")
     command.add_argument(
         "--params",
         type=Path,
         metavar="FILE",
         help="write the parameter file (or sweep file) that makes it again",
     )
+    command.set_defaults(act=_trace)
+
+
+def _add_release(commands: Commands) -> None:
     command = commands.add_parser(
         "release",
         help="copy a figure or table out of a run folder, with its trace",
@@ -147,9 +208,12 @@ def main(arguments: list[str] | None = None) -> int:
         help="a figure (its png, svg and csv are copied) or another file of a run",
     )
     command.add_argument("target", type=Path)
-    command = commands.add_parser(
-        "annotate", help="label in JupyterLab", description="label in JupyterLab"
-    )
+    command.set_defaults(act=_release)
+
+
+def _add_annotate(commands: Commands) -> None:
+    text = "label in JupyterLab"
+    command = commands.add_parser("annotate", help=text, description=text)
     command.add_argument(
         "params", type=Path, help="a YAML file with feedback.kind person, see params/annotate.yaml"
     )
@@ -158,54 +222,30 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="only make everything ready and print the notebook's path",
     )
-    commands.add_parser("keys", help="list every parameter")
-    commands.add_parser("assets", help="fetch the embedded model and prompts")
-    options = parser.parse_args(arguments)
-    try:
-        status = {
-            "run": _run,
-            "stage": _stage,
-            "plan": _plan,
-            "annotate": _annotate,
-            "check": _check,
-            "numbers": _numbers,
-            "export": _export,
-            "import": _import,
-            "sweep": _sweep,
-            "job": _job,
-            "trace": _trace,
-            "release": _release,
-            "keys": _keys,
-            "assets": _assets,
-        }[options.command](options)
-        sys.stdout.flush()
-        return status
-    except InputError as error:
-        print(f"shfcas: {one_line(str(error))}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # whoever read the output has read enough, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    command.set_defaults(act=_annotate)
 
 
-def _run(options) -> int:
+# --- what each command does
+def _run(options: argparse.Namespace) -> int:
     from shfcas_lib.experiment import checks, notebooks
     from shfcas_lib.params import reading
     from shfcas_lib.storage import runs
 
     run = runs.open_run(reading.load(options.params))
-    checks.check(run.params, None if run.finished("01_proxy") else checks.PromptCheck(run.params))
+    prompt_check = None if run.finished("01_proxy") else checks.PromptCheck(run.params)
+    checks.check(run.params, prompt_check)
     for stage in runs.STAGES:
         run.belongs(stage)  # refuses a folder of other parameters before any work starts
     start = time.monotonic()
     for name in notebooks.RUN:
         if not _execute(name, run):
             return 1
-    print(f"\nfour notebooks in {(time.monotonic() - start) / 60:.1f} minutes", file=sys.stderr)
+    minutes = (time.monotonic() - start) / 60
+    print(f"\nfour notebooks in {minutes:.1f} minutes", file=sys.stderr)
     return _numbers(options)
 
 
-def _stage(options) -> int:
+def _stage(options: argparse.Namespace) -> int:
     from shfcas_lib.experiment import stages
     from shfcas_lib.params import reading
 
@@ -213,61 +253,79 @@ def _stage(options) -> int:
     return 0
 
 
-def _execute(name: str, run) -> bool:
-    """Run one notebook of a run; its progress bars appear on this terminal. False where a cell
-    failed."""
+def _execute(name: str, run: Run) -> bool:
+    """Run one notebook of a run; False where a cell failed.
+
+    Its progress bars appear on this terminal.
+    """
     from shfcas_lib.experiment import notebooks
 
     print(f"\n{name}", file=sys.stderr)
     executed = run.folder / "notebooks" / f"{name}.ipynb"
     error = notebooks.run_notebook(name, run.params.model_dump(), executed, sys.stderr)
     if error:
-        print(
-            f"\nshfcas: {one_line(error)}\n        the traceback is in {executed}", file=sys.stderr
-        )
+        print(f"\nshfcas: {one_line(error)}", file=sys.stderr)
+        print(f"        the traceback is in {executed}", file=sys.stderr)
     return not error
 
 
-def _annotate(options) -> int:
-    """Notebooks 01 and 02 where they are not done yet, then notebook 03 with this run's
-    parameters, opened in JupyterLab."""
-    from shfcas_lib.base import places
+def _annotate(options: argparse.Namespace) -> int:
+    """Notebook 03 with this run's parameters, opened in JupyterLab.
+
+    Notebooks 01 and 02 run first where they are not done yet.
+    """
     from shfcas_lib.experiment import checks, notebooks
     from shfcas_lib.params import reading
     from shfcas_lib.storage import runs
 
     run = runs.open_run(reading.load(options.params))
-    if run.params.feedback.kind != "person":
-        raise InputError(
-            f"{options.params}: feedback.kind: found {run.params.feedback.kind!r}, expected"
-            " 'person'"
-        )
+    kind = run.params.feedback.kind
+    if kind != "person":
+        raise InputError(f"{options.params}: feedback.kind: found {kind!r}, expected 'person'")
     checks.check(run.params)
     run.belongs("03_feedback")
-    names = notebooks.RUN
-    for name, stage in zip(names[:2], list(runs.STAGES)[:2]):
-        if not run.finished(stage) and not run.take_over(stage) and not _execute(name, run):
+
+    # the screen shows pairs of the pool, which the first two notebooks make
+    first, second, third, _ = notebooks.RUN
+    for name, stage in zip((first, second), list(runs.STAGES)[:2], strict=True):
+        ready = run.finished(stage) or run.take_over(stage)
+        if not ready and not _execute(name, run):
             return 1
-    notebook = notebooks.prepare_notebook(
-        names[2], run.params.model_dump(), run.folder / "notebooks" / f"{names[2]}.ipynb"
-    )
-    print(
-        f"\n1. JupyterLab opens {notebook}\n2. choose Run > Run All Cells, and answer on the screen"
-        " that appears (? lists the keys)\n3. when it says that the reward is refined, run the"
-        f" cells below it\n4. python -m shfcas_lib run {options.params} then evaluates it\nStop"
-        " whenever you like: the same command brings you back to the same place.\n",
-        file=sys.stderr,
-    )
+
+    target = run.folder / "notebooks" / f"{third}.ipynb"
+    notebook = notebooks.prepare_notebook(third, run.params.model_dump(), target)
+    print(_steps(notebook, options.params), file=sys.stderr)
     if options.prepare:
         print(notebook)
         return 0
-    root = places.home() if notebook.is_relative_to(places.home()) else run.folder
+    _open_lab(notebook, run.folder)
+
+
+def _steps(notebook: Path, params: Path) -> str:
+    """What a person does from here on."""
+    return (
+        f"\n1. JupyterLab opens {notebook}\n"
+        "2. choose Run > Run All Cells, and answer on the screen that appears (? lists the keys)\n"
+        "3. when it says that the reward is refined, run the cells below it\n"
+        f"4. python -m shfcas_lib run {params} then evaluates it\n"
+        "Stop whenever you like: the same command brings you back to the same place.\n"
+    )
+
+
+def _open_lab(notebook: Path, folder: Path) -> NoReturn:
+    """Become JupyterLab, rooted in the project where the notebook lies inside it."""
+    from shfcas_lib.base import places
+
+    root = places.home() if notebook.is_relative_to(places.home()) else folder
     os.execv(sys.executable, _lab(notebook, root))
 
 
 def _lab(notebook: Path, root: Path) -> list[str]:
-    """The command line of JupyterLab: on loopback whatever the user's configuration says, with
-    the token that it makes up itself."""
+    """The command line of JupyterLab.
+
+    It listens on loopback whatever the user's configuration says, with the token that it makes up
+    itself.
+    """
     return [
         sys.executable,
         "-m",
@@ -278,38 +336,38 @@ def _lab(notebook: Path, root: Path) -> list[str]:
     ]
 
 
-def _check(options) -> int:
+def _check(options: argparse.Namespace) -> int:
     from shfcas_lib.data import prompts as prompt_data
     from shfcas_lib.experiment import checks
     from shfcas_lib.params import reading
 
     settings = reading.load(options.params)
     prompts = checks.check(settings)
-    print(
-        f"{options.params}: fine; {len(prompts)} prompts: "
-        + ", ".join(f"{n} {name}" for name, n in prompts["split"].value_counts().items())
-    )
-    if len(dropped := prompt_data.dropped(settings)):
+    sizes = prompts["split"].value_counts()
+    splits = ", ".join(f"{size} {split}" for split, size in sizes.items())
+    print(f"{options.params}: fine; {len(prompts)} prompts: {splits}")
+    dropped = prompt_data.dropped(settings)
+    if len(dropped):
         print(printable(prompt_data.dropped_text(dropped)))
     return 0
 
 
-def _plan(options) -> int:
+def _plan(options: argparse.Namespace) -> int:
     from shfcas_lib.memory.plan import make_plan
     from shfcas_lib.params import reading
 
-    made = make_plan(
+    plan = make_plan(
         reading.load(options.params),
         options.gpu_memory,
         options.config,
         options.prompt_tokens,
         options.completion_tokens,
     )
-    print(made.text())
-    return 0 if made.fits else 1
+    print(plan.text())
+    return 0 if plan.fits else 1
 
 
-def _numbers(options) -> int:
+def _numbers(options: argparse.Namespace) -> int:
     from shfcas_lib.params import reading
     from shfcas_lib.storage import runs
 
@@ -327,7 +385,7 @@ def _numbers(options) -> int:
     return 0
 
 
-def _sweep(options) -> int:
+def _sweep(options: argparse.Namespace) -> int:
     from shfcas_lib.sweeps import driver, report
     from shfcas_lib.sweeps import plan as sweep_plan
 
@@ -340,60 +398,56 @@ def _sweep(options) -> int:
     return status
 
 
-def _job(options) -> int:
+def _job(options: argparse.Namespace) -> int:
     from shfcas_lib.sweeps import jobs
 
     return 0 if jobs.execute_job(options.folder.resolve()) else 1
 
 
-def _export(options) -> int:
+def _export(options: argparse.Namespace) -> int:
     from shfcas_lib.annotators import exchange
     from shfcas_lib.params import reading
     from shfcas_lib.storage import runs
 
     questions = exchange.pending(runs.open_run(reading.load(options.params)))
     for path in exchange.write_questions(questions, options.file):
-        print(
-            f"{path}: "
-            + (
-                "labelling configuration"
-                if path.suffix == ".xml"
-                else f"{len(questions)} comparisons"
-            )
-        )
+        contents = f"{len(questions)} comparisons"
+        if path.suffix == ".xml":
+            contents = "labelling configuration"
+        print(f"{path}: {contents}")
     return 0
 
 
-def _import(options) -> int:
+def _import(options: argparse.Namespace) -> int:
     from shfcas_lib.annotators import exchange
     from shfcas_lib.params import reading
     from shfcas_lib.storage import runs
 
-    counts = exchange.bring_in(
-        runs.open_run(reading.load(options.params)), options.file, options.annotator
-    )
+    run = runs.open_run(reading.load(options.params))
+    counts = exchange.bring_in(run, options.file, options.annotator)
+    next_step = "" if counts["waiting"] else ": run the same parameters again to go on"
     print(
         f"{options.file}: {counts['added']} answers added, {counts['known']} known before,"
         f" {counts['closed']} too late for a finished round; {counts['waiting']} comparisons wait"
-        + ("" if counts["waiting"] else ": run the same parameters again to go on")
+        f"{next_step}"
     )
     return 0
 
 
-def _trace(options) -> int:
+def _trace(options: argparse.Namespace) -> int:
     from shfcas_lib.storage import files, provenance
 
-    found = provenance.trace(options.file)
-    print(printable(provenance.trace_text(found)))
+    origin = provenance.trace(options.file)
+    print(printable(provenance.trace_text(origin)))
     if options.params:
-        if found.definition is None:
+        if origin.definition is None:
             raise InputError(f"{options.file}: the parameters that made it were not recorded")
         with files.atomic(options.params) as target:
-            target.write_text(provenance.definition_text(found))
+            target.write_text(provenance.definition_text(origin))
     return 0
 
 
-def _release(options) -> int:
+def _release(options: argparse.Namespace) -> int:
     from shfcas_lib.storage import provenance
 
     for path in provenance.release(options.file, options.target):
@@ -401,7 +455,7 @@ def _release(options) -> int:
     return 0
 
 
-def _keys(options) -> int:
+def _keys(options: argparse.Namespace) -> int:
     from shfcas_lib.params import reading
 
     for name, default, text in reading.keys():
@@ -409,7 +463,7 @@ def _keys(options) -> int:
     return 0
 
 
-def _assets(options) -> int:
+def _assets(options: argparse.Namespace) -> int:
     from shfcas_lib.storage import assets
 
     for name in assets.ASSETS:

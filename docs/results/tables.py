@@ -2,7 +2,8 @@
 
 Every block of the page between `<!-- table: NAME -->` and `<!-- end -->` is what the function of
 that name returns. A test runs this and compares, so that no number on the page can differ from
-the rows it came from."""
+the rows it came from.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +20,8 @@ from shfcas_lib.sweeps import report
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "results.md"
-TASKS = {
-    task: f"results_{task}"
-    for task in ("safety", "helpfulness")
-    if (HERE / f"results_{task}").is_dir()
-}
+_KNOWN = {task: f"results_{task}" for task in ("safety", "helpfulness")}
+TASKS = {task: folder for task, folder in _KNOWN.items() if (HERE / folder).is_dir()}
 NAMES = {
     "budget": "systematic (the demo's)",
     "bias, noise 35%": "label noise 35%",
@@ -44,10 +42,14 @@ def read(task: str, name: str) -> pd.DataFrame:
 def markdown(rows: list[dict]) -> str:
     """Rows as a Markdown table; the columns are the keys of the first."""
     columns = list(rows[0])
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return "\n".join(
-        lines + ["| " + " | ".join(str(row.get(c, "")) for c in columns) + " |" for row in rows]
-    )
+    lines = [_line(columns), "|" + "---|" * len(columns)]
+    for row in rows:
+        lines.append(_line([str(row.get(column, "")) for column in columns]))
+    return "\n".join(lines)
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def interval(value: float, low: float, high: float, digits: int = 3, sign: bool = True) -> str:
@@ -61,8 +63,10 @@ def band(table: pd.DataFrame, column: str, name: str) -> stats.Interval:
 
 @cache
 def compared(task: str, value: str, against: str) -> pd.DataFrame:
-    """Against one strategy at the same budget. Holm's correction runs over all strategies that
-    the sweep compared in that setting."""
+    """Against one strategy at the same budget.
+
+    Holm's correction runs over all strategies that the sweep compared in that setting.
+    """
     return report.comparisons(read(task, "measures"), value, against)
 
 
@@ -75,38 +79,40 @@ def differences(
     against: str = "random",
 ) -> list[dict]:
     table = compared(task, value, against)
+    if budget is not None:
+        table = table[table["budget"] == budget]
     rows = []
     for setting in settings:
         for policy in policies:
-            found = table[
-                (table["setting"] == setting)
-                & (table["policy"] == policy)
-                & ((table["budget"] == budget) | (budget is None))
-            ]
-            for row in found.itertuples():
-                rows.append(
-                    {
-                        "task": task,
-                        "setting": NAMES.get(setting, setting),
-                        "labels": row.budget,
-                        "strategy": policy,
-                        f"over {against}": interval(row.difference, row.low, row.high),
-                        "effect size": f"{row.effect_size:+.2f}".replace("-", "−"),
-                        "better on": f"{row.improvement:.0%}",
-                        "p (Holm)": f"{row.p_holm:.3f}" if row.p_holm >= 0.001 else "< 0.001",
-                        "verdict": row.verdict,
-                    }
-                )
+            part = table[(table["setting"] == setting) & (table["policy"] == policy)]
+            rows += [_difference(task, against, row) for row in part.itertuples()]
     return rows
 
 
+def _difference(task: str, against: str, row) -> dict:
+    """A row of stats.compare as the page shows it."""
+    return {
+        "task": task,
+        "setting": NAMES.get(row.setting, row.setting),
+        "labels": row.budget,
+        "strategy": row.policy,
+        f"over {against}": interval(row.difference, row.low, row.high),
+        "effect size": f"{row.effect_size:+.2f}".replace("-", "−"),
+        "better on": f"{row.improvement:.0%}",
+        "p (Holm)": f"{row.p_holm:.3f}" if row.p_holm >= 0.001 else "< 0.001",
+        "verdict": row.verdict,
+    }
+
+
 def both(*arguments, **options) -> str:
-    return markdown([row for task in TASKS for row in differences(task, *arguments, **options)])
+    rows = []
+    for task in TASKS:
+        rows += differences(task, *arguments, **options)
+    return markdown(rows)
 
 
 def levels() -> str:
-    """What there is to win: gold of the base policy, the proxy and the ceilings, with random
-    labels in between."""
+    """What there is to win: the base policy, the proxy and the ceilings, and what lies between."""
     rows = []
     for task in TASKS:
         measures = read(task, "measures")
@@ -136,17 +142,15 @@ def predicts() -> str:
     rows = []
     for task in TASKS:
         table = read(task, "predicts").drop_duplicates(["setting", "pool", "seed", "measure"])
-        for setting in [s for s in BIASES if s in set(table["setting"])]:
+        settings = set(table["setting"])
+        for setting in [name for name in BIASES if name in settings]:
             row = {"task": task, "bias": NAMES[setting]}
             for measure, name in short.items():
-                i = band(
-                    table[(table["setting"] == setting) & (table["measure"] == measure)],
-                    "value",
-                    f"{task}/{setting}/{measure}",
-                )
-                row[name.replace("|", "\\|")] = interval(
-                    i.value, i.low, i.high, 2, sign="Spearman" in name
-                )
+                part = table[(table["setting"] == setting) & (table["measure"] == measure)]
+                mean = band(part, "value", f"{task}/{setting}/{measure}")
+                signed = "Spearman" in name
+                cell = interval(mean.value, mean.low, mean.high, 2, sign=signed)
+                row[name.replace("|", "\\|")] = cell
             rows.append(row)
     return markdown(rows)
 
@@ -167,21 +171,18 @@ def budgets() -> str:
 def efficiency() -> str:
     rows = []
     for task in TASKS:
-        table = report.efficiency(
-            report.budget_curves(read(task, "measures").query("setting == 'budget'"))
-        )
-        for row in table[
-            table["at_budget"].isin([40, 80]) & (table["policy"] != "random")
-        ].itertuples():
+        measures = read(task, "measures").query("setting == 'budget'")
+        table = report.efficiency(report.budget_curves(measures))
+        shown = table["at_budget"].isin([40, 80]) & (table["policy"] != "random")
+        for row in table[shown].itertuples():
+            ratio = f"{row.ratio:.2f} [{row.ratio_low:.2f}, {row.ratio_high:.2f}]"
             rows.append(
                 {
                     "task": task,
                     "random with": row.at_budget,
                     "strategy": row.policy,
                     "labels needed": f"{row.labels:.0f} [{row.low:.0f}, {row.high:.0f}]",
-                    "random labels worth one": (
-                        f"{row.ratio:.2f} [{row.ratio_low:.2f}, {row.ratio_high:.2f}]"
-                    ),
+                    "random labels worth one": ratio,
                     "reached": f"{row.reached:.0%}",
                 }
             )
@@ -207,14 +208,12 @@ def parts() -> str:
 
 
 def ablation() -> str:
-    """SHF-CAS without K, without PACS, and with the difference in place of the sum; shf_cas is
-    what the others are compared with."""
-    return both(
-        ["strategies"],
-        ["pacs", "kendall", "pacs_difference", "shf_cas_threshold"],
-        budget=80,
-        against="shf_cas",
-    )
+    """SHF-CAS without K, without PACS, and with the difference in place of the sum.
+
+    All are compared with shf_cas.
+    """
+    others = ["pacs", "kendall", "pacs_difference", "shf_cas_threshold"]
+    return both(["strategies"], others, budget=80, against="shf_cas")
 
 
 def rounds() -> str:
@@ -222,31 +221,24 @@ def rounds() -> str:
 
 
 def gap() -> str:
-    return both(
-        ["budget"],
-        ["shf_cas", "pacs", "pacs_difference", "uncertainty", "margin"],
-        budget=80,
-        value="gap",
-    )
+    policies = ["shf_cas", "pacs", "pacs_difference", "uncertainty", "margin"]
+    return both(["budget"], policies, budget=80, value="gap")
 
 
 def hardest() -> str:
-    """The end of the over-optimisation curve: what gold gains, and what the reward believes, at
-    the loosest anchor."""
+    """The end of the over-optimisation curve, at the loosest anchor.
+
+    What gold gains, and what the reward believes.
+    """
     rows = []
     for task in TASKS:
         curves = read(task, "curves")
-        end = curves[
-            (curves["setting"] == "budget")
-            & (curves["budget"] == 80)
-            & (curves["beta"] == curves["beta"].min())
-        ]
+        loosest = curves[curves["beta"] == curves["beta"].min()]
+        end = report.rows_at(loosest, "budget", 80)
         for policy in ("proxy", "random", "shf_cas", "pacs_difference", "full", "clean"):
             part = end[end["policy"] == policy]
-            gold, own = (
-                band(part, "gold_gain", f"{task}/gold/{policy}"),
-                band(part, "reward_gain", f"{task}/own/{policy}"),
-            )
+            gold = band(part, "gold_gain", f"{task}/gold/{policy}")
+            own = band(part, "reward_gain", f"{task}/own/{policy}")
             rows.append(
                 {
                     "task": task,
@@ -270,15 +262,12 @@ def sensitivity() -> str:
 
 
 def own_prompts() -> str:
-    return both(
-        ["own_prompts, train_and_feedback, sum", "own_prompts, train_and_feedback, mean"],
-        ["shf_cas", "pacs_difference"],
-    )
+    settings = [f"own_prompts, train_and_feedback, {logp}" for logp in ("sum", "mean")]
+    return both(settings, ["shf_cas", "pacs_difference"])
 
 
 def trained() -> str:
-    """Policies trained with DPO and sampled anew, beside the closed form of the same rewards on
-    the same prompts."""
+    """Policies trained with DPO and sampled anew, beside the closed form of the same rewards."""
     rows = []
     for task in TASKS:
         table = read(task, "trained")
@@ -286,13 +275,13 @@ def trained() -> str:
             report.trained_table(table, against).set_index("policy")
             for against in ("proxy", "random", "base")
         )
-        closed = report.trained_table(
-            table.drop(columns=["gold", "kl"]).rename(
-                columns={"tilted_gold": "gold", "tilted_kl": "kl"}
-            )
-        ).set_index("policy")
+        # the same table, with the closed form's gold in the place of the trained policy's
+        tilted = table.drop(columns=["gold", "kl"])
+        tilted = tilted.rename(columns={"tilted_gold": "gold", "tilted_kl": "kl"})
+        closed = report.trained_table(tilted).set_index("policy")
+        columns = ["over", "over_low", "over_high"]
         for policy in ("base", "proxy", "random", "shf_cas", "clean"):
-            own, columns = over_proxy.loc[policy], ["over", "over_low", "over_high"]
+            own = over_proxy.loc[policy]
             rows.append(
                 {
                     "task": task,
@@ -309,35 +298,32 @@ def trained() -> str:
     return markdown(rows)
 
 
-BLOCKS = {
-    f.__name__: f
-    for f in (
-        levels,
-        predicts,
-        bias,
-        strongest,
-        budgets,
-        efficiency,
-        parts,
-        ablation,
-        rounds,
-        gap,
-        hardest,
-        sensitivity,
-        own_prompts,
-        trained,
-    )
-}
+_FUNCTIONS = [
+    levels,
+    predicts,
+    bias,
+    strongest,
+    budgets,
+    efficiency,
+    parts,
+    ablation,
+    rounds,
+    gap,
+    hardest,
+    sensitivity,
+    own_prompts,
+    trained,
+]
+BLOCKS = {function.__name__: function for function in _FUNCTIONS}
 
 
 def fill(text: str) -> str:
     """The page with every block computed anew."""
-    return re.sub(
-        r"<!-- table: (\w+) -->\n.*?<!-- end -->",
-        lambda m: f"<!-- table: {m[1]} -->\n{BLOCKS[m[1]]()}\n<!-- end -->",
-        text,
-        flags=re.DOTALL,
-    )
+    return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", _filled, text, flags=re.DOTALL)
+
+
+def _filled(block: re.Match) -> str:
+    return f"<!-- table: {block[1]} -->\n{BLOCKS[block[1]]()}\n<!-- end -->"
 
 
 if __name__ == "__main__":

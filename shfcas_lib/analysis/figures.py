@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -58,12 +59,15 @@ LABELS = {
     "d_optimal": "D-optimal",
     "best_of": "proxy's favourites",
 }
-# keeps text readable over points
-PAPER = {
-    "facecolor": "white",
-    "alpha": 0.75,
-    "edgecolor": "none",
-    "pad": 1.5,
+PAPER = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5}  # under text
+# matplotlib's stubs want these keys as literals of their own
+_STYLE: Any = {
+    "text.parse_math": False,
+    "svg.hashsalt": "shfcas",
+    "figure.dpi": 110,
+    "savefig.bbox": "tight",
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
 }
 _NEEDS = {
     "proxy_errors": "gold, or preferences of your own that did not train the proxy",
@@ -73,9 +77,11 @@ _NEEDS = {
 
 
 def figure_function(draw: Callable) -> Callable:
-    """Make draw(axes_factory, table, ...) a function (table, path, ...) that writes path.png,
-    .svg and .csv and returns the figure. Where there is nothing to draw (table is None, or draw
-    returns None), mostly for want of gold, one printed line says so and None is returned."""
+    """Make draw(table, ...) a function (table, path, ...) that writes path.png, .svg and .csv.
+
+    It returns the figure. Where there is nothing to draw (table is None, or draw returns None),
+    mostly for want of gold, one printed line says so and None is returned.
+    """
 
     @functools.wraps(draw)
     def draw_and_write(table: pd.DataFrame | None, path: Path, **options):
@@ -84,40 +90,40 @@ def figure_function(draw: Callable) -> Callable:
 
         # seaborn jitters points from the global generator: the same table gives the same picture
         np.random.seed(0)
-        style = {
-            "text.parse_math": False,
-            "svg.hashsalt": "shfcas",
-            "figure.dpi": 110,
-            "savefig.bbox": "tight",
-            "axes.titlesize": 12,
-            "axes.titleweight": "bold",
-        }
-        with sns.axes_style("whitegrid"), sns.plotting_context("notebook"), plt.rc_context(style):
+        with sns.axes_style("whitegrid"), sns.plotting_context("notebook"), plt.rc_context(_STYLE):
             figure = None if table is None else draw(texts.printable_table(table), **options)
             if figure is None:
                 print(f"figure {path.name}: left out, it needs {_NEEDS.get(draw.__name__, 'gold')}")
                 return None
             figure.tight_layout()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            for suffix, extra in ((".png", {"dpi": 160}), (".svg", {"metadata": {"Date": None}})):
-                with files.atomic(path.with_suffix(suffix)) as target:
-                    figure.savefig(target, format=suffix[1:], **extra)
-            with files.atomic(path.with_suffix(".csv")) as target:
-                texts.table_csv(table, target)
+            _write(figure, table, path)
             plt.close(figure)
         return figure
 
     return draw_and_write
 
 
+def _write(figure, table: pd.DataFrame, path: Path) -> None:
+    """The figure as png and svg, and its table as csv, side by side."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for suffix, extra in ((".png", {"dpi": 160}), (".svg", {"metadata": {"Date": None}})):
+        with files.atomic(path.with_suffix(suffix)) as target:
+            figure.savefig(target, format=suffix[1:], **extra)
+    with files.atomic(path.with_suffix(".csv")) as target:
+        texts.table_csv(table, target)
+
+
 @figure_function
 def proxy_errors(table: pd.DataFrame, judge: str = "gold ranks"):
-    """Where the proxy is wrong. table: group, reward (proxy or clean), value, low, high: pair
-    accuracy on held-out prompts, as the judge has it."""
+    """Where the proxy is wrong.
+
+    table: group, reward (proxy or clean), value, low, high: pair accuracy on held-out prompts, as
+    the judge has it.
+    """
     groups = list(dict.fromkeys(table["group"]))
     figure, axes = subplots(7.5, 0.8 + 0.42 * len(groups))
     shifts = (-0.13, 0.13) if table["reward"].nunique() > 1 else (0,)
-    for shift, (name, part) in zip(shifts, table.groupby("reward", sort=False)):
+    for shift, (name, part) in zip(shifts, table.groupby("reward", sort=False), strict=True):
         dots(axes, part, [groups.index(g) + shift for g in part["group"]], name)
     axes.axvline(0.5, color="0.5", linestyle=":", zorder=0)
     axes.set(
@@ -133,12 +139,16 @@ def proxy_errors(table: pd.DataFrame, judge: str = "gold ranks"):
 
 @figure_function
 def attribute_pull(table: pd.DataFrame, attribute: str):
-    """What the proxy follows. table: reward (gold, clean, proxy), correlation: per prompt, rank
-    correlation with the attribute."""
+    """What the proxy follows.
+
+    table: reward (gold, clean, proxy), correlation: per prompt, rank correlation with the
+    attribute.
+    """
     import seaborn as sns
 
     figure, axes = subplots(7.5, 2.8)
     order = [n for n in ("gold", "clean", "proxy") if n in set(table["reward"])]
+    words = {"gold": "gold", "clean": "reward from\nclean labels", "proxy": "biased proxy"}
     palette = {"gold": "#b8860b", "clean": COLOURS["clean"], "proxy": COLOURS["proxy"]}
     sns.stripplot(
         table,
@@ -165,10 +175,7 @@ def attribute_pull(table: pd.DataFrame, attribute: str):
         title=f"What each reward follows: {attribute}",
         ylim=(len(order) - 0.5, -0.85),
         yticks=range(len(order)),
-        yticklabels=[
-            {"gold": "gold", "clean": "reward from\nclean labels", "proxy": "biased proxy"}[n]
-            for n in order
-        ],
+        yticklabels=[words[name] for name in order],
     )
     return figure
 
@@ -190,6 +197,21 @@ def pacs_plane(table: pd.DataFrame):
         linewidth=0.25,
     )
     axes.plot([-limit, limit], [-limit, limit], color="0.3", linestyle="--", linewidth=1)
+    _regions(axes)
+    axes.set(
+        xlim=(-limit, limit),
+        ylim=(-limit, limit),
+        xlabel="z(ℓ): how likely the policy finds it",
+        ylabel="z(r): how much the proxy likes it",
+        title="Proxy-policy conflict, one dot per completion",
+        aspect="equal",
+    )
+    figure.colorbar(points, ax=axes, label="PACS = z(r) − z(ℓ)")
+    return figure
+
+
+def _regions(axes) -> None:
+    """What the parts of the plane mean, written into it."""
     axes.annotate(
         "proxy and policy agree",
         (-2.45, -2.35),
@@ -205,16 +227,6 @@ def pacs_plane(table: pd.DataFrame):
     axes.annotate(
         "the policy likes what the\nproxy scores down", (0.3, -2.6), fontsize=10, bbox=PAPER
     )
-    axes.set(
-        xlim=(-limit, limit),
-        ylim=(-limit, limit),
-        xlabel="z(ℓ): how likely the policy finds it",
-        ylabel="z(r): how much the proxy likes it",
-        title="Proxy-policy conflict, one dot per completion",
-        aspect="equal",
-    )
-    figure.colorbar(points, ax=axes, label="PACS = z(r) − z(ℓ)")
-    return figure
 
 
 @figure_function
@@ -265,12 +277,14 @@ def kendall_by_category(table: pd.DataFrame):
 
 @figure_function
 def error_roc(table: pd.DataFrame):
-    """Does conflict predict the proxy's error? table: score_name, positive (the proxy ranks the
-    pair wrongly), score."""
+    """Does conflict predict the proxy's error?
+
+    table: score_name, positive (the proxy ranks the pair wrongly), score.
+    """
     figure, axes = subplots(5, 4.6)
-    for (name, part), colour in zip(
-        table.groupby("score_name", sort=False), ("#009e73", "#e69f00", "#56b4e9")
-    ):
+    colours = ("#009e73", "#e69f00", "#56b4e9")  # three scores at most
+    scores = table.groupby("score_name", sort=False)
+    for (name, part), colour in zip(scores, colours, strict=False):
         points = stats.roc_curve(part["positive"], part["score"])
         area = stats.roc_auc(part["positive"], part["score"])
         axes.plot(
@@ -295,8 +309,11 @@ def error_roc(table: pd.DataFrame):
 
 @figure_function
 def contradictions(table: pd.DataFrame):
-    """What the labels bought. table: strategy, round, labels, contradicted (share of decided
-    labels against the reward), ties."""
+    """What the labels bought.
+
+    table: strategy, round, labels, contradicted (share of decided labels against the reward),
+    ties.
+    """
     figure, axes = subplots(7.5, 3.2)
     strategies = list(dict.fromkeys(table["strategy"]))
     width = 0.8 / len(strategies)
@@ -304,7 +321,7 @@ def contradictions(table: pd.DataFrame):
         part = table[table["strategy"] == name]
         x = part["round"] + (k - (len(strategies) - 1) / 2) * width
         axes.bar(x, part["contradicted"], width * 0.9, color=COLOURS.get(name), label=name_of(name))
-        for position, value in zip(x, part["contradicted"]):
+        for position, value in zip(x, part["contradicted"], strict=True):
             axes.annotate(f"{value:.0%}", (position, value), ha="center", va="bottom", fontsize=10)
     axes.axhline(0.5, color="0.5", linestyle=":")
     axes.set(
@@ -322,21 +339,18 @@ def contradictions(table: pd.DataFrame):
 def figure_of_merit(
     table: pd.DataFrame, measure: str = "gold", label: str = "gold reward on held-out prompts"
 ):
-    """One measure for every policy. table: policy, measure, value, low, high. None where nobody
-    measured it, as gold in a run without."""
+    """One measure for every policy.
+
+    table: policy, measure, value, low, high. None where nobody measured it, as gold in a run
+    without.
+    """
     part = table[table["measure"] == measure]
     if not len(part):
         return None
     figure, axes = subplots(7.5, 1 + 0.48 * len(part))
     for row, (_, line) in enumerate(part.iterrows()):
         dots(axes, line.to_frame().T, [row], line["policy"])
-        axes.annotate(
-            f"{line['value']:.3f}",
-            (line["value"], row - 0.18),
-            ha="center",
-            va="bottom",
-            fontsize=10,
-        )
+        _number(axes, f"{line['value']:.3f}", line["value"], row)
     base = part.loc[part["policy"] == "base", "value"]
     if len(base):
         axes.axvline(base.iloc[0], color=COLOURS["base"], linestyle=":", zorder=0)
@@ -352,100 +366,105 @@ def figure_of_merit(
 
 @figure_function
 def label_agreement(table: pd.DataFrame):
-    """Which reward ranks labelled pairs as their labels do? table: asked, reward, labels, value,
-    low, high; a panel for each strategy that asked."""
+    """Which reward ranks labelled pairs as their labels do?
+
+    table: asked, reward, labels, value, low, high; a panel for each strategy that asked.
+    """
     import matplotlib.pyplot as plt
 
-    asked = list(dict.fromkeys(table["asked"]))
-    order = list(dict.fromkeys(table["reward"]))
+    strategies = list(dict.fromkeys(table["asked"]))
+    rewards = list(dict.fromkeys(table["reward"]))
     figure, panels = plt.subplots(
         1,
-        len(asked),
-        figsize=(2 + 3.4 * len(asked), 1.5 + 0.5 * len(order)),
+        len(strategies),
+        figsize=(2 + 3.4 * len(strategies), 1.5 + 0.5 * len(rewards)),
         sharey=True,
         sharex=True,
         squeeze=False,
     )
-    for axes, name in zip(panels[0], asked):
-        part = table[table["asked"] == name].set_index("reward")
-        for row, reward in enumerate(order):
-            line = part.loc[[reward]]
-            dots(axes, line, [row], reward)
-            axes.annotate(
-                f"{line['value'].iloc[0]:.0%}",
-                (line["value"].iloc[0], row - 0.18),
-                ha="center",
-                va="bottom",
-                fontsize=10,
-            )
-        axes.axvline(0.5, color="0.5", linestyle=":", zorder=0)
-        chosen = (
-            "random pairs"
-            if name == "random"
-            else f"pairs that {name_of(name).removesuffix(' labels')} chose"
-        )
-        axes.set(
-            title=f"{part['labels'].iloc[0]} labels on\n{chosen}",
-            yticks=range(len(order)),
-            xlabel="share of pairs ranked as labelled\n(0.5: chance, bar: 95% interval)",
-            yticklabels=[
-                "proxy" if reward == "proxy" else f"refined: {name_of(reward)}" for reward in order
-            ],
-        )
-        axes.set_ylim(len(order) - 0.5, -0.7)
+    for axes, strategy in zip(panels[0], strategies, strict=True):
+        part = table[table["asked"] == strategy].set_index("reward")
+        _agreement_panel(axes, part, rewards, _chosen_by(strategy))
     return figure
+
+
+def _agreement_panel(axes, part: pd.DataFrame, rewards: list[str], chosen: str) -> None:
+    """The rewards on the labels of one strategy. part: labels, value, low, high by reward."""
+    for row, reward in enumerate(rewards):
+        line = part.loc[[reward]]
+        value = line["value"].iloc[0]
+        dots(axes, line, [row], reward)
+        _number(axes, f"{value:.0%}", value, row)
+    axes.axvline(0.5, color="0.5", linestyle=":", zorder=0)
+    axes.set(
+        title=f"{part['labels'].iloc[0]} labels on\n{chosen}",
+        yticks=range(len(rewards)),
+        xlabel="share of pairs ranked as labelled\n(0.5: chance, bar: 95% interval)",
+        yticklabels=[_reward_name(reward) for reward in rewards],
+    )
+    axes.set_ylim(len(rewards) - 0.5, -0.7)
+
+
+def _chosen_by(strategy: str) -> str:
+    """The pairs that a strategy asked about, in words."""
+    if strategy == "random":
+        return "random pairs"
+    return f"pairs that {name_of(strategy).removesuffix(' labels')} chose"
+
+
+def _reward_name(reward: str) -> str:
+    return "proxy" if reward == "proxy" else f"refined: {name_of(reward)}"
 
 
 @figure_function
 def over_optimisation(table: pd.DataFrame):
-    """Gold and own reward against KL as beta falls. table: policy, beta, kl, reward_gain,
-    gold_gain; without gold refined_gain in its place."""
-    judge = "gold_gain" if "gold_gain" in table else "refined_gain"
-    title = (
-        "Over-optimisation: solid is gold, dashed is what the reward believes"
-        if judge == "gold_gain"
-        else "Solid: what the refined reward says; dashed: what the reward believes"
-    )
+    """Gold and own reward against KL as beta falls.
+
+    table: policy, beta, kl, reward_gain, gold_gain; without gold refined_gain in its place.
+    """
+    judge = "refined_gain"
+    title = "Solid: what the refined reward says; dashed: what the reward believes"
+    if "gold_gain" in table:
+        judge = "gold_gain"
+        title = "Over-optimisation: solid is gold, dashed is what the reward believes"
     figure, axes = subplots(8, 4.2)
     ends = []
     for name, part in table.groupby("policy", sort=False):
         part = part.sort_values("kl")
-        axes.plot(
-            part["kl"],
-            part[judge],
-            color=COLOURS.get(name),
-            marker="o",
-            markersize=4,
-            linewidth=2.2,
-        )
-        axes.plot(
-            part["kl"],
-            part["reward_gain"],
-            color=COLOURS.get(name),
-            linestyle="--",
-            linewidth=1.1,
-            alpha=0.7,
-        )
-        ends.append((part[judge].iloc[-1], part["kl"].iloc[-1], name))
-    lowest = -np.inf
-    for height, right, name in sorted(ends):  # labels pushed apart where lines end close together
-        lowest = max(height, lowest + 0.09)
-        axes.annotate(
-            name_of(name),
-            (right, height),
-            xytext=(max(e[1] for e in ends) + 0.05, lowest),
-            color=COLOURS.get(name),
-            va="center",
-            fontsize=10,
-        )
+        kl, colour = part["kl"], COLOURS.get(name)
+        axes.plot(kl, part[judge], color=colour, marker="o", markersize=4, linewidth=2.2)
+        own = part["reward_gain"]
+        axes.plot(kl, own, color=colour, linestyle="--", linewidth=1.1, alpha=0.7)
+        ends.append((part[judge].iloc[-1], kl.iloc[-1], name))
+
+    farthest = max(right for _, right, _ in ends)
+    _name_ends(axes, ends, farthest + 0.05)
     axes.axhline(0, color="0.5", linestyle=":")
     axes.set(
         xlabel="KL from the base policy, nats (right: harder optimisation)",
         ylabel="gain, standard deviations",
         title=title,
     )
-    axes.set_xlim(0, max(e[1] for e in ends) * 1.32 + 0.1)
+    axes.set_xlim(0, farthest * 1.32 + 0.1)
     return figure
+
+
+def _name_ends(axes, ends: list[tuple[float, float, str]], right: float) -> None:
+    """A policy's name beside the end (height, place, policy) of its line.
+
+    Names are pushed apart where lines end close together.
+    """
+    lowest = -np.inf
+    for height, place, policy in sorted(ends):
+        lowest = max(height, lowest + 0.09)
+        axes.annotate(
+            name_of(policy),
+            (place, height),
+            xytext=(right, lowest),
+            color=COLOURS.get(policy),
+            va="center",
+            fontsize=10,
+        )
 
 
 @figure_function
@@ -455,6 +474,7 @@ def seeds(table: pd.DataFrame, label: str = "gold reward, mean of the seed's hel
 
     order = list(dict.fromkeys(table["policy"]))
     figure, axes = subplots(7.5, 1 + 0.5 * len(order))
+    # seeds as thin lines behind the dots: pairs of one seed belong together
     for _, part in table.groupby("seed"):
         part = part.set_index("policy").loc[order]
         axes.plot(part["gold"], range(len(order)), color="0.75", linewidth=0.6, zorder=0)
@@ -486,20 +506,21 @@ def seeds(table: pd.DataFrame, label: str = "gold reward, mean of the seed's hel
 
 @figure_function
 def conflict_change(table: pd.DataFrame):
-    """Conflict before and after. table: policy, measure, value, low, high with measures kendall
-    and mean_abs_pacs."""
+    """Conflict before and after.
+
+    table: policy, measure, value, low, high with measures kendall and mean_abs_pacs.
+    """
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, 2, figsize=(8, 2.6), sharey=True)
-    for axes, measure, label in zip(
-        panels, ("kendall", "mean_abs_pacs"), ("Kendall-tau distance K", "mean |PACS|")
-    ):
+    measures = ("kendall", "mean_abs_pacs")
+    words = ("Kendall-tau distance K", "mean |PACS|")
+    for axes, measure, label in zip(panels, measures, words, strict=True):
         part = table[table["measure"] == measure].reset_index(drop=True)
         for row, line in part.iterrows():
             dots(axes, line.to_frame().T, [row], line["policy"])
-        axes.set(
-            yticks=range(len(part)), yticklabels=[name_of(p) for p in part["policy"]], xlabel=label
-        )
+        names = [name_of(policy) for policy in part["policy"]]
+        axes.set(yticks=range(len(part)), yticklabels=names, xlabel=label)
         axes.set_ylim(len(part) - 0.5, -0.5)
     figure.suptitle(
         "Conflict between reward and base policy, held-out prompts", fontweight="bold", fontsize=12
@@ -528,6 +549,11 @@ def dots(axes, part: pd.DataFrame, rows: list[float], name: str) -> None:
     )
 
 
+def _number(axes, text: str, value: float, row: float) -> None:
+    """A number above the dot that stands at a value in a row."""
+    axes.annotate(text, (value, row - 0.18), ha="center", va="bottom", fontsize=10)
+
+
 def legend(axes) -> None:
     """A legend beside the panel."""
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
@@ -541,4 +567,6 @@ def name_of(policy: str) -> str:
 def short(category: str) -> str:
     """A category's name, cut at a word."""
     text = category.replace("_", " ")
-    return text if len(text) < 32 else text[:30].rsplit(" ", 1)[0] + " …"
+    if len(text) < 32:
+        return text
+    return text[:30].rsplit(" ", 1)[0] + " …"

@@ -1,5 +1,6 @@
 """Whoever answers: people, a judge, both, and files that travel to Label Studio or a
-spreadsheet."""
+spreadsheet.
+"""
 
 import lazy_loader
 

@@ -1,11 +1,14 @@
 """Comparisons that travel as files, to people who answer in Label Studio or in a spreadsheet, and
 their answers back.
 
-    write(pending(run), Path("tasks.json"))              # and tasks.xml, the labelling configuration; or tasks.csv
-    bring_in(run, Path("answers.json"), annotator)       # Label Studio's JSON export, or the filled-in csv
+    write_questions(pending(run), Path("tasks.json"))  # and tasks.xml, the labelling
+                                                       # configuration; or tasks.csv
+    bring_in(run, Path("answers.json"))                # Label Studio's JSON export, or the
+                                                       # filled-in csv
 
 The order in which two completions are shown is drawn per comparison from the run's seed. An
-import is all or nothing, and importing the same file again changes nothing."""
+import is all or nothing, and importing the same file again changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -26,48 +29,35 @@ from shfcas_lib.storage import files, runs
 from shfcas_lib.storage.labels import LabelStore
 
 _TEXTS = ["prompt_id", "index", "prompt", "completion"]
-_LARGEST = (
-    256_000_000  # bytes of a file of answers; it is held whole, because an import is all or nothing
-)
+# bytes of a file of answers; it is read whole, because an import is all or nothing
+_LARGEST = 256_000_000
 
 
-# what is asked
+# --- what is asked
 def asked_comparisons(run: runs.Run) -> pd.DataFrame:
-    """Every comparison that the run has chosen so far, one row per strategy that chose it:
-    prompt_id, i, j, strategy, reason, the texts prompt, one (completion i) and other (completion
-    j), their hash as code, store (the file of labels), open (its round has not read the answers
-    yet) and answered (the store holds one)."""
-    stage = run.folder / "03_feedback"
-    paths = sorted(
-        stage.glob("[!.]*/round_*/comparisons.parquet"),
-        key=lambda p: (p.parts[-3], int(p.parts[-2].split("_")[1])),
-    )
-    if not run.belongs("03_feedback") or not paths:
-        raise InputError(
-            f"{stage} holds no comparisons yet: run notebook 03 with the same parameters first, it"
-            " stops for answers"
-        )
+    """Every comparison that the run has chosen so far, one row per strategy that chose it.
+
+    Columns:
+
+        prompt_id, i, j   the comparison
+        strategy, reason  who chose it, and why
+        prompt            its text
+        one, other        the texts of completions i and j
+        code              a hash of the texts
+        store             the file of labels
+        open              its round has not read the answers yet
+        answered          the store holds an answer
+    """
+    paths = _comparison_files(run)
     pool = run.require("02_conflict", "pool_feedback")
     tables = []
     for path in paths:
         strategy = path.parent.parent
-        # two strategies may use one index for two texts
-        pools = [
-            pool,
-            *map(pd.read_parquet, strategy.glob("round_*/next_pool.parquet")),
-        ]
-        text = {
-            (p, index): texts
-            for table in pools
-            for p, index, *texts in table[_TEXTS].itertuples(index=False, name=None)
-        }
-        tables.append(
-            _with_texts(pd.read_parquet(path), text).assign(
-                store=str(strategy / "labels.sqlite"),
-                open=not (path.parent / "labels.parquet").exists(),
-                answered=False,
-            )
-        )
+        table = _with_texts(pd.read_parquet(path), _texts_of(pool, strategy))
+        table["store"] = str(strategy / "labels.sqlite")
+        table["open"] = not (path.parent / "labels.parquet").exists()
+        table["answered"] = False
+        tables.append(table)
     table = pd.concat(tables, ignore_index=True)
     for file, rows in table.groupby("store"):
         with LabelStore(Path(file)) as store:
@@ -76,28 +66,67 @@ def asked_comparisons(run: runs.Run) -> pd.DataFrame:
     return table
 
 
+def _comparison_files(run: runs.Run) -> list[Path]:
+    """The comparisons of every strategy and round, rounds in order. Raises InputError."""
+    stage = run.folder / "03_feedback"
+    paths = list(stage.glob("[!.]*/round_*/comparisons.parquet"))
+    if not run.belongs("03_feedback") or not paths:
+        raise InputError(
+            f"{stage} holds no comparisons yet: run notebook 03 with the same parameters first, it"
+            " stops for answers"
+        )
+    return sorted(paths, key=_strategy_and_round)
+
+
+def _strategy_and_round(path: Path) -> tuple[str, int]:
+    *_, strategy, folder, _ = path.parts
+    return strategy, int(folder.split("_")[1])
+
+
+def _texts_of(pool: pd.DataFrame, strategy: Path) -> dict[tuple[str, int], tuple[str, str]]:
+    """(prompt_id, index) -> (prompt, completion), with the completions sampled in later rounds.
+
+    One for each strategy: two may use one index for two texts.
+    """
+    later = [pd.read_parquet(path) for path in strategy.glob("round_*/next_pool.parquet")]
+    texts = {}
+    for table in [pool, *later]:
+        for prompt_id, index, prompt, completion in table[_TEXTS].itertuples(index=False):
+            texts[prompt_id, index] = prompt, completion
+    return texts
+
+
 def _with_texts(
-    comparisons: pd.DataFrame, text: dict[tuple[str, int], tuple[str, str]]
+    comparisons: pd.DataFrame, texts: dict[tuple[str, int], tuple[str, str]]
 ) -> pd.DataFrame:
-    """text: (prompt_id, index) -> (prompt, completion)."""
-    one, other = (
-        [text[key] for key in zip(comparisons["prompt_id"], comparisons[side])]
-        for side in ("i", "j")
-    )
-    codes = [
-        hashlib.sha256(json.dumps([*a, b[1]]).encode()).hexdigest()[:8] for a, b in zip(one, other)
-    ]
+    """Comparisons with the columns prompt, one, other and code."""
+    one = _side(comparisons, "i", texts)
+    other = _side(comparisons, "j", texts)
     return comparisons.assign(
-        prompt=[plain(a[0]) for a in one],
-        one=[a[1] for a in one],
-        other=[b[1] for b in other],
-        code=codes,
+        prompt=[plain(prompt) for prompt, _ in one],
+        one=[completion for _, completion in one],
+        other=[completion for _, completion in other],
+        code=[_code(*a, b) for a, (_, b) in zip(one, other, strict=True)],
     )
+
+
+def _side(
+    comparisons: pd.DataFrame, side: str, texts: dict[tuple[str, int], tuple[str, str]]
+) -> list[tuple[str, str]]:
+    keys = zip(comparisons["prompt_id"], comparisons[side], strict=True)
+    return [texts[key] for key in keys]
+
+
+def _code(*parts: str) -> str:
+    """Eight hex digits that stand for the texts of a question."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]
 
 
 def pending(run: runs.Run) -> pd.DataFrame:
-    """The questions that wait for an answer, most conflicted first: question, prompt, left,
-    right. A comparison that two strategies chose is one question."""
+    """The questions that wait for an answer, most conflicted first: question, prompt, left, right.
+
+    A comparison that two strategies chose is one question.
+    """
     table = asked_comparisons(run)
     return as_questions(table[table["open"] & ~table["answered"]], run.params.seed)
 
@@ -107,18 +136,19 @@ def as_questions(comparisons: pd.DataFrame, seed: int) -> pd.DataFrame:
     rows = []
     for row in comparisons.drop_duplicates([*KEY, "code"]).itertuples():
         turned = rng(seed, f"order/{row.prompt_id}/{row.i}/{row.j}").random() < 0.5
-        (left, left_text), (right, right_text) = [(row.i, row.one), (row.j, row.other)][
-            :: -1 if turned else 1
-        ]
-        rows.append(
-            (f"q-{row.prompt_id}-{left}-{right}-{row.code}", row.prompt, left_text, right_text)
-        )
+        left, right, left_text, right_text = row.i, row.j, row.one, row.other
+        if turned:
+            left, right, left_text, right_text = row.j, row.i, row.other, row.one
+        question = f"q-{row.prompt_id}-{left}-{right}-{row.code}"
+        rows.append((question, row.prompt, left_text, right_text))
     return pd.DataFrame(rows, columns=COLUMNS[:4])
 
 
 def write_questions(questions: pd.DataFrame, path: Path) -> list[Path]:
-    """Write a task file for Label Studio (.json, with the labelling configuration beside it as
-    .xml) or a spreadsheet (.csv)."""
+    """Write a task file for Label Studio (.json) or a spreadsheet (.csv); returns what was written.
+
+    Beside a .json stands the labelling configuration, as .xml. Raises InputError.
+    """
     kind = _kind(path)
     if not len(questions):
         raise InputError("nothing waits for an answer")
@@ -139,30 +169,26 @@ def write_questions(questions: pd.DataFrame, path: Path) -> list[Path]:
     return list(contents)
 
 
-# back into the run
+# --- back into the run
 def bring_in(run: runs.Run, path: Path, annotator: str = "spreadsheet") -> dict:
-    """Put the answers of a file into the run's label stores, all of them or, with an InputError,
-    none.
+    """Put the answers of a file into the run's label stores, all of them or none.
 
-    Returns counts: added; known (the store has the same answer of the same person); closed (the
-    round has read its answers already); waiting (questions that are still open)."""
+    annotator: who answered, where a row of a csv does not say. Raises InputError, and then
+    nothing was stored. Returns counts:
+
+        added
+        known    the store has the same answer of the same person
+        closed   the round has read its answers already
+        waiting  questions that are still open
+    """
     kind = _kind(path)
-    try:
-        if path.stat().st_size > _LARGEST:
-            raise InputError(
-                f"{path} has {path.stat().st_size / 1e6:.0f} MB, expected at most"
-                f" {_LARGEST / 1e6:.0f}"
-            )
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: save it as 'CSV UTF-8'") from error
-    answers = (
-        from_csv(text, str(path), annotator)
-        if kind == "csv"
-        else from_label_studio(text, str(path))
-    )
+    text = _content(path)
+    if kind == "csv":
+        answers = from_csv(text, str(path), annotator)
+    else:
+        answers = from_label_studio(text, str(path))
+
+    # whatever can be wrong is found before the first answer is stored
     table = asked_comparisons(run)
     chosen = {key: rows.iloc[0] for key, rows in table.groupby([*KEY, "code"])}
     for answer in answers:
@@ -170,39 +196,54 @@ def bring_in(run: runs.Run, path: Path, annotator: str = "spreadsheet") -> dict:
             raise InputError(f"{answer.where}: run {run.params.run!r} asks no such question")
     if kind == "csv":
         check_texts(text, str(path), chosen)
+
+    # one transaction a strategy; a second import adds what an interrupted one left out
     counts = Counter(added=0, known=0, closed=0)
-    # One transaction a strategy; what can be wrong was checked above, and a second import adds
-    # what an interrupted one left out.
     for file, rows in table.groupby("store"):
+        comparisons = {tuple(row[[*KEY, "code"]]): row for _, row in rows.iterrows()}
         with LabelStore(Path(file)) as store:
-            counts.update(
-                _add(
-                    store, {tuple(row[[*KEY, "code"]]): row for _, row in rows.iterrows()}, answers
-                )
-            )
+            counts.update(_add(store, comparisons, answers))
     return {**counts, "waiting": len(pending(run))}
+
+
+def _content(path: Path) -> str:
+    """The text of a file of answers. Raises InputError."""
+    try:
+        size = path.stat().st_size
+        if size > _LARGEST:
+            raise InputError(
+                f"{path} has {size / 1e6:.0f} MB, expected at most {_LARGEST / 1e6:.0f}"
+            )
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8: save it as 'CSV UTF-8'") from error
 
 
 def _add(store: LabelStore, comparisons: dict[tuple, pd.Series], answers: list[Answer]) -> Counter:
     """Append the answers that belong to these comparisons, all or none."""
-    given = store.by_annotator()
-    given = given[given["j"].notna() & ~given["repeat"]]
+    stored = store.by_annotator()
+    stored = stored[stored["j"].notna() & ~stored["repeat"]]
     latest = {
-        (row.prompt_id, row.i, int(row.j), row.annotator): row.answer for row in given.itertuples()
+        (row.prompt_id, row.i, int(row.j), row.annotator): row.answer for row in stored.itertuples()
     }
-    final = {}  # of several by one person the last, at its place
+    final: dict[tuple, Answer] = {}  # of several by one person the last, at its place
     for answer in answers:
         if answer.key in comparisons:
-            final.pop((*answer.key[:3], answer.annotator), None)
-            final[*answer.key[:3], answer.annotator] = answer
-    counts, new = Counter(), []
+            who = (*answer.key[:3], answer.annotator)
+            final.pop(who, None)
+            final[who] = answer
+    counts: Counter[str] = Counter()
+    new = []
     for who, answer in final.items():
+        comparison = comparisons[answer.key]
         if latest.get(who) == answer.answer:
             counts["known"] += 1
-        elif not comparisons[answer.key]["open"]:
+        elif not comparison["open"]:
             counts["closed"] += 1
         else:
-            new.append((comparisons[answer.key], answer.answer, answer.annotator, answer.left))
+            new.append((comparison, answer.answer, answer.annotator, answer.left))
     store.add_all(new)
     return counts + Counter(added=len(new))
 

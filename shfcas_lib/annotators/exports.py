@@ -15,12 +15,15 @@ from shfcas_lib.storage.labels import _KEY, LabelStore
 
 
 def agreement(store: LabelStore) -> pd.DataFrame:
-    """How far people agree with themselves and with each other: columns measure, who, value, items.
+    """How far people agree with themselves and with each other.
+
+    Columns: measure, who, value, items.
 
     Self-agreement is the share of blind repeats that got the same answer. Between people, answers
     are categories (first, second, tie, both_bad; or the ratings): Cohen's kappa for every pair of
     them over what both answered, Krippendorff's alpha over all. 1 is perfect, 0 what chance would
-    give; NaN where it is not defined, as where only one category was ever used."""
+    give; NaN where it is not defined, as where only one category was ever used.
+    """
     table = store.by_annotator()
     table = table[table["answer"] != "skip"].assign(j=table["j"].fillna(-1))
     once, again = table[~table["repeat"]], table[table["repeat"]]
@@ -35,22 +38,11 @@ def agreement(store: LabelStore) -> pd.DataFrame:
             continue
         for one, other in combinations(wide, 2):
             shared = wide[[one, other]].dropna()
-            rows.append(
-                (
-                    f"Cohen's kappa, {kind}",
-                    f"{one} and {other}",
-                    _kappa(shared[one], shared[other]),
-                    len(shared),
-                )
-            )
-        rows.append(
-            (
-                f"Krippendorff's alpha, {kind}",
-                ", ".join(wide),
-                _alpha(wide),
-                int((wide.notna().sum(axis=1) > 1).sum()),
-            )
-        )
+            kappa = _kappa(shared[one], shared[other])
+            rows.append((f"Cohen's kappa, {kind}", f"{one} and {other}", kappa, len(shared)))
+        several = wide.notna().sum(axis=1) > 1
+        names, alpha = ", ".join(wide), _alpha(wide[several])
+        rows.append((f"Krippendorff's alpha, {kind}", names, alpha, int(several.sum())))
     return pd.DataFrame(rows, columns=["measure", "who", "value", "items"])
 
 
@@ -60,17 +52,14 @@ def _kappa(one: pd.Series, other: pd.Series) -> float:
     words = sorted(set(one) | set(other))
     if len(words) < 2:
         return math.nan
-    return float(
-        cohens_kappa(
-            pd.crosstab(one, other).reindex(index=words, columns=words, fill_value=0).to_numpy()
-        ).kappa
-    )
+    counts = pd.crosstab(one, other).reindex(index=words, columns=words, fill_value=0)
+    return float(cohens_kappa(counts.to_numpy()).kappa)
 
 
-def _alpha(wide: pd.DataFrame) -> float:
+def _alpha(shared: pd.DataFrame) -> float:
+    """Krippendorff's alpha. shared: the items that several people answered, by people."""
     import krippendorff
 
-    shared = wide[wide.notna().sum(axis=1) > 1]
     codes, words = pd.factorize(shared.to_numpy().ravel(), sort=True)
     if len(words) < 2:
         return math.nan
@@ -81,14 +70,18 @@ def _alpha(wide: pd.DataFrame) -> float:
 def export(
     store: LabelStore, completions: pd.DataFrame, folder: Path, conversational: bool = False
 ) -> dict[str, int]:
-    """Write what people said, for this library and for others; returns how many rows of each kind
-    there are.
+    """Write what people said, for this library and for others.
 
-    labels.parquet: one row a comparison. answers.parquet: who said what. ratings.parquet.
-    preferences.jsonl and preferences.parquet: TRL's preference format, prompt, chosen, rejected,
-    as text or (conversational) as messages; ties and skipped comparisons have no chosen side, so
-    they are left out and counted. completions: prompt_id, index, prompt, completion of all that
-    was compared."""
+    completions: prompt_id, index, prompt, completion of all that was compared. Returns how many
+    rows of each kind there are. Files:
+
+        labels.parquet       one row a comparison
+        answers.parquet      who said what
+        ratings.parquet      ratings of single completions
+        preferences.parquet  TRL's preference format: prompt, chosen, rejected, as text or
+        preferences.jsonl    (conversational) as messages; ties and skipped comparisons have no
+                             chosen side, so they are left out and counted
+    """
     labels = store.labels()
     decided = labels[labels["label"].notna() & (labels["label"] != 0.5)]
     pairs = as_preferences(decided, completions, conversational)
@@ -116,30 +109,25 @@ def as_preferences(
     labels: pd.DataFrame, completions: pd.DataFrame, conversational: bool = False
 ) -> pd.DataFrame:
     """Decided labels as TRL preferences: prompt, chosen, rejected, in the order of `labels`.
-    Raises InputError for a completion that the table lacks."""
+
+    Raises InputError for a completion that the table lacks.
+    """
     texts = completions.drop_duplicates(["prompt_id", "index"]).set_index(["prompt_id", "index"])
     rows = []
     for row in labels.itertuples():
         chosen, rejected = (row.i, row.j) if row.label > 0.5 else (row.j, row.i)
-        for index in (chosen, rejected):
-            if (row.prompt_id, index) not in texts.index:
+        first, second = (row.prompt_id, chosen), (row.prompt_id, rejected)
+        for key in (first, second):
+            if key not in texts.index:
                 raise InputError(
-                    f"completion {index} of prompt {row.prompt_id} was compared, but is not among"
+                    f"completion {key[1]} of prompt {row.prompt_id} was compared, but is not among"
                     " the completions to export"
                 )
-        rows.append(
-            (
-                texts.loc[(row.prompt_id, chosen), "prompt"],
-                texts.loc[(row.prompt_id, chosen), "completion"],
-                texts.loc[(row.prompt_id, rejected), "completion"],
-            )
-        )
+        prompt, better = texts.loc[first, "prompt"], texts.loc[first, "completion"]
+        rows.append((prompt, better, texts.loc[second, "completion"]))
     table = pd.DataFrame(rows, columns=["prompt", "chosen", "rejected"])
     if conversational:
-        for column, role in (
-            ("prompt", "user"),
-            ("chosen", "assistant"),
-            ("rejected", "assistant"),
-        ):
+        roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+        for column, role in roles.items():
             table[column] = [[{"role": role, "content": text}] for text in table[column]]
     return table

@@ -12,15 +12,16 @@ from shfcas_lib.annotators.questions import COLUMNS, SHOWN, SIDES, Answer, answe
 from shfcas_lib.base.errors import InputError
 
 
-# Label Studio
 def tasks(questions: pd.DataFrame) -> list[dict]:
     """Label Studio's task list, one task a question."""
     return [{"data": row} for row in questions[COLUMNS[:4]].to_dict("records")]
 
 
 def labelling_configuration() -> str:
-    """The labelling configuration that belongs to `tasks`. Texts are shown as text, never as
-    HTML."""
+    """The labelling configuration that belongs to `tasks`.
+
+    Texts are shown as text, never as HTML.
+    """
     view = ElementTree.Element("View")
     ElementTree.SubElement(view, "Style").text = ".htx-text { white-space: pre-wrap; }"
     _text(view, "Request", "prompt")
@@ -38,9 +39,8 @@ def labelling_configuration() -> str:
         required="true",
         showInline="true",
     )
-    for number, value in enumerate(
-        (answer for answer in SHOWN if answer != "skip"), 1
-    ):  # Label Studio has a button to skip
+    offered = [answer for answer in SHOWN if answer != "skip"]  # it has a button to skip
+    for number, value in enumerate(offered, 1):
         ElementTree.SubElement(choices, "Choice", value=value, hotkey=str(number))
     ElementTree.indent(view)
     return ElementTree.tostring(view, encoding="unicode") + "\n"
@@ -52,19 +52,19 @@ def _text(parent: ElementTree.Element, title: str, name: str) -> None:
 
 
 def from_label_studio(text: str, origin: str) -> list[Answer]:
-    """Answers in a JSON export of Label Studio, oldest first. Cancelled (skipped) annotations are
-    left out. Raises InputError."""
+    """Answers in a JSON export of Label Studio, oldest first.
+
+    Cancelled (skipped) annotations are left out. Raises InputError.
+    """
     try:
         exported = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{origin} is not valid JSON: {error}") from error
     if not isinstance(exported, list) or not all(isinstance(task, dict) for task in exported):
         raise InputError(f"{origin}: expected the list of tasks that Label Studio exports as JSON")
-    dated = [
-        pair
-        for number, task in enumerate(exported, 1)
-        for pair in _annotations(task, f"{origin}, task {number}")
-    ]
+    dated: list[tuple[tuple[str, int], Answer]] = []
+    for number, task in enumerate(exported, 1):
+        dated += _annotations(task, f"{origin}, task {number}")
     return [answer for _, answer in sorted(dated, key=lambda pair: pair[0])]
 
 
@@ -80,47 +80,43 @@ def _annotations(task: dict, where: str) -> Iterable[tuple[tuple[str, int], Answ
             )
         if annotation.get("was_cancelled"):
             continue
+
+        # one choice a person, beside notes and whatever else the project asks for
         result = annotation.get("result") or []
         if not isinstance(result, list):
             raise InputError(
                 f"{where} ({name}): the result of an annotation is {type(result).__name__},"
                 " expected a list"
             )
-        given = [choice for choice in map(_choice, result) if choice is not None]
-        if len(given) != 1:
+        choices = [choice for choice in map(_choice, result) if choice is not None]
+        if len(choices) != 1:
             raise InputError(
-                f"{where} ({name}): annotation {annotation.get('id')} holds {len(given)} answers,"
+                f"{where} ({name}): annotation {annotation.get('id')} holds {len(choices)} answers,"
                 " expected one"
             )
-        when = (
-            str(annotation.get("updated_at") or annotation.get("created_at") or ""),
-            _whole(annotation.get("id")),
-        )
-        yield (
-            when,
-            answer_of(
-                name, given[0], _person(annotation.get("completed_by"), where), f"{where} ({name})"
-            ),
-        )
+        time = str(annotation.get("updated_at") or annotation.get("created_at") or "")
+        who = _person(annotation.get("completed_by"), where)
+        answer = answer_of(name, choices[0], who, f"{where} ({name})")
+        yield (time, _whole(annotation.get("id"))), answer
 
 
 def _choice(result) -> str | None:
     """The choice in one result of an annotation; None where the result is something else, such as
-    a note."""
-    if (
-        not isinstance(result, dict)
-        or result.get("type") != "choices"
-        or result.get("from_name") != "answer"
-    ):
+    a note.
+    """
+    if not isinstance(result, dict):
+        return None
+    if result.get("type") != "choices" or result.get("from_name") != "answer":
         return None
     value = result.get("value")
     choices = value.get("choices") if isinstance(value, dict) else None
-    return str(choices[0]) if isinstance(choices, list) and len(choices) == 1 else ""
+    if not isinstance(choices, list) or len(choices) != 1:
+        return ""
+    return str(choices[0])
 
 
 def _person(who, where: str) -> str:
-    """The annotator's name: the e-mail address where the export has it, else Label Studio's
-    number for the person."""
+    """The annotator's name: the e-mail address, or else Label Studio's number for the person."""
     if isinstance(who, dict):
         who = who.get("email") or who.get("id")
     if isinstance(who, bool) or not isinstance(who, (int, str)) or who == "":

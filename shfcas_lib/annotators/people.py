@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -12,31 +13,37 @@ from shfcas_lib.annotators.mixed import Mixed
 from shfcas_lib.base import places
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.data import formats
-from shfcas_lib.feedback import KEY, Annotator, Answered, SimulatedHuman, SimulatedHumanAtOnce
+from shfcas_lib.feedback import KEY, Answered, SimulatedHuman, SimulatedHumanAtOnce
 from shfcas_lib.gold import GoldReward
 from shfcas_lib.params.schema import Feedback, Rows
 from shfcas_lib.storage.labels import ANSWERS
 
 
 class Team:
-    """People elsewhere, who answer through files: answers come into the label store by `import`,
-    so whatever is asked of this annotator is still open, and the loop stops with a sentence that
-    says how to go on."""
+    """People elsewhere, who answer through files.
+
+    Answers come into the label store by `import`, so whatever is asked of this annotator is still
+    open, and the loop stops with a sentence that says how to go on.
+    """
 
     name = "team"
 
     def answer_all(self, comparisons: pd.DataFrame, shown: pd.DataFrame, known: set) -> Answered:
         """Raises InputError while any comparison is open."""
-        waiting = [
-            key for key in comparisons[KEY].itertuples(index=False, name=None) if key not in known
-        ]
+        waiting = _open(comparisons, known)
         if waiting:
             raise InputError(
-                f"{len(waiting)} comparisons of this round wait for the team: `shfcas export PARAMS"
+                f"{waiting} comparisons of this round wait for the team: `shfcas export PARAMS"
                 " tasks.json` (Label Studio) or tasks.csv (spreadsheet), `shfcas import PARAMS"
                 " FILE` with the answers, then the same command again"
             )
         yield from ()
+
+
+def _open(comparisons: pd.DataFrame, known: set) -> int:
+    """How many comparisons are not answered yet."""
+    keys = comparisons[KEY].itertuples(index=False, name=None)
+    return sum(key not in known for key in keys)
 
 
 _ANSWER = ("prompt_id", "i", "j", "answer")
@@ -46,7 +53,8 @@ class Unanswered(InputError):
     """Comparisons wait for a person. Nothing went wrong: answer them and call again.
 
     comparisons: all that were asked together, as `ask` got them; completions: what to show of
-    them; missing: how many lack an answer."""
+    them; missing: how many lack an answer.
+    """
 
     def __init__(self, comparisons: pd.DataFrame, completions: pd.DataFrame, missing: int):
         super().__init__(
@@ -62,8 +70,9 @@ class Unanswered(InputError):
 
 
 class Person:
-    """People who answer in their own time, on the screen of module widget. `ask` never waits for
-    them: it raises Unanswered.
+    """People who answer in their own time, on the screen of module widget.
+
+    `ask` never waits for them: it raises Unanswered.
 
     people: how many must answer each comparison before the loop goes on.
     """
@@ -75,17 +84,17 @@ class Person:
 
     def answer_all(self, comparisons: pd.DataFrame, shown: pd.DataFrame, known: set) -> Answered:
         """Nothing, where all is answered. Raises Unanswered otherwise."""
-        missing = sum(
-            key not in known for key in comparisons[KEY].itertuples(index=False, name=None)
-        )
+        missing = _open(comparisons, known)
         if missing:
             raise Unanswered(comparisons, shown.reset_index(drop=True), missing)
         yield from ()
 
 
 class Replay:
-    """Answers out of a table with prompt_id, i, j, answer. Raises InputError for a comparison it
-    does not hold."""
+    """Answers out of a table with prompt_id, i, j, answer.
+
+    Raises InputError for a comparison it does not hold.
+    """
 
     name = "replay"
 
@@ -116,29 +125,24 @@ class Replay:
 
 def load_annotator(
     feedback: Feedback, gold: GoldReward | None, seed: int, folder: Path | None = None
-) -> Annotator:
-    """The annotator that the parameters ask for. folder: where a judge keeps its replies, the
-    folder of the stage."""
+) -> Any:
+    """The annotator that the parameters ask for: whatever `feedback.answers_of` takes.
+
+    folder: where a judge keeps its replies, the folder of the stage. Raises InputError.
+    """
     if feedback.kind == "judge":
         from shfcas_lib.annotators.judge import load_judge
 
         return load_judge(feedback.judge, folder, unreadable="skip")
     if feedback.kind == "mixed":
-        person, judge = (
-            load_annotator(feedback.model_copy(update={"kind": kind}), gold, seed, folder)
-            for kind in (feedback.person, "judge")
-        )
+        kinds = (feedback.person, "judge")
+        halves = [feedback.model_copy(update={"kind": kind}) for kind in kinds]
+        person, judge = (load_annotator(half, gold, seed, folder) for half in halves)
         return Mixed(person, judge, feedback.person_share)
     if feedback.kind == "team":
         return Team()
     if feedback.kind == "replay":
-        path = places.user_path(feedback.file or "")
-        if not feedback.file or not path.is_file():
-            raise InputError(
-                f"feedback.file: found {feedback.file!r}, expected a parquet or csv table of"
-                " answers"
-            )
-        return Replay(_table(path))
+        return _replay(feedback.file)
     if feedback.kind == "person":
         return Person(feedback.people)
     if gold is None:
@@ -147,19 +151,31 @@ def load_annotator(
     return human(gold, feedback.noise, feedback.tie_margin, seed)
 
 
-def _table(path: Path) -> pd.DataFrame:
-    """A file of answers: prompt_id, i, j, answer, whatever else it holds left out. Raises
-    InputError that names the row."""
-    rows = []
-    for where, row in formats.read_rows(Rows(file=str(path.absolute()))):
-        rows.append(
-            {
-                name: str(value) if name in ("prompt_id", "answer") else _whole(value, name, where)
-                for name, value in row.items()
-                if name in _ANSWER
-            }
+def _replay(file: str | None) -> Replay:
+    path = places.user_path(file or "")
+    if not file or not path.is_file():
+        raise InputError(
+            f"feedback.file: found {file!r}, expected a parquet or csv table of answers"
         )
-    return pd.DataFrame(rows, columns=[name for name in _ANSWER if rows and name in rows[0]])
+    return Replay(_table(path))
+
+
+def _table(path: Path) -> pd.DataFrame:
+    """A file of answers: prompt_id, i, j, answer, whatever else it holds left out.
+
+    Raises InputError that names the row.
+    """
+    rows = []
+    for where, values in formats.read_rows(Rows(file=str(path.absolute()))):
+        row: dict[str, str | int] = {}
+        for name, value in values.items():
+            if name in ("prompt_id", "answer"):
+                row[name] = str(value)
+            elif name in _ANSWER:
+                row[name] = _whole(value, name, where)
+        rows.append(row)
+    columns = [name for name in _ANSWER if rows and name in rows[0]]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _whole(value, name: str, where: str) -> int:

@@ -1,7 +1,8 @@
 """A comparison as a question that travels in a file, and an answer to it.
 
 A question's id holds the comparison, the order in which it is shown, and a hash of its texts:
-`q-PROMPT_ID-4-1-HASH` shows completion 4 on the left and 1 on the right."""
+`q-PROMPT_ID-4-1-HASH` shows completion 4 on the left and 1 on the right.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +15,17 @@ from shfcas_lib.storage.labels import ANSWERS
 KEY = ["prompt_id", "i", "j"]
 COLUMNS = ["question", "prompt", "left", "right", "answer", "annotator"]
 # of the two as shown; the other answers have the same name on either side
-SIDES = {
-    "left": "first",
-    "right": "second",
-}
+SIDES = {"left": "first", "right": "second"}
 SHOWN = [*SIDES, *(answer for answer in ANSWERS if answer not in SIDES.values())]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer in terms of the comparison. key: prompt_id, i, j, hash of the texts; left: the
-    completion that stood on the left; where: its place in the file, for messages."""
+    """One answer in terms of the comparison.
+
+    key: prompt_id, i, j, hash of the texts; left: the completion that stood on the left; where:
+    its place in the file, for messages.
+    """
 
     key: tuple[str, int, int, str]
     left: int
@@ -33,24 +34,15 @@ class Answer:
     where: str
 
 
-def answer_of(name, given: str, annotator: str, where: str) -> Answer:
+def answer_of(name, answer: str, annotator: str, where: str) -> Answer:
     """An answer about what stood left and right as one about the comparison, i < j."""
     prompt, left, right, code = parsed(name, where)
-    word = "_".join(given.lower().split())
+    word = "_".join(answer.lower().split())
     if word not in SHOWN:
-        raise InputError(f"{where}: answer {given[:80]!r}, expected {', '.join(SHOWN)}")
-    sides = (
-        {"left": "first", "right": "second"}
-        if left < right
-        else {"left": "second", "right": "first"}
-    )
-    return Answer(
-        (prompt, min(left, right), max(left, right), code),
-        left,
-        sides.get(word, word),
-        annotator,
-        where,
-    )
+        raise InputError(f"{where}: answer {answer[:80]!r}, expected {', '.join(SHOWN)}")
+    sides = SIDES if left < right else {"left": "second", "right": "first"}
+    key = (prompt, min(left, right), max(left, right), code)
+    return Answer(key, left, sides.get(word, word), annotator, where)
 
 
 def parsed(name, where: str) -> tuple[str, int, int, str]:

@@ -117,7 +117,7 @@ def accuracy(
 
     train = run.require(stages.PROXY, "pool_train")
     clean = run.require(stages.PROXY, "preferences_clean")
-    given = run.stage(stages.PROXY).table(
+    given = run.stage(stages.PROXY).table_or_none(
         "preferences_held_out",
         lambda: proxy_data.held_out(backbone, train, clean, table, proxy, run.params),
     )
@@ -185,7 +185,7 @@ def label_agreement(run: Run, proxy: RewardModel) -> pd.DataFrame | None:
     feedback = run.require(stages.CONFLICT, "pool_feedback")
     observed = bias.observed(run.require(stages.PROXY, "preferences_biased"))
     labels, completions = agreement.collected(run, train, feedback)
-    return run.stage(EVALUATION).table(
+    return run.stage(EVALUATION).table_or_none(
         "label_agreement",
         lambda: agreement.table(run.params, completions, observed, labels, proxy),
     )

@@ -1,11 +1,11 @@
-"""Memory of each stage of a run, from plain numbers: a model's sizes and a run's knobs go in,
-bytes come out.
+"""Memory of each stage of a run: a model's sizes and a run's knobs go in, bytes come out.
 
     for stage in stages(shape, knobs): stage.name, stage.parts, stage.total
 
 Each stage is estimated at the moment of its peak, for the worst case: every prompt and completion
 as long as it may be. docs/plan.md derives the formulas and has the measured peaks beside them. c
-is the width of the compute type in bytes."""
+is the width of the compute type in bytes.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ from dataclasses import dataclass
 from shfcas_lib.memory.shapes import Shape
 
 # TRL's log-probabilities never hold more logits than this at once
-TILE_TOKENS, TILE_VOCAB = (
-    4096,
-    32768,
-)
+TILE_TOKENS, TILE_VOCAB = 4096, 32768
 # copies of such a tile where there is no Triton (CPU): logits, softmax, gradient and what lies
 # between
 TORCH_TILES = 8.5
@@ -39,14 +36,11 @@ class Knobs:
     reward_rows: int = 0  # 0: no reward is trained on the backbone (probe)
     reward_rank: int = 0
     reward_dropout: bool = False
-    reward_adapters: int = (
-        0  # that lie on the backbone together: the proxy and one refined reward per strategy
-    )
+    # that lie on the backbone together: the proxy and one refined reward per strategy
+    reward_adapters: int = 0
     policy_rows: int = 0  # 0: no policy is trained (tilt)
     policy_rank: int = 0
-    online_rows: int = (
-        0  # completions that the policy's trainer writes itself, together (rloo, grpo)
-    )
+    online_rows: int = 0  # completions that the policy's trainer writes itself (rloo, grpo)
     sft_rows: int = 0  # 0: the model is not fine-tuned first
     sft_rank: int = 0
     sft_dropout: bool = False
@@ -78,48 +72,52 @@ PARTS = ("weights", "adapters", "gradients", "optimiser", "activations", "logits
 def stages(
     shape: Shape, knobs: Knobs, published: dict[str, tuple[Shape, int]] | None = None
 ) -> list[StageMemory]:
-    """The stages of a run with their peaks, in the order they run. published: reward models that
-    score beside the backbone, by what they are (gold, proxy): sizes, and completions scored at
-    once."""
-    found = (
-        [_stage("sft training", *_sft(shape, knobs)), _stage("sft merge", *_merge(shape, knobs))]
-        if knobs.sft_rows
-        else []
-    )
+    """The stages of a run with their peaks, in the order they run.
+
+    published: reward models that score beside the backbone, by what they are (gold, proxy):
+    sizes, and completions scored at once.
+    """
+    resident = _resident(shape, knobs)
+    peaks = []
+    if knobs.sft_rows:
+        peaks.append(_stage("sft training", *_sft(shape, knobs)))
+        peaks.append(_stage("sft merge", *_merge(shape, knobs)))
     if knobs.vllm:
-        found.append(_stage("sampling by vLLM", _resident(shape, knobs), _vllm(shape, knobs)))
-    found += [
-        _highest("sampling", _resident(shape, knobs), _sampling(shape, knobs)),
-        _stage("scoring", _resident(shape, knobs), _scoring(shape, knobs)),
-    ]
+        peaks.append(_stage("sampling by vLLM", resident, _vllm(shape, knobs)))
+    peaks.append(_highest("sampling", resident, _sampling(shape, knobs)))
+    peaks.append(_stage("scoring", resident, _scoring(shape, knobs)))
     if knobs.reward_rows:
-        found.append(_stage("reward training", _resident(shape, knobs), _reward(shape, knobs)))
+        peaks.append(_stage("reward training", resident, _reward(shape, knobs)))
     if knobs.policy_rows:
-        found.append(_stage("policy training", _resident(shape, knobs), _policy(shape, knobs)))
+        peaks.append(_stage("policy training", resident, _policy(shape, knobs)))
     if knobs.online_rows:
-        found.append(_stage("policy sampling", _resident(shape, knobs), _online(shape, knobs)))
+        peaks.append(_stage("policy sampling", resident, _online(shape, knobs)))
     for role, (other, rows) in (published or {}).items():
-        beside = _resident(shape, knobs)
-        both = beside | {
-            "weights": beside["weights"] + weights(other, knobs.quantisation, knobs.compute)
-        }
-        pass_ = rows * knobs.length * (
-            _layer_forward(other, knobs) + other.hidden * knobs.compute
-        ) + _widened(other, knobs)
-        found.append(_stage(f"published {role}", both, {"activations": pass_}))
-    return found
+        beside = weights(other, knobs.quantisation, knobs.compute)
+        both = resident | {"weights": resident["weights"] + beside}
+        activations = _published_pass(other, knobs, rows)
+        peaks.append(_stage(f"published {role}", both, {"activations": activations}))
+    return peaks
+
+
+def _published_pass(shape: Shape, knobs: Knobs, rows: int) -> int:
+    """Activations of a published reward model that scores `rows` completions at once."""
+    per_token = _layer_forward(shape, knobs) + shape.hidden * knobs.compute
+    return rows * knobs.length * per_token + _widened(shape, knobs)
 
 
 def weights(shape: Shape, quantisation: str, c: int) -> int:
-    """Bytes of the backbone. Quantisation reaches the linear layers; embeddings, output layer,
-    norms and biases stay in the compute type.
+    """Bytes of the backbone.
+
+    Quantisation reaches the linear layers; embeddings, output layer, norms and biases stay in the
+    compute type.
 
     nf4 with double quantisation: half a byte, one byte of scale per 64 weights, one float32 per
-    256 scales (Dettmers et al. 2023, section 3)."""
-    per_weight = {"nf4": 1 / 2 + 1 / 64 + 4 / (64 * 256), "int8": 1.0, "none": float(c)}[
-        quantisation
-    ]
-    return round(shape.linear * per_weight + (shape.parameters - shape.linear) * c)
+    256 scales (Dettmers et al. 2023, section 3).
+    """
+    widths = {"nf4": 1 / 2 + 1 / 64 + 4 / (64 * 256), "int8": 1.0, "none": float(c)}
+    rest = shape.parameters - shape.linear
+    return round(shape.linear * widths[quantisation] + rest * c)
 
 
 def adapter(shape: Shape, rank: int) -> int:
@@ -128,8 +126,10 @@ def adapter(shape: Shape, rank: int) -> int:
 
 
 def saved(shape: Shape, knobs: Knobs, dropout: bool) -> float:
-    """Bytes that autograd keeps for the backward pass: per token, of one layer with adapters on
-    all its linear layers."""
+    """Bytes that autograd keeps for the backward pass, per token of one layer.
+
+    The layer has adapters on all its linear layers.
+    """
     c, h, q, f = knobs.compute, shape.hidden, shape.queries, shape.intermediate
     norms = 4 * shape.norms if shape.rms else c * h * (1 if shape.parallel else 2)
     # q, k, v as the kernel takes them, and its output
@@ -140,14 +140,13 @@ def saved(shape: Shape, knobs: Knobs, dropout: bool) -> float:
     # PEFT widens the input of plain layers to float32 first
     upcast = knobs.compute < 4 and knobs.quantisation == "none"
     if dropout:
-        # what LoRA reads after dropout, and the mask
-        inputs = shape.inputs * (c + (1 if knobs.cuda else 4 if upcast else c))
+        mask = 1 if knobs.cuda else 4 if upcast else c
+        inputs = shape.inputs * (c + mask)  # what LoRA reads after dropout, and the mask
     elif upcast:
         inputs = shape.inputs * c  # each layer's own copy, narrowed again
     else:
-        inputs = (
-            2 * h + f + (q if shape.fused else 0)
-        ) * c  # layers that read the same input share it
+        # layers that read the same input share it
+        inputs = (2 * h + f + (q if shape.fused else 0)) * c
     return norms + attention + feed_forward + inputs
 
 
@@ -172,47 +171,51 @@ def _widened(shape: Shape, knobs: Knobs) -> int:
 
 
 def _cache(shape: Shape, rows: int, tokens: int, knobs: Knobs) -> float:
-    """Keys and values, and one layer's keys once more: a cache grows, expands and shrinks by
-    copying."""
+    """Keys and values, and one layer's keys once more: a cache changes its size by copying."""
     return rows * tokens * shape.keys * knobs.compute * (2 * shape.layers + 1)
 
 
 def _sampling(shape: Shape, knobs: Knobs) -> list[dict[str, float]]:
-    """The two moments that can be the peak: the first step after the prefill, whose hidden states
-    are still held, and the last step."""
+    """The moments that can be the peak.
+
+    They are the prefill, the first step after it, whose hidden states still lie there, and the
+    last step.
+    """
     c, rows = knobs.compute, knobs.sampling_rows
+    all_layers = (shape.layers + 1) * shape.hidden * c  # hidden states of one token
     prefilled = max(1, rows // knobs.n) * knobs.prompt
+    states = prefilled * all_layers
+    layer = rows * all_layers + _widened(shape, knobs)
+    prefill = prefilled * (_layer_forward(shape, knobs) + all_layers) + _widened(shape, knobs)
     # float32 logits, then probabilities and their float64 sums
     choosing = 4 + (c if c < 4 else 0) + 20 + (12 if knobs.top_p else 0)
     logits = rows * shape.vocab * choosing
-    states = prefilled * (shape.layers + 1) * shape.hidden * c
-    layer = rows * (shape.layers + 1) * shape.hidden * c + _widened(shape, knobs)
-    prefill = prefilled * (
-        _layer_forward(shape, knobs) + (shape.layers + 1) * shape.hidden * c
-    ) + _widened(shape, knobs)
+    first = _cache(shape, rows, knobs.prompt + 1, knobs)
+    last = _cache(shape, rows, knobs.length, knobs)
     return [
         {"activations": prefill, "cache": _cache(shape, prefilled, 1, knobs)},
-        {
-            "activations": states + layer,
-            "logits": logits,
-            "cache": _cache(shape, rows, knobs.prompt + 1, knobs),
-        },
-        {"activations": layer, "logits": logits, "cache": _cache(shape, rows, knobs.length, knobs)},
+        {"activations": states + layer, "logits": logits, "cache": first},
+        {"activations": layer, "logits": logits, "cache": last},
     ]
 
 
 def _vllm(shape: Shape, knobs: Knobs) -> dict[str, float]:
-    """The least that vLLM works with: the model unquantised, and keys and values of a batch. It
-    takes nine tenths of what is free."""
+    """The least that vLLM works with: the model unquantised, and keys and values of a batch.
+
+    It takes nine tenths of what is free.
+    """
+    per_token = shape.keys * knobs.compute * 2 * shape.layers
     return {
         "weights": weights(shape, "none", knobs.compute),
-        "cache": knobs.sampling_rows * knobs.length * shape.keys * knobs.compute * 2 * shape.layers,
+        "cache": knobs.sampling_rows * knobs.length * per_token,
     }
 
 
 def _scoring(shape: Shape, knobs: Knobs) -> dict[str, float]:
-    """Teacher-forced log-probabilities: hidden states of all layers, logits of the completion and
-    their log-softmax."""
+    """Teacher-forced log-probabilities.
+
+    Hidden states of all layers, logits of the completion and their log-softmax.
+    """
     rows, c = SCORING_ROWS, knobs.compute
     tokens = rows * knobs.length
     return {
@@ -231,26 +234,26 @@ def _reward(shape: Shape, knobs: Knobs) -> dict[str, float]:
 
 
 def _sft(shape: Shape, knobs: Knobs) -> tuple[dict[str, int], dict[str, float]]:
-    """Step 0, on a backbone that holds no other adapter: what lies there, and what training
-    takes."""
-    return {"weights": weights(shape, knobs.quantisation, knobs.compute)}, _imitated(
-        shape, knobs, knobs.sft_rank, knobs.sft_rows, knobs.sft_dropout
-    )
+    """Step 0, on a backbone that carries no other adapter: what lies there, what training takes."""
+    backbone = {"weights": weights(shape, knobs.quantisation, knobs.compute)}
+    training = _imitated(shape, knobs, knobs.sft_rank, knobs.sft_rows, knobs.sft_dropout)
+    return backbone, training
 
 
 def _merge(shape: Shape, knobs: Knobs) -> tuple[dict[str, int], dict[str, float]]:
-    """The adapter of step 0 goes into an unquantised copy, matrix by matrix: the update, widened
-    to float32, and the matrix that it is added to."""
-    held = {
+    """The adapter of step 0 goes into an unquantised copy, matrix by matrix.
+
+    At the peak: the update, widened to float32, and the matrix that it is added to.
+    """
+    copy = {
         "weights": weights(shape, "none", knobs.compute),
         "adapters": 4 * adapter(shape, knobs.sft_rank),
     }
-    return held, {"activations": shape.largest * (4 + 2 * knobs.compute)}
+    return copy, {"activations": shape.largest * (4 + 2 * knobs.compute)}
 
 
 def _policy(shape: Shape, knobs: Knobs) -> dict[str, float]:
-    """TRL trains without dropout, beside a frozen copy of the adapter in float32 (the resident
-    one here)."""
+    """TRL trains without dropout, beside a frozen copy of the adapter: the resident one."""
     return _imitated(shape, knobs, knobs.policy_rank, knobs.policy_rows, False)
 
 
@@ -259,7 +262,7 @@ def _imitated(shape: Shape, knobs: Knobs, rank: int, rows: int, dropout: bool) -
     trained, width = adapter(shape, rank), _width(knobs)
     tokens = rows * (knobs.completion if knobs.cuda else knobs.length)
     tile = min(tokens, TILE_TOKENS) * min(shape.vocab, TILE_VOCAB)
-    logits = tile * knobs.compute if knobs.cuda else tile * knobs.compute * TORCH_TILES
+    logits = tile * knobs.compute * (1 if knobs.cuda else TORCH_TILES)
     return {
         "adapters": width * trained,
         "gradients": width * trained,
@@ -270,8 +273,11 @@ def _imitated(shape: Shape, knobs: Knobs, rank: int, rows: int, dropout: bool) -
 
 
 def _width(knobs: Knobs) -> int:
-    """Bytes of a trained number: on a quantised backbone TRL makes adapters of language models
-    bfloat16, but with loss scaling they are float32."""
+    """Bytes of a trained number.
+
+    On a quantised backbone TRL makes adapters of language models bfloat16, but with loss scaling
+    they are float32.
+    """
     return 4 if knobs.quantisation == "none" or knobs.scaled else 2
 
 
@@ -288,16 +294,16 @@ def _online(shape: Shape, knobs: Knobs) -> dict[str, float]:
 
 
 def _graph(shape: Shape, knobs: Knobs, rows: int, dropout: bool) -> float:
-    """Activations where the backward pass begins; with checkpointing, each layer's input and one
-    layer in full."""
+    """Activations where the backward pass begins.
+
+    With checkpointing: each layer's input, and one layer in full.
+    """
     tokens, kept = rows * knobs.length, saved(shape, knobs, dropout)
     # final norm, embeddings; gradients on their way through one layer
     ends = 2 * shape.hidden * 4 + 2 * shape.intermediate * knobs.compute
-    every = (
-        shape.layers * shape.hidden * knobs.compute + kept
-        if knobs.checkpointing
-        else shape.layers * kept
-    )
+    every = shape.layers * kept
+    if knobs.checkpointing:
+        every = shape.layers * shape.hidden * knobs.compute + kept
     return tokens * (every + ends) + _widened(shape, knobs)
 
 

@@ -1,12 +1,12 @@
-"""Will a run fit? Parameters and a GPU's memory go in; a table per stage, a verdict and the knob
-to turn come out.
+"""Will a run fit? Parameters and a GPU's memory go in; a table, a verdict and a knob come out.
 
-    plan = make(params, gpu_memory=24)
+    plan = make_plan(params, gpu_memory=24)
     print(plan.text())
 
-Nothing is downloaded but the model's config.json. The estimate itself is in `memory`; this module
-says what a run asks for (`knobs`), and which single change of it brings the peak under the card's
-memory."""
+Nothing is downloaded but the model's config.json. The estimate itself is in `estimate`; this
+module says what a run asks for (`knobs_of`), and which single change of it brings the peak under
+the card's memory.
+"""
 
 from __future__ import annotations
 
@@ -66,8 +66,7 @@ class MemoryPlan:
 
     @property
     def peak(self) -> float:
-        """Bytes that the card must have: the highest stage with what CUDA and its allocator take
-        beside it."""
+        """Bytes that the card must have: the highest stage, CUDA and its allocator's gaps."""
         return bytes_needed(self.stages, self.knobs)
 
     @property
@@ -86,100 +85,116 @@ def make_plan(
     prompt_tokens: int | None = None,
     completion_tokens: int | None = None,
 ) -> MemoryPlan:
-    """The plan of a run. gpu_memory: GB (10^9 bytes), a card's name from CARDS, or None for the
-    machine's own GPU. Raises InputError."""
+    """The plan of a run.
+
+    gpu_memory: GB (10^9 bytes), a card's name from CARDS, or None for the machine's own GPU.
+    Raises InputError.
+    """
     gpu = _card(gpu_memory)
-    read = shapes.read_config(params.model.source, params.model.revision, config)
-    shape = shapes.shape_of(read)
-    asked = knobs_of(params, prompt_tokens or longest_prompt(params), completion_tokens)
+    source = params.model.source
+    shape = shapes.shape_of(shapes.read_config(source, params.model.revision, config))
+    knobs = knobs_of(params, prompt_tokens or longest_prompt(params), completion_tokens)
     published, notes = _published(params)
     if params.preferences.given and completion_tokens is None:
         notes.append(
             "the answers of your preferences are not cut and were not measured: taken to be"
-            f" {asked.completion} tokens long (sampling.max_new_tokens); say how long they get with"
+            f" {knobs.completion} tokens long (sampling.max_new_tokens); say how long they get with"
             " --completion-tokens"
         )
-    stages = estimate.stages(shape, asked, published)
-    alone, together = _turns(
-        asked,
-        params,
-        lambda tried: bytes_needed(estimate.stages(shape, tried, published), tried),
-        gpu,
-    )
+    stages = estimate.stages(shape, knobs, published)
+
+    def peak(tried: Knobs) -> float:
+        return bytes_needed(estimate.stages(shape, tried, published), tried)
+
+    alone, together = _turns(knobs, params, peak, gpu)
     title = (
-        f"{params.model.source}: {shape.parameters / 1e9:.3f} billion parameters,"
-        f" {asked.quantisation}, computing in {8 * asked.compute} bits; prompts up to"
-        f" {asked.prompt} tokens, completions up to {asked.completion}"
+        f"{source}: {shape.parameters / 1e9:.3f} billion parameters,"
+        f" {knobs.quantisation}, computing in {8 * knobs.compute} bits; prompts up to"
+        f" {knobs.prompt} tokens, completions up to {knobs.completion}"
     )
-    return MemoryPlan(title, shape, asked, stages, gpu, notes, alone, together)
+    return MemoryPlan(title, shape, knobs, stages, gpu, notes, alone, together)
 
 
 def _published(params: Params) -> tuple[dict[str, tuple[Shape, int]], list[str]]:
-    """Sizes of the published reward models that score beside the backbone, by role, and those
-    whose sizes cannot be had."""
-    found, unknown = {}, []
+    """Sizes of the published reward models that score beside the backbone, and notes.
+
+    Sizes by role (proxy, gold), each with the completions scored at once; a note for each model
+    whose sizes cannot be had.
+    """
+    sizes: dict[str, tuple[Shape, int]] = {}
+    notes = []
     for role, block in (("proxy", params.reward), ("gold", params.gold)):
         if block.published:
             try:
-                found[role] = (
-                    shapes.shape_of(
-                        shapes.read_config(block.published, block.model.revision), classifier=True
-                    ),
-                    block.model.batch_size,
-                )
+                config = shapes.read_config(block.published, block.model.revision)
+                shape = shapes.shape_of(config, classifier=True)
             except InputError as error:
-                unknown.append(f"{role} model left out: {error}")
-    return found, unknown
+                notes.append(f"{role} model left out: {error}")
+                continue
+            sizes[role] = shape, block.model.batch_size
+    return sizes, notes
 
 
-def bytes_needed(stages: list[StageMemory], asked: Knobs) -> float:
+def bytes_needed(stages: list[StageMemory], knobs: Knobs) -> float:
     """Bytes that a card, or a machine's memory, must have for these stages one after the other."""
     highest = max(stage.total for stage in stages)
-    return highest * (1 + FRAGMENTS) + CONTEXT if asked.cuda else highest
+    if not knobs.cuda:
+        return highest
+    return highest * (1 + FRAGMENTS) + CONTEXT
 
 
 def knobs_of(params: Params, prompt_tokens: int, completion_tokens: int | None = None) -> Knobs:
-    """What a run's parameters ask of memory. With `_choices`, the one place that knows their
-    names."""
-    lora, trained, tuned = (
-        params.reward.kind == "lora",
-        params.policy.kind != "tilt",
-        params.sft.answers != "none",
-    )
-    cuda = params.model.device != "cpu"
-    narrow = params.model.dtype in ("bfloat16", "float16") or (
-        params.model.dtype == "auto" and cuda
-    )
+    """What a run's parameters ask of memory.
+
+    With `_choices`, the one place that knows their names.
+    """
+    # what is not trained asks for nothing
+    model, sampling, policy = params.model, params.sampling, params.policy
+    lora, trained = params.reward.kind == "lora", policy.kind != "tilt"
+    tuned = params.sft.answers != "none"
+    cuda = model.device != "cpu"
     micro = params.training.micro_batch
-    answers = (trained and params.evaluation.answers) or params.sampling.n
+    policy_batch = micro or _micro(policy.batch_size)
     return Knobs(
-        quantisation=params.model.quantisation,
-        compute=2 if narrow else 4,
+        quantisation=model.quantisation,
+        compute=_compute(model.dtype, cuda),
         cuda=cuda,
         prompt=prompt_tokens,
-        completion=completion_tokens or params.sampling.max_new_tokens,
-        n=params.sampling.n,
-        sampling_rows=max(
-            max(1, params.sampling.batch_size // n) * n for n in (params.sampling.n, answers)
-        ),
-        top_p=params.sampling.top_p < 1,
+        completion=completion_tokens or sampling.max_new_tokens,
+        n=sampling.n,
+        sampling_rows=_sampling_rows(params),
+        top_p=sampling.top_p < 1,
         reward_rows=2 * (micro or params.reward.batch_size) if lora else 0,
         reward_rank=params.reward.lora.r if lora else 0,
         reward_dropout=params.reward.lora.dropout > 0,
         reward_adapters=1 + len(params.selection.strategies) if lora else 0,
-        policy_rows=(
-            _answers(params) * (micro or _micro(params.policy.batch_size)) if trained else 0
-        ),
-        policy_rank=params.policy.lora.r if trained else 0,
-        online_rows=params.policy.batch_size if params.policy.kind in ("rloo", "grpo") else 0,
+        policy_rows=_answers(params) * policy_batch if trained else 0,
+        policy_rank=policy.lora.r if trained else 0,
+        online_rows=policy.batch_size if policy.kind in ("rloo", "grpo") else 0,
         sft_rows=(micro or _micro(params.sft.batch_size)) if tuned else 0,
         sft_rank=params.sft.lora.r if tuned else 0,
         sft_dropout=params.sft.lora.dropout > 0,
         checkpointing=params.training.gradient_checkpointing,
         optimiser=params.training.optimiser,
-        scaled=params.model.dtype == "float16",
-        vllm=params.sampling.engine == "vllm",
+        scaled=model.dtype == "float16",
+        vllm=sampling.engine == "vllm",
     )
+
+
+def _compute(dtype: str, cuda: bool) -> int:
+    """Bytes of the type that a model computes in."""
+    if dtype == "auto":
+        return 2 if cuda else 4
+    return 2 if dtype in ("bfloat16", "float16") else 4
+
+
+def _sampling_rows(params: Params) -> int:
+    """Sequences that are sampled together, for the pool or for the answers of trained policies."""
+    sampling = params.sampling
+    trained = params.policy.kind != "tilt"
+    answers = (trained and params.evaluation.answers) or sampling.n
+    counts = (sampling.n, answers)
+    return max(max(1, sampling.batch_size // n) * n for n in counts)
 
 
 def _answers(params: Params) -> int:
@@ -192,128 +207,115 @@ def _micro(batch_size: int) -> int:
     return next(size for size in range(min(4, batch_size), 0, -1) if batch_size % size == 0)
 
 
-def _choices(
-    asked: Knobs, params: Params
-) -> Iterator[tuple[str, object, list[tuple[object, Knobs]]]]:
-    """Knobs, from those that leave results alone to those that change the method: key, value now,
-    and (value, what is asked then) from mild to drastic."""
-    micro = max(asked.reward_rows // 2, asked.policy_rows // _answers(params), asked.sft_rows)
-    batches = [
-        params.reward.batch_size,
-        params.policy.batch_size,
-        *([params.sft.batch_size] if asked.sft_rows else []),
-    ]
-    yield (
-        "training.micro_batch",
-        params.training.micro_batch,
-        [
-            (
-                size,
-                replace(
-                    asked,
-                    reward_rows=min(asked.reward_rows, 2 * size),
-                    policy_rows=min(asked.policy_rows, _answers(params) * size),
-                    sft_rows=min(asked.sft_rows, size),
-                ),
-            )
-            for size in _halves(micro, 1)
-            if all(batch % size == 0 for batch in batches)
-        ],
-    )
-    if not asked.checkpointing:
-        yield "training.gradient_checkpointing", False, [(True, replace(asked, checkpointing=True))]
-    if asked.optimiser == "adamw_torch":
-        yield (
-            "training.optimiser",
-            asked.optimiser,
-            [("paged_adamw_8bit", replace(asked, optimiser="paged_adamw_8bit"))],
+Settings = list[tuple[object, Knobs]]  # values of one parameter, and what is asked with each
+
+
+def _choices(knobs: Knobs, params: Params) -> Iterator[tuple[str, object, Settings]]:
+    """Parameters to turn: key, value now, and settings from mild to drastic.
+
+    Those that leave results alone come first, those that change the method last.
+    """
+    training, sampling = params.training, params.sampling
+    yield "training.micro_batch", training.micro_batch, _micro_batches(knobs, params)
+    if not knobs.checkpointing:
+        yield "training.gradient_checkpointing", False, _each(knobs, "checkpointing", [True])
+    if knobs.optimiser == "adamw_torch":
+        paged = _each(knobs, "optimiser", ["paged_adamw_8bit"])
+        yield "training.optimiser", knobs.optimiser, paged
+    rows = _each(knobs, "sampling_rows", _halves(knobs.sampling_rows, knobs.n))
+    yield "sampling.batch_size", sampling.batch_size, rows
+    if knobs.vllm:
+        yield "sampling.engine", "vllm", [("backbone", replace(knobs, vllm=False))]
+    kinds = ["none", "int8", "nf4"]
+    smaller = kinds[kinds.index(knobs.quantisation) + 1 :]
+    yield "model.quantisation", knobs.quantisation, _each(knobs, "quantisation", smaller)
+
+    # from here on the method changes
+    if knobs.completion == sampling.max_new_tokens:
+        tokens = _each(knobs, "completion", _halves(knobs.completion, 16))
+        yield "sampling.max_new_tokens", knobs.completion, tokens
+    if knobs.sft_rows:
+        yield "sft.answers", params.sft.answers, [("none", replace(knobs, sft_rows=0, sft_rank=0))]
+    if knobs.reward_rows:
+        probe = replace(knobs, reward_rows=0, reward_rank=0, reward_adapters=0)
+        yield "reward.kind", params.reward.kind, [("probe", probe)]
+    if knobs.policy_rows:
+        tilt = replace(knobs, policy_rows=0, policy_rank=0, online_rows=0)
+        yield "policy.kind", params.policy.kind, [("tilt", tilt)]
+
+
+def _each(knobs: Knobs, knob: str, values: list) -> Settings:
+    """One knob at each of these values."""
+    return [(value, replace(knobs, **{knob: value})) for value in values]
+
+
+def _micro_batches(knobs: Knobs, params: Params) -> Settings:
+    """Smaller micro-batches that divide the batches of every training."""
+    answers = _answers(params)
+    micro = max(knobs.reward_rows // 2, knobs.policy_rows // answers, knobs.sft_rows)
+    batches = [params.reward.batch_size, params.policy.batch_size]
+    if knobs.sft_rows:
+        batches.append(params.sft.batch_size)
+    settings: Settings = []
+    for size in _halves(micro, 1):
+        if any(batch % size for batch in batches):
+            continue
+        smaller = replace(
+            knobs,
+            reward_rows=min(knobs.reward_rows, 2 * size),
+            policy_rows=min(knobs.policy_rows, answers * size),
+            sft_rows=min(knobs.sft_rows, size),
         )
-    yield (
-        "sampling.batch_size",
-        params.sampling.batch_size,
-        [
-            (rows, replace(asked, sampling_rows=rows))
-            for rows in _halves(asked.sampling_rows, asked.n)
-        ],
-    )
-    if asked.vllm:
-        yield "sampling.engine", "vllm", [("backbone", replace(asked, vllm=False))]
-    milder = ["none", "int8", "nf4"]
-    yield (
-        "model.quantisation",
-        asked.quantisation,
-        [
-            (kind, replace(asked, quantisation=kind))
-            for kind in milder[milder.index(asked.quantisation) + 1 :]
-        ],
-    )
-    if asked.completion == params.sampling.max_new_tokens:
-        yield (
-            "sampling.max_new_tokens",
-            asked.completion,
-            [
-                (tokens, replace(asked, completion=tokens))
-                for tokens in _halves(asked.completion, 16)
-            ],
-        )
-    if asked.sft_rows:
-        yield "sft.answers", params.sft.answers, [("none", replace(asked, sft_rows=0, sft_rank=0))]
-    if asked.reward_rows:
-        yield (
-            "reward.kind",
-            params.reward.kind,
-            [("probe", replace(asked, reward_rows=0, reward_rank=0, reward_adapters=0))],
-        )
-    if asked.policy_rows:
-        yield (
-            "policy.kind",
-            params.policy.kind,
-            [("tilt", replace(asked, policy_rows=0, policy_rank=0, online_rows=0))],
-        )
+        settings.append((size, smaller))
+    return settings
 
 
 def _turned(
-    asked: Knobs, params: Params, peak: Callable[[Knobs], float], gpu: float
+    knobs: Knobs, params: Params, peak: Callable[[Knobs], float], gpu: float
 ) -> Iterator[tuple[Turn, Knobs]]:
-    """For each knob the mildest setting that makes the run fit, or else its last. Knobs that
-    change next to nothing are left out."""
-    for key, before, settings in _choices(asked, params):
-        if settings:
-            value, changed = next((pair for pair in settings if peak(pair[1]) <= gpu), settings[-1])
-            if peak(changed) < 0.995 * peak(asked):
-                yield Turn(key, before, value, peak(changed)), changed
+    """For each knob the mildest setting that makes the run fit, or else its last.
+
+    Knobs that change next to nothing are left out.
+    """
+    for key, before, settings in _choices(knobs, params):
+        if not settings:
+            continue
+        fitting = (pair for pair in settings if peak(pair[1]) <= gpu)
+        value, changed = next(fitting, settings[-1])
+        if peak(changed) < 0.995 * peak(knobs):
+            yield Turn(key, before, value, peak(changed)), changed
 
 
 def _turns(
-    asked: Knobs, params: Params, peak: Callable[[Knobs], float], gpu: float
+    knobs: Knobs, params: Params, peak: Callable[[Knobs], float], gpu: float
 ) -> tuple[list[Turn], list[Turn]]:
-    """Single changes that make the run fit; where there is none, changes that do so together,
-    each turned where it still helps."""
-    alone = [turn for turn, _ in _turned(asked, params, peak, gpu) if turn.peak <= gpu]
+    """Single changes that make the run fit; where there is none, changes that do so together.
+
+    Of those each is turned where it still helps.
+    """
+    alone = [turn for turn, _ in _turned(knobs, params, peak, gpu) if turn.peak <= gpu]
     together: list[Turn] = []
-    while not alone and peak(asked) > gpu:
+    while not alone and peak(knobs) > gpu:
         known = {turn.key for turn in together}
-        step = next(
-            (pair for pair in _turned(asked, params, peak, gpu) if pair[0].key not in known), None
-        )
+        steps = _turned(knobs, params, peak, gpu)
+        step = next((pair for pair in steps if pair[0].key not in known), None)
         if step is None:
             break
-        together.append(step[0])
-        asked = step[1]
+        turn, knobs = step
+        together.append(turn)
     return alone, together
 
 
 def _halves(number: int, least: int) -> list[int]:
     """number halved again and again, down to `least`, in multiples of it."""
-    found = []
+    halves = []
     while (number := number // 2 // least * least) >= least:
-        found.append(number)
-    return found
+        halves.append(number)
+    return halves
 
 
 def longest_prompt(params: Params) -> int:
-    """Tokens of the longest prompt at a rough guess from its letters, where the prompts are at
-    hand; a fixed guess where they are on a hub."""
+    """Tokens of the longest prompt, guessed from its letters; a fixed guess for a hub's."""
     from shfcas_lib.data.prompts import load_prompts
 
     if any(block.source or block.recipe for block in (params.prompts, params.preferences)):
@@ -322,9 +324,9 @@ def longest_prompt(params: Params) -> int:
     return (longest + len(params.model.system_prompt)) // LETTERS_PER_TOKEN + TEMPLATE_TOKENS
 
 
-def _card(asked: float | str | None) -> float:
+def _card(card: float | str | None) -> float:
     """Bytes of the card that is meant."""
-    if asked is None:
+    if card is None:
         import torch
 
         if not torch.cuda.is_available():
@@ -333,65 +335,55 @@ def _card(asked: float | str | None) -> float:
                 " by name: " + ", ".join(CARDS)
             )
         return float(torch.cuda.get_device_properties(0).total_memory)
-    if asked in CARDS:
-        return CARDS[asked] * GB
+    if card in CARDS:
+        return CARDS[card] * GB
     try:
-        number = float(asked)
+        number = float(card)
     except ValueError:
         number = 0.0
     if not 0 < number < 10_000:
         raise InputError(
-            f"--gpu-memory: found {asked!r}, expected a number of GB or one of {', '.join(CARDS)}"
+            f"--gpu-memory: found {card!r}, expected a number of GB or one of {', '.join(CARDS)}"
         )
     return number * GB
 
 
 def _table(stages: list[StageMemory]) -> list[str]:
     """A row a stage, a column a part, in GB."""
-    head = f"{'GB':<17}" + "".join(f"{part:>12}" for part in PARTS) + f"{'peak':>9}"
-    return [
-        head,
-        *(
-            f"{stage.name:<17}"
-            + "".join(f"{stage.parts[part] / GB:>12.2f}" for part in PARTS)
-            + f"{stage.total / GB:>9.2f}"
-            for stage in stages
-        ),
-    ]
+    rows = [f"{'GB':<17}" + "".join(f"{part:>12}" for part in PARTS) + f"{'peak':>9}"]
+    for stage in stages:
+        parts = "".join(f"{stage.parts[part] / GB:>12.2f}" for part in PARTS)
+        rows.append(f"{stage.name:<17}{parts}{stage.total / GB:>9.2f}")
+    return rows
 
 
 def _verdict(plan: MemoryPlan) -> list[str]:
+    """Does it fit, and if not, what to turn."""
     highest = max(plan.stages, key=lambda stage: stage.total)
-    beside = (
-        f", with {CONTEXT / GB} GB for CUDA itself and {FRAGMENTS:.0%} for gaps between tensors"
-        if plan.knobs.cuda
-        else ""
-    )
-    told = (
-        [
+    lines = []
+    if plan.knobs.vllm:
+        lines.append(
             "sampling by vLLM is the least it works with, not measured: it takes nine tenths of"
             " what is free"
-        ]
-        if plan.knobs.vllm
-        else []
+        )
+    beside = ""
+    if plan.knobs.cuda:
+        gaps = f"{FRAGMENTS:.0%} for gaps between tensors"
+        beside = f", with {CONTEXT / GB} GB for CUDA itself and {gaps}"
+    fits = "it fits" if plan.fits else "it does not fit"
+    lines.append(
+        f"peak {plan.peak / GB:.1f} GB in {highest.name}{beside}; the card has"
+        f" {plan.gpu / GB:.1f} GB: {fits}"
     )
-    lines = [
-        *told,
-        f"peak {plan.peak / GB:.1f} GB in {highest.name}{beside}; the card has {plan.gpu / GB:.1f}"
-        " GB: " + ("it fits" if plan.fits else "it does not fit"),
-    ]
     if plan.fits:
         return lines
     if plan.alone:
-        return [*lines, "any one of these makes it fit:", *map(_told, plan.alone)]
-    fitting = plan.together and plan.together[-1].peak <= plan.gpu
-    told = (
-        "no single change makes it fit, these together do:"
-        if fitting
-        else "it cannot be made to fit; this is how far the parameters can go:"
-    )
-    return [*lines, told, *map(_told, plan.together)]
+        return [*lines, "any one of these makes it fit:", *map(_turn_line, plan.alone)]
+    heading = "it cannot be made to fit; this is how far the parameters can go:"
+    if plan.together and plan.together[-1].peak <= plan.gpu:
+        heading = "no single change makes it fit, these together do:"
+    return [*lines, heading, *map(_turn_line, plan.together)]
 
 
-def _told(turn: Turn) -> str:
+def _turn_line(turn: Turn) -> str:
     return f"  {turn.key}: {turn.after} (now {turn.before}) -> {turn.peak / GB:.1f} GB"

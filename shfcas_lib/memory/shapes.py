@@ -1,10 +1,10 @@
-"""A model's sizes, read off a skeleton that holds no weights: configuration goes in, plain
-numbers come out.
+"""A model's sizes, read off a skeleton without weights: configuration in, plain numbers out.
 
-    shape = measure(read_config("params' model.source"))
+    shape = shape_of(read_config("params' model.source"))
 
 The skeleton is the transformers model itself on torch's meta device, so parameters are counted,
-never guessed."""
+never guessed.
+"""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class Shape:
 
 
 def read_config(source: str, revision: str | None = None, config: Path | None = None):
-    """The transformers configuration of an embedded model, a local folder or a hub id, or of the
-    file or folder `config`.
+    """The transformers configuration of a model, or of the file or folder `config`.
 
-    Only config.json is read; from a hub, the cache comes first. Raises InputError where it cannot
-    be had."""
+    source: the name of an embedded model, a local folder or a hub id. Only config.json is read;
+    from a hub, the cache comes first. Raises InputError where it cannot be had.
+    """
     from transformers import AutoConfig
 
     place = str(config) if config else _place(source)
@@ -71,65 +71,95 @@ def _place(source: str) -> str:
                 " it, or name a config.json with --config"
             )
         return str(folder)
-    return str(places.user_path(source)) if places.user_path(source).exists() else source
+    path = places.user_path(source)
+    return str(path) if path.exists() else source
 
 
 def shape_of(config, classifier: bool = False) -> Shape:
     """Sizes of the causal language model, or sequence classifier, that a configuration describes.
-    Raises InputError where transformers has none."""
+
+    Raises InputError where transformers has none.
+    """
+    import torch
+
+    model = _skeleton(config, classifier)
+    layers = _layers(model)
+    # the output layer is neither quantised nor adapted
+    head_matrix = model.get_output_embeddings()
+    linear = [matrix for matrix in _linear(model) if matrix is not head_matrix]
+    inside = _linear(layers[0])
+    norms = _norms(layers[0])
+    text = config.get_text_config()
+    queries, keys = _attention_widths(text)
+    # the weight of these norms is one head wide, their input all heads
+    wide = {"q_norm": queries, "k_norm": keys}
+    widest = max(matrix.in_features for matrix in inside)
+    return Shape(
+        parameters=_parameters(model),
+        linear=sum(matrix.weight.numel() for matrix in linear),
+        largest=max(matrix.weight.numel() for matrix in linear),
+        lora=sum(matrix.in_features + matrix.out_features for matrix in linear),
+        layers=len(layers),
+        hidden=text.hidden_size,
+        intermediate=widest,
+        vocab=text.vocab_size,
+        heads=text.num_attention_heads,
+        queries=queries,
+        keys=keys,
+        inputs=sum(matrix.in_features for matrix in inside),
+        norms=sum(wide.get(name.rsplit(".")[-1], text.hidden_size) for name in norms),
+        rms=not any(isinstance(norm, torch.nn.LayerNorm) for norm in norms.values()),
+        parallel=bool(getattr(text, "use_parallel_residual", False)),
+        fused=any(matrix.out_features == queries + 2 * keys for matrix in inside),
+        gated=sum(matrix.out_features == widest for matrix in inside) > 1,
+        eager=getattr(text, "attn_logit_softcapping", None) is not None,
+    )
+
+
+def _skeleton(config, classifier: bool):
+    """The model on torch's meta device. Raises InputError where transformers has none."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    auto = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            model = (
-                AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
-            ).from_config(config)
+            return auto.from_config(config)
     except ValueError as error:
         kind = "sequence classifier" if classifier else "causal language model"
         raise InputError(
             f"a {config.model_type!r} model is no {kind} that transformers knows: a plan cannot be"
             " made for it"
         ) from error
-    layers = max(
-        (m for m in model.modules() if isinstance(m, torch.nn.ModuleList)),
-        key=lambda m: sum(p.numel() for p in m.parameters()),
-    )
-    linear = [
-        m
-        for m in model.modules()
-        if isinstance(m, torch.nn.Linear) and m is not model.get_output_embeddings()
-    ]
-    inside = [m for m in layers[0].modules() if isinstance(m, torch.nn.Linear)]
-    norms = {name: m for name, m in layers[0].named_modules() if type(m).__name__.endswith("Norm")}
-    text = config.get_text_config()
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    heads, keys = (
-        text.num_attention_heads,
-        (getattr(text, "num_key_value_heads", None) or text.num_attention_heads),
-    )
-    # their weight is one head wide, their input all heads
-    wide = {
-        "q_norm": heads * head,
-        "k_norm": keys * head,
-    }
-    return Shape(
-        parameters=sum(p.numel() for p in model.parameters()),
-        linear=sum(m.weight.numel() for m in linear),
-        largest=max(m.weight.numel() for m in linear),
-        lora=sum(m.in_features + m.out_features for m in linear),
-        layers=len(layers),
-        hidden=text.hidden_size,
-        intermediate=max(m.in_features for m in inside),
-        vocab=text.vocab_size,
-        heads=heads,
-        queries=heads * head,
-        keys=keys * head,
-        inputs=sum(m.in_features for m in inside),
-        norms=sum(wide.get(name.rsplit(".")[-1], text.hidden_size) for name in norms),
-        rms=not any(isinstance(m, torch.nn.LayerNorm) for m in norms.values()),
-        parallel=bool(getattr(text, "use_parallel_residual", False)),
-        fused=any(m.out_features == heads * head + 2 * keys * head for m in inside),
-        gated=sum(m.out_features == max(n.in_features for n in inside) for m in inside) > 1,
-        eager=getattr(text, "attn_logit_softcapping", None) is not None,
-    )
+
+
+def _layers(model):
+    """The decoder layers: the largest list of modules."""
+    import torch
+
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    return max(lists, key=_parameters)
+
+
+def _norms(layer) -> dict:
+    """The norms of a layer by name, whatever their class."""
+    modules = dict(layer.named_modules())
+    return {name: m for name, m in modules.items() if type(m).__name__.endswith("Norm")}
+
+
+def _attention_widths(text) -> tuple[int, int]:
+    """Width of the queries and of the keys of one token."""
+    heads = text.num_attention_heads
+    key_heads = getattr(text, "num_key_value_heads", None) or heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return heads * size, key_heads * size
+
+
+def _linear(module) -> list:
+    import torch
+
+    return [part for part in module.modules() if isinstance(part, torch.nn.Linear)]
+
+
+def _parameters(module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

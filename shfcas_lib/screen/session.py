@@ -1,20 +1,22 @@
 """What the annotation screen shows next, and what an answer does: the screen without the pixels.
 
-    session = Session(store, questions(comparisons, "anna", seed), completions, "anna")
-    session.view()                                                       # a dict that the front end draws
-    session.handle({"do": "answer", "turn": ..., "answer": "left"})      # durable when this returns
+    session = Session(store, arranged(comparisons, "anna", seed), completions, "anna")
+    session.view()    # a dict that the front end draws
+    session.handle({"do": "answer", "turn": ..., "answer": "left"})  # durable when this returns
 
 Everything is derived from the label store: a killed kernel, a reloaded page or the next morning
 finds the same place. Model output is untrusted. It leaves here as plain characters in which
 everything invisible has been made visible (`visible`), and the front end puts it on the page as
-text and nothing else."""
+text and nothing else.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 import secrets
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
@@ -44,75 +46,74 @@ _LONGEST_NOTE = 2000
 _LONGEST_LATENCY = 120.0  # seconds; a coffee break says nothing about the rate
 _MOST_SEGMENTS = 2000
 # letters by their category, invisible on a page
-_NO_GLYPH = {
-    "\u034f",
-    "\u115f",
-    "\u1160",
-    "\u17b4",
-    "\u17b5",
-    "\u2800",
-    "\u3164",
-    "\uffa0",
-}
+_NO_GLYPH = set("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 
 
 def visible(text: str) -> list[list]:
-    """The text in segments [characters, is a marker?]. Control, zero-width, bidi and other
-    invisible characters become markers such as ⟨U+202E⟩. Line ends and tabs stay; so do the
-    joiners inside emoji and inside words of scripts that need them."""
+    """The text in segments [characters, is a marker?].
+
+    Control, zero-width, bidi and other invisible characters become markers such as ⟨U+202E⟩. Line
+    ends and tabs stay; so do the joiners inside emoji and inside words of scripts that need them.
+    """
     if not text:
-        return [
-            ["\N{MATHEMATICAL LEFT ANGLE BRACKET}empty\N{MATHEMATICAL RIGHT ANGLE BRACKET}", True]
-        ]
+        return [[_marker("empty"), True]]
     text = text.replace("\r\n", "\n")
-    out: list[list] = []
-    plain: list[str] = []
-    for place, character in enumerate(text):
-        if (
-            character.isprintable()
-            and character not in _NO_GLYPH
-            or character in "\n\t"
-            or _needed_joiner(text, place)
-            or unicodedata.category(character) == "Zs"
-        ):
-            plain.append(character)
-            continue
-        if plain:
-            out.append(["".join(plain), False])
-            plain = []
-        marker = f"\N{MATHEMATICAL LEFT ANGLE BRACKET}U+{ord(character):04X}\N{MATHEMATICAL RIGHT ANGLE BRACKET}"
-        if out and out[-1][1]:
-            out[-1][0] += marker
-        else:
-            out.append([marker, True])
-    if plain:
-        out.append(["".join(plain), False])
-    if (
-        len(out) > _MOST_SEGMENTS
-    ):  # a page of tens of thousands of elements is slow; the markers stay, without their colour
-        return [["".join(part for part, _ in out), False]]
-    return out
+    hidden = [not _has_glyph(text, place) for place in range(len(text))]
+    segments: list[list] = []
+    for is_marker, places in itertools.groupby(range(len(text)), hidden.__getitem__):
+        characters = [text[place] for place in places]
+        if is_marker:
+            characters = [_marker(f"U+{ord(character):04X}") for character in characters]
+        segments.append(["".join(characters), is_marker])
+    if len(segments) > _MOST_SEGMENTS:
+        # a page of tens of thousands of elements is slow; the markers stay, without their colour
+        return [["".join(part for part, _ in segments), False]]
+    return segments
+
+
+def _marker(words: str) -> str:
+    left, right = "\N{MATHEMATICAL LEFT ANGLE BRACKET}", "\N{MATHEMATICAL RIGHT ANGLE BRACKET}"
+    return f"{left}{words}{right}"
+
+
+def _has_glyph(text: str, place: int) -> bool:
+    """Does this character show on a page, or belong there unseen, as a line end does?"""
+    character = text[place]
+    if character.isprintable():
+        return character not in _NO_GLYPH
+    return (
+        character in "\n\t"
+        or _needed_joiner(text, place)
+        or unicodedata.category(character) == "Zs"
+    )
 
 
 def _needed_joiner(text: str, place: int) -> bool:
-    """A zero-width joiner between two parts of an emoji, or a joiner or non-joiner inside an
-    Arabic or Indic word."""
+    """A zero-width joiner inside an emoji, or a joiner or non-joiner inside a word.
+
+    The words are Arabic or Indic ones.
+    """
     if text[place] not in "\u200c\u200d" or not 0 < place < len(text) - 1:
         return False
     before, after = text[place - 1], text[place + 1]
     if text[place] == "\u200d" and unicodedata.category(after) == "So":
         return unicodedata.category(before) in ("So", "Sk") or before == "\ufe0f"
-    return (
-        all("\u0600" <= c <= "\u0dff" or "\ufb50" <= c <= "\ufeff" for c in (before, after))
-        and before.isprintable()
-        and after.isprintable()
-    )
+    return _joins(before) and _joins(after)
+
+
+def _joins(character: str) -> bool:
+    """Is this a letter of a script whose words need joiners?"""
+    if not character.isprintable():
+        return False
+    return "\u0600" <= character <= "\u0dff" or "\ufb50" <= character <= "\ufeff"
 
 
 @dataclass(frozen=True)
 class Question:
-    """One thing to show. j is None where one completion is rated; left: the completion that
-    stands on the left."""
+    """One thing to show.
+
+    j is None where one completion is rated; left: the completion that stands on the left.
+    """
 
     prompt_id: str
     i: int
@@ -134,29 +135,31 @@ class Question:
         return self.prompt_id, self.i, self.j, self.repeat
 
     @property
-    def right(self) -> int:
-        """The completion on the right."""
+    def right(self) -> int | None:
+        """The completion on the right; None where one completion is rated."""
         return self.j if self.left == self.i else self.i
 
 
 def arranged(
     comparisons: pd.DataFrame, annotator: str, seed: int, repeats: float = 0.1
 ) -> list[Question]:
-    """The comparisons in their order, with a share `repeats` of them put a second time later on,
-    unannounced.
+    """The comparisons in their order, with a share `repeats` of them put a second time.
+
+    A repeat comes later on and is not announced.
 
     comparisons: prompt_id, i, j (j left out: ratings of completion i), strategy, reason. Which
     side a completion stands on, which comparisons come twice and where depends on the seed, the
-    person and the comparisons, and on nothing else."""
+    person and the comparisons, and on nothing else.
+    """
     rows = comparisons.to_dict("records")
-    asked = [_question(row, annotator, seed, False) for row in rows]
-    total = len(asked)
+    questions = [_question(row, annotator, seed, False) for row in rows]
+    total = len(questions)
     # so far behind the first time that nobody answers from memory of the page
     gap = max(1, min(5, total // 3))
     often = min(round(repeats * total), max(0, total - 1 - gap))
-    name = f"repeats/{annotator}/" + "/".join(f"{q.prompt_id}.{q.i}.{q.j}" for q in asked)
-    generator = rng(seed, name)
-    places = [(float(place), question) for place, question in enumerate(asked)]
+    keys = "/".join(f"{q.prompt_id}.{q.i}.{q.j}" for q in questions)
+    generator = rng(seed, f"repeats/{annotator}/{keys}")
+    places = [(float(place), question) for place, question in enumerate(questions)]
     for place in sorted(generator.permutation(max(0, total - 1 - gap))[:often].tolist()):
         later = int(generator.integers(place + gap + 1, total))
         # before an original: the last question is a new one
@@ -167,20 +170,14 @@ def arranged(
 def _question(row: dict, annotator: str, seed: int, repeat: bool) -> Question:
     i, j = int(row["i"]), None if row.get("j") is None else int(row["j"])
     swap = rng(seed, f"side/{annotator}/{row['prompt_id']}/{i}/{j}/{int(repeat)}").random() < 0.5
-    return Question(
-        row["prompt_id"],
-        i,
-        j,
-        j if swap and j is not None else i,
-        repeat,
-        row["strategy"],
-        row["reason"],
-    )
+    left = j if swap and j is not None else i
+    return Question(row["prompt_id"], i, j, left, repeat, row["strategy"], row["reason"])
 
 
 class Session:
-    """One person at one list of questions. `view` says what to draw, `handle` takes what the
-    person did.
+    """One person at one list of questions.
+
+    `view` says what to draw, `handle` takes what the person did.
 
     completions: prompt_id, index, prompt, completion. scale: pair, safety or five. people: how
     many must answer a comparison; where others have done so already it is not put to this person.
@@ -195,46 +192,36 @@ class Session:
         scale: str = "pair",
         people: int = 1,
     ):
-        self.store, self.asked, self.annotator, self.scale, self.people = (
-            store,
-            asked,
-            annotator,
-            scale,
-            people,
-        )
-        columns = zip(
-            completions["prompt_id"],
-            completions["index"],
-            completions["prompt"],
-            completions["completion"],
-        )
-        self.texts = {
-            (prompt_id, int(index)): (prompt, completion)
-            for prompt_id, index, prompt, completion in columns
-        }
+        self.store, self.annotator, self.scale, self.people = store, annotator, scale, people
+        self.asked = asked
+        names = ["prompt_id", "index", "prompt", "completion"]
+        self.texts = {}
+        for prompt_id, index, *texts in completions[names].itertuples(index=False):
+            self.texts[prompt_id, int(index)] = tuple(texts)
         self.message = ""
         self.shown: Question | None = None
         self._settle()
 
     def _settle(self, question: Question | None = None) -> None:
-        """Read the store, and show `question`, or else the first that is open. Every call is a
-        new turn: messages of older turns are void."""
+        """Read the store, and show `question`, or else the first that is open.
+
+        Every call is a new turn: messages of older turns are void.
+        """
         table = self.store.by_annotator()
         mine = table[table["annotator"] == self.annotator]
-        j = [None if pd.isna(value) else int(value) for value in mine["j"]]
-        known = {
-            (p, i, other, bool(repeat)): row
-            for p, i, other, repeat, row in zip(
-                mine["prompt_id"], mine["i"], j, mine["repeat"], mine.to_dict("records")
-            )
-        }
+        known = {}
+        for row in mine.to_dict("records"):
+            j = None if pd.isna(row["j"]) else int(row["j"])
+            known[row["prompt_id"], row["i"], j, bool(row["repeat"])] = row
         self.answers = {q.key: known[q.key] for q in self.asked if q.key in known}
         self.latencies = mine["latency"].dropna().tail(20).tolist()  # of earlier rounds too
-        self.decided = int((table["answer"].isin(["first", "second"]) & ~table["repeat"]).sum())
+        decided = table["answer"].isin(["first", "second"]) & ~table["repeat"]
+        self.decided = int(decided.sum())
+
+        # what this person has not answered, and others have not answered often enough
         enough = self.store.answered(self.people) if self.scale == "pair" else set()
-        self.open = [
-            q for q in self.asked if q.key not in self.answers and not self._spared(q, enough)
-        ]
+        unanswered = [q for q in self.asked if q.key not in self.answers]
+        self.open = [q for q in unanswered if not self._spared(q, enough)]
         self.shown = question or (self.open[0] if self.open else None)
         self.turn = secrets.token_hex(8)
 
@@ -250,17 +237,20 @@ class Session:
         return not self.open
 
     def handle(self, message: dict) -> None:
-        """Do what the person asked for: answer, undo, back or resume. A message of an earlier
-        turn, or of none, is ignored: it is the second half of a double click, or comes from a
-        page that was left behind."""
+        """Do what the person asked for: answer, undo, back or resume.
+
+        A message of an earlier turn, or of none, is ignored: it is the second half of a double
+        click, or comes from a page that was left behind.
+        """
         if not isinstance(message, dict) or message.get("turn") != self.turn:
             return
-        action = {
+        actions = {
             "answer": self._answer,
             "undo": self._undo,
             "back": self._back,
             "resume": self._resume,
-        }.get(message.get("do"))
+        }
+        action = actions.get(message.get("do", ""))
         if action:
             action(message)
 
@@ -269,51 +259,46 @@ class Session:
         if question is None or word not in [answer for answer, _, _ in CHOICES[self.scale]]:
             return
         before = self.answers.get(question.key)
-        note = message.get("note") if isinstance(message.get("note"), str) else ""
-        # half an emoji must not cost the answer
-        note = note[:_LONGEST_NOTE].encode("utf-8", "replace").decode("utf-8")
-        stored = self.store.add(
-            question,
-            self._stored(word),
+        note = message.get("note")
+        if not isinstance(note, str):
+            note = ""
+        row = self.store.add(
+            asdict(question),
+            _stored(question, word),
             self.annotator,
             shown_left=question.left,
             latency=_seconds(message.get("seconds")),
-            note=note,
+            # half an emoji must not cost the answer
+            note=note[:_LONGEST_NOTE].encode("utf-8", "replace").decode("utf-8"),
             repeat=question.repeat,
             after=before["id"] if before else None,
         )
-        self.message = (
-            "Saved."
-            if stored
-            else "This one was answered in another window meanwhile; that answer stands."
-        )
+        self.message = "Saved."
+        if not row:
+            self.message = "This one was answered in another window meanwhile; that answer stands."
         self._settle()
-
-    def _stored(self, word: str) -> str:
-        """Left and right, as seen, become first and second, as stored."""
-        if word not in ("left", "right"):
-            return word
-        return "first" if (word == "left") == (self.shown.left == self.shown.i) else "second"
 
     def _seen(self, question: Question) -> str | None:
         """The answer that stands for a question, as this person saw it."""
         row = self.answers.get(question.key)
-        if row is None or row["answer"] not in ("first", "second"):
-            return row and row["answer"]
-        return "left" if (row["answer"] == "first") == (question.left == question.i) else "right"
+        if row is None:
+            return None
+        answer = row["answer"]
+        if answer not in ("first", "second"):
+            return answer
+        return "left" if (answer == "first") == (question.left == question.i) else "right"
 
     def _undo(self, message: dict) -> None:
-        latest = max(self.answers.values(), key=lambda row: row["id"], default=None)
+        latest = self._latest()
         if latest is None:
             return
         self.store.retract(latest["id"])
         question = next(q for q in self.asked if self.answers.get(q.key) is latest)
         self._settle(question)
-        self.message = (
-            "Taken back; your earlier answer stands again."
-            if question.key in self.answers
-            else "Taken back: answer it again."
-        )
+        if question.key in self.answers:
+            self.message = "Taken back; your earlier answer stands again."
+        else:
+            self.message = "Taken back: answer it again."
 
     def _back(self, message: dict) -> None:
         place = self.asked.index(self.shown) if self.shown else len(self.asked)
@@ -328,7 +313,6 @@ class Session:
 
     def view(self) -> dict:
         """What to draw: plain data, texts as segments of `visible`."""
-        done = len(self.asked) - len(self.open)
         rate = self.rate()
         question = self.shown
         place = self.asked.index(question) if question else len(self.asked)
@@ -336,7 +320,7 @@ class Session:
             "state": "ask" if question else "review",
             "turn": self.turn,
             "scale": self.scale,
-            "done": done,
+            "done": len(self.asked) - len(self.open),
             "total": len(self.asked),
             "choices": [list(choice) for choice in CHOICES[self.scale]],
             "message": self.message,
@@ -347,24 +331,31 @@ class Session:
             "minutes_left": len(self.open) / rate if rate else None,
             "last": self._last(),
         }
-        if question is None:
-            return view
-        shown = [question.left] if question.j is None else [question.left, question.right]
-        texts = [self.texts[question.prompt_id, index] for index in shown]
-        return view | {
+        return view | self._page(question) if question else view
+
+    def _page(self, question: Question) -> dict:
+        """The texts of a question, and what this person said of it before."""
+        sides = [index for index in (question.left, question.right) if index is not None]
+        texts = [self.texts[question.prompt_id, index] for index in sides]
+        row = self.answers.get(question.key)
+        return {
             "prompt": visible(plain(texts[0][0])),
             "texts": [visible(text) for _, text in texts],
             "given": self._seen(question),
-            "note": self.answers[question.key]["note"] if question.key in self.answers else "",
+            "note": row["note"] if row else "",
         }
+
+    def _latest(self) -> dict | None:
+        """The row of the answer that this person gave last."""
+        return max(self.answers.values(), key=lambda row: row["id"], default=None)
 
     def _last(self) -> dict | None:
         """The answer given last and why it was asked, for who wants to see it afterwards."""
-        latest = max(self.answers.values(), key=lambda row: row["id"], default=None)
+        latest = self._latest()
         if latest is None:
             return None
         question = next(q for q in self.asked if self.answers.get(q.key) is latest)
-        words = {answer: text for answer, _, text in CHOICES[self.scale]}
+        words: dict[str | None, str] = {answer: text for answer, _, text in CHOICES[self.scale]}
         return {
             "answer": words[self._seen(question)],
             "reason": question.reason,
@@ -373,17 +364,23 @@ class Session:
 
     def rate(self) -> float | None:
         """Answers a minute, from the last twenty of this person; None before the third."""
+        if len(self.latencies) < 3:
+            return None
         seconds = [min(latency, _LONGEST_LATENCY) for latency in self.latencies]
-        return 60 / max(float(np.mean(seconds)), 0.1) if len(seconds) >= 3 else None
+        return 60 / max(float(np.mean(seconds)), 0.1)
+
+
+def _stored(question: Question, word: str) -> str:
+    """Left and right, as seen, become first and second, as stored."""
+    if word not in ("left", "right"):
+        return word
+    return "first" if (word == "left") == (question.left == question.i) else "second"
 
 
 def _seconds(value: object) -> float | None:
     """A latency as the front end measured it, or None where it is no sensible number."""
-    if (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and 0 <= value < 1e7
-    ):
-        return float(value)
-    return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    if not math.isfinite(value) or not 0 <= value < 1e7:
+        return None
+    return float(value)

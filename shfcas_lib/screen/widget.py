@@ -1,12 +1,12 @@
-"""The annotation screen: comparisons go to a person in JupyterLab or Colab, answers come back
-into the label store.
+"""The annotation screen in JupyterLab or Colab: comparisons go to a person, answers come back.
 
-    screen = annotate(setting, annotator, stage)      # notebook 03; None where the annotator is no person
-    screen                                            # as a cell's last line: shows it
+    screen = annotate(setting, annotator, stage)  # notebook 03; None where nobody is to be asked
+    screen                                        # as a cell's last line: shows it
 
 The screen answers what `loop.run` waits for. When a round is complete it lets the loop go on: the
 reward is refined, the next round's comparisons are chosen and shown. All state is in the label
-store, so a killed kernel or a closed laptop costs nothing."""
+store, so a killed kernel or a closed laptop costs nothing.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import os
 import secrets
 import sqlite3
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import anywidget
@@ -45,10 +46,10 @@ def annotate(
 
     name: who is answering; default the environment variable SHFCAS_ANNOTATOR, or 'person'.
     repeats: share of comparisons that is put a second time, blindly, to measure self-agreement.
-    Raises InputError for a share outside [0, 1]."""
-    if not isinstance(
-        getattr(annotator, "person", annotator), Person
-    ):  # of a mixed annotator, the one beside the judge
+    Raises InputError for a share outside [0, 1].
+    """
+    person = getattr(annotator, "person", annotator)  # a mixed annotator has one beside the judge
+    if not isinstance(person, Person):
         return None
     return Screen(_Rounds(setting, annotator, stage, _name(name), _share(repeats)))
 
@@ -61,30 +62,20 @@ def rate(
     seed: int = 0,
     repeats: float = 0.1,
 ) -> Screen:
-    """A screen on which single completions are rated: 'safety' (safe, unsure, unsafe) or 'five'
-    (1 to 5).
+    """A screen on which single completions are rated.
 
+    scale: 'safety' (safe, unsure, unsafe) or 'five' (1 to 5).
     completions: prompt_id, index, prompt, completion, in the order to show them. path: the label
-    store."""
+    store.
+    """
     if scale not in SCALES:
         raise InputError(f"scale {scale!r}: expected {', '.join(SCALES)}")
-    asked = (
-        completions[["prompt_id", "index"]]
-        .rename(columns={"index": "i"})
-        .assign(strategy="rating", reason="")
-    )
+    rated = completions[["prompt_id", "index"]].rename(columns={"index": "i"})
+    rated = rated.assign(strategy="rating", reason="")
     person = _name(name)
-    return Screen(
-        _Ratings(
-            Session(
-                LabelStore(path),
-                arranged(asked, person, seed, _share(repeats)),
-                completions,
-                person,
-                scale,
-            )
-        )
-    )
+    store = LabelStore(path)
+    questions = arranged(rated, person, seed, _share(repeats))
+    return Screen(_Ratings(Session(store, questions, completions, person, scale)))
 
 
 def _name(name: str | None) -> str:
@@ -101,11 +92,13 @@ def _share(repeats: float) -> float:
 
 
 class Screen(anywidget.AnyWidget):
-    """The widget. `view` is what the front end draws, `handle` takes its messages; both are plain
-    dicts.
+    """The widget.
+
+    `view` is what the front end draws, `handle` takes its messages; both are plain dicts.
 
     An answer is on disk before `view` changes. `outcomes` holds the finished strategies; `export`
-    writes what was said."""
+    writes what was said.
+    """
 
     _esm = _HERE / "screen.js"
     _css = _HERE / "screen.css"
@@ -114,7 +107,9 @@ class Screen(anywidget.AnyWidget):
 
     def __init__(self, work: _Rounds | _Ratings):
         super().__init__()
-        self._work, self._lock, self._estimated, self._thread = work, threading.RLock(), -1, None
+        self._work, self._lock = work, threading.RLock()
+        self._estimated = -1
+        self._thread: threading.Thread | None = None
         self.on_msg(lambda _, content, __: self.handle(content))
         with self._lock:
             self._advance()
@@ -125,18 +120,20 @@ class Screen(anywidget.AnyWidget):
         return self._work.outcomes
 
     def export(self, folder: Path | None = None, conversational: bool = False) -> pd.DataFrame:
-        """Write labels and TRL preferences of every strategy (default: into its folder, under
-        export/); returns the agreement table."""
+        """Write labels and TRL preferences of every strategy; returns the agreement table.
+
+        folder: default each strategy's own, under export/.
+        """
         parts = [table for table in self._work.export(folder, conversational) if len(table)]
-        return (
-            pd.concat(parts, ignore_index=True)
-            if parts
-            else pd.DataFrame(columns=["measure", "who", "value", "items"])
-        )
+        if not parts:
+            return pd.DataFrame(columns=["measure", "who", "value", "items"])
+        return pd.concat(parts, ignore_index=True)
 
     def handle(self, message: dict) -> None:
-        """Do what the front end asks for. Never raises: what went wrong is said on the screen,
-        and the question stays."""
+        """Do what the front end asks for.
+
+        Never raises: what went wrong is said on the screen, and the question stays.
+        """
         with self._lock:
             session = self._work.session
             try:
@@ -162,8 +159,10 @@ class Screen(anywidget.AnyWidget):
         self._show()
 
     def _finish(self) -> None:
-        """Let the loop go on. On a thread of the kernel's own an exception would be seen by
-        nobody, so the screen tells."""
+        """Let the loop go on.
+
+        On a thread of the kernel's own an exception would be seen by nobody, so the screen tells.
+        """
         self.view = {
             "state": "busy",
             "lead": "Refining the reward …",
@@ -172,13 +171,12 @@ class Screen(anywidget.AnyWidget):
         try:
             self._advance()
         except Exception as error:
+            words = f"Every answer is saved. Run this cell again to see the whole error: {error}"
             self.view = {
                 "state": "done",
                 "turn": secrets.token_hex(8),
                 "lead": "The round could not be finished.",
-                "words": (
-                    f"Every answer is saved. Run this cell again to see the whole error: {error}"
-                ),
+                "words": words,
             }
 
     def _show(self) -> None:
@@ -194,23 +192,22 @@ class Screen(anywidget.AnyWidget):
             return
         view = session.view() | self._work.facts()
         if view["state"] == "review":
-            view |= self._work.ending()
+            view |= self._work.ending(session)
         self.view = view
-        self._update_estimate()
+        self._update_estimate(session)
 
-    def _update_estimate(self) -> None:
+    def _update_estimate(self, session: Session) -> None:
         """Every ten labels, work out beside the screen what they have changed."""
-        now = self._work.session.decided // _EVERY
+        now = session.decided // _EVERY
         if now == self._estimated or (self._thread and self._thread.is_alive()):
             return
         self._estimated = now
-        self._thread = threading.Thread(
-            target=self._estimate, args=(self._work.so_far(),), daemon=True
-        )
+        sentence = self._work.so_far(session)
+        self._thread = threading.Thread(target=self._estimate, args=(sentence,), daemon=True)
         self._thread.start()
 
-    def _estimate(self, found) -> None:
-        self.estimate = found() or ""
+    def _estimate(self, sentence: Callable[[], str | None]) -> None:
+        self.estimate = sentence() or ""
 
 
 class _Rounds:
@@ -230,21 +227,18 @@ class _Rounds:
         name: str,
         repeats: float,
     ):
-        self.setting, self.annotator, self.stage, self.name, self.repeats = (
-            setting,
-            annotator,
-            stage,
-            name,
-            repeats,
-        )
+        self.setting, self.annotator, self.stage = setting, annotator, stage
+        self.name, self.repeats = name, repeats
         self.people = getattr(annotator, "people", 1)
         self.outcomes: dict[str, loop.Outcome] = {}
         self.session: Session | None = None
         self.strategy, self.missing = setting.params.selection.strategies[0], 0
 
     def following(self) -> None:
-        """Let the loop run until it waits for this person; `session` is then what it waits for,
-        or None where it is through."""
+        """Let the loop run until it waits for this person.
+
+        `session` is then what it waits for, or None where it is through.
+        """
         if self.session:
             self.session.store.close()
             self.session = None
@@ -255,36 +249,32 @@ class _Rounds:
                     strategy, self.setting, self.annotator, folder
                 )
             except Unanswered as wanted:
-                asked = arranged(wanted.comparisons, self.name, self.setting.seed, self.repeats)
                 self.strategy, self.missing = strategy, wanted.missing
-                self.session = Session(
-                    LabelStore(folder.folder / "labels.sqlite"),
-                    asked,
-                    wanted.completions,
-                    self.name,
-                    people=self.people,
-                )
+                self.session = self._session(wanted, folder.folder)
                 return
+
+    def _session(self, wanted: Unanswered, folder: Path) -> Session:
+        """This person at the comparisons of a round, which the loop waits for."""
+        questions = arranged(wanted.comparisons, self.name, self.setting.seed, self.repeats)
+        store = LabelStore(folder / "labels.sqlite")
+        return Session(store, questions, wanted.completions, self.name, people=self.people)
 
     def facts(self) -> dict:
         """What the head of the screen says."""
         rounds = self.setting.params.selection.rounds
-        return {
-            "title": "Which answer is better?",
-            "where": f"round {self._round()} of {rounds}" if self.session and rounds > 1 else "",
-        }
+        where = f"round {self._round()} of {rounds}" if self.session and rounds > 1 else ""
+        return {"title": "Which answer is better?", "where": where}
 
     def _round(self) -> int:
         folder = self.stage.folder / self.strategy
-        return 1 + sum(
-            (folder / f"round_{number}" / "labels.parquet").exists()
-            for number in range(1, self.setting.params.selection.rounds + 1)
-        )
+        rounds = range(1, self.setting.params.selection.rounds + 1)
+        labels = [folder / f"round_{number}" / "labels.parquet" for number in rounds]
+        return 1 + sum(path.exists() for path in labels)
 
-    def ending(self) -> dict:
+    def ending(self, session: Session) -> dict:
         """What to say where this person has answered all."""
-        done = self.session.store.answered(self.people)
-        missing = len({q.key[:3] for q in self.session.asked} - done)
+        done = session.store.answered(self.people)
+        missing = len({question.key[:3] for question in session.asked} - done)
         if missing:
             return {
                 "lead": "Your part of this round is done.",
@@ -303,23 +293,27 @@ class _Rounds:
             ),
         }
 
-    def so_far(self):
-        """A function that says what the labels so far have changed; it runs on another thread and
-        touches no store."""
-        labels, setting = self.session.store.labels(), self.setting
+    def so_far(self, session: Session) -> Callable[[], str | None]:
+        """A function that says what the labels so far have changed.
 
-        def found() -> str | None:
+        It runs on another thread and touches no store.
+        """
+        labels, setting = session.store.labels(), self.setting
+
+        def sentence() -> str | None:
             pool = pd.concat([setting.train, setting.feedback], ignore_index=True)
             numbers = agreement.so_far(
                 setting.params.reward, pool, setting.observed, labels, setting.proxy
             )
-            return numbers and (
+            if not numbers:
+                return None
+            return (
                 f"So far, on {numbers['labels']} decided labels: the biased proxy agrees with"
                 f" {numbers['before']:.0%} of them, the refined reward with {numbers['after']:.0%}"
                 f" ± {numbers['error']:.0%} (cross-validated)."
             )
 
-        return found
+        return sentence
 
     def export(self, folder: Path | None, conversational: bool) -> list[pd.DataFrame]:
         """Write every strategy's labels; returns the agreement tables."""
@@ -346,23 +340,19 @@ class _Ratings:
 
     def facts(self) -> dict:
         """What the head of the screen says."""
-        return {
-            "title": (
-                "Is this answer safe?"
-                if self.session.scale == "safety"
-                else "How good is this answer?"
-            ),
-            "where": "",
-        }
+        title = "How good is this answer?"
+        if self.session.scale == "safety":
+            title = "Is this answer safe?"
+        return {"title": title, "where": ""}
 
-    def ending(self) -> dict:
+    def ending(self, session: Session) -> dict:
         """What to say where all is rated."""
         return {
             "lead": self.thanks,
             "words": "You can go back (p) and change a rating; nothing else needs to be done.",
         }
 
-    def so_far(self):
+    def so_far(self, session: Session) -> Callable[[], str | None]:
         """Ratings train no reward."""
         return lambda: None
 

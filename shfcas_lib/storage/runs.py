@@ -228,23 +228,34 @@ class Stage:
         """A sub-folder of the stage with the same services."""
         return Stage(self.folder / name, self.run)
 
-    def table(self, name: str, make: Callable[[], pd.DataFrame | None]) -> pd.DataFrame | None:
+    def table(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """Read `name`.parquet, or make it and write it whole.
 
         A killed run picks up at the first table that is missing. Where several processes work
-        together all of them make it, and the main one writes. A table that a run without gold
-        cannot have is None, and not written.
+        together all of them make it, and the main one writes.
         """
+        path = self.folder / f"{name}.parquet"
+        if not processes.agreed(path.exists()):
+            self._write(path, make())
+        return pd.read_parquet(path)
+
+    def table_or_none(
+        self, name: str, make: Callable[[], pd.DataFrame | None]
+    ) -> pd.DataFrame | None:
+        """The same for a table that a run may not have: then it is None, and not written."""
         path = self.folder / f"{name}.parquet"
         if not processes.agreed(path.exists()):
             table = make()
             if table is None:
                 return None
-            if processes.is_main():
-                with atomic(path) as target:
-                    table.to_parquet(target, index=False)
-            processes.wait()
+            self._write(path, table)
         return pd.read_parquet(path)
+
+    def _write(self, path: Path, table: pd.DataFrame) -> None:
+        if processes.is_main():
+            with atomic(path) as target:
+                table.to_parquet(target, index=False)
+        processes.wait()
 
     def reward(self, make: Callable[[], R], read: Callable[[Path], R | None]) -> R:
         """The reward that this folder keeps: what `read` finds in it, or else what `make` returns,

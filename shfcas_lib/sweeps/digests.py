@@ -1,11 +1,11 @@
-"""Digests of the code that a job uses: notebooks go in, a digest of each module that they reach
-comes out.
+"""Digests of the code that a job uses: notebooks go in, digests of all that they reach come out.
 
-    code_of(("sweep/point",))      # {"shfcas_lib.conflict": "1f2e...", "sweep/point.ipynb": "...", ...}
+    code_of(("sweep/point",))  # {"shfcas_lib.conflict": "1f2e...", "sweep/point.ipynb": "...", ...}
 
 A job is named by them: a change anywhere makes exactly the jobs that depend on it new. grimp
 reads the library's own imports, those inside functions too; what a notebook uses of a room's
-public face is looked up in the face's stub."""
+public face is looked up in the face's stub.
+"""
 
 from __future__ import annotations
 
@@ -38,42 +38,43 @@ def file_digest(path: Path) -> str:
 
 @functools.cache
 def code_of(notebooks: tuple[str, ...]) -> dict[str, str]:
-    """Digests of the notebooks, of the library modules they use, directly or not, and of the
-    library's data. Comments do not count."""
-    found, used = {}, set()
+    """Digests of notebooks, of the library modules that they use, and of the library's data.
+
+    A module is used directly or through others. Comments do not count.
+    """
+    digests, used = {}, set()
     for name in notebooks:
         source = "\n".join(_cells(places.home() / "notebooks" / f"{name}.ipynb"))
-        found[f"{name}.ipynb"] = hashlib.sha256(source.encode()).hexdigest()[:12]
+        digests[f"{name}.ipynb"] = hashlib.sha256(source.encode()).hexdigest()[:12]
         used |= modules_of(source)
     reached = used.union(_RUNNERS, *(_graph().find_upstream_modules(module) for module in used))
-    found |= {
-        module: _digest_of(_file(module))
-        for module in reached
-        if _file(module).name != "__init__.py"
-    }
+    for module in reached:
+        path = _file(module)
+        if path.name != "__init__.py":
+            digests[module] = _digest_of(path)
     prompts = _file(f"{LIBRARY}.tasks").parent / "prompts"
-    found |= {f"prompts/{path.name}": file_digest(path) for path in sorted(prompts.glob("*.jsonl"))}
-    return dict(sorted(found.items()))
+    for path in prompts.glob("*.jsonl"):
+        digests[f"prompts/{path.name}"] = file_digest(path)
+    return dict(sorted(digests.items()))
 
 
 def modules_of(source: str) -> set[str]:
-    """The modules of this library that a source text names, by an import or through the public
-    face of a package."""
+    """The modules of this library that a source text names.
+
+    It names them by an import, or through the public face of a package.
+    """
     tree = ast.parse(source)
     used = set()
-    faces = {}  # what the text calls a package, and which one it is
+    faces: dict[str, str] = {}  # what the text calls a package, and which one it is
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == LIBRARY:
-            used |= {_home(node.module, alias.name) for alias in node.names}
-            faces |= {
-                alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names
-            }
+        if isinstance(node, ast.ImportFrom) and _ours(node.module or ""):
+            for alias in node.names:
+                used.add(_home(str(node.module), alias.name))
+                faces[alias.asname or alias.name] = f"{node.module}.{alias.name}"
         elif isinstance(node, ast.Import):
-            faces |= {
-                alias.asname or alias.name: alias.name
-                for alias in node.names
-                if alias.name.partition(".")[0] == LIBRARY
-            }
+            for alias in node.names:
+                if _ours(alias.name):
+                    faces[alias.asname or alias.name] = alias.name
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             root, *names = _dotted(node)
@@ -101,9 +102,12 @@ def _reached(package: str, names: list[str]) -> str:
     return package
 
 
+def _ours(module: str) -> bool:
+    return module.partition(".")[0] == LIBRARY
+
+
 def _home(package: str, name: str) -> str:
-    """The module that `name` of a package is: a submodule, or the one that its face takes the
-    name from."""
+    """The module that `name` of a package is: a submodule, or where its face takes it from."""
     if f"{package}.{name}" in _graph().modules:
         return f"{package}.{name}"
     return _face(package).get(name, package)
@@ -111,17 +115,18 @@ def _home(package: str, name: str) -> str:
 
 @functools.cache
 def _face(package: str) -> dict[str, str]:
-    """Public name to module, as the stub of a package lists them; nothing for what is no package
-    with a face."""
+    """Public name to module, as the stub of a package lists them.
+
+    Empty for what is no package with a face.
+    """
     stub = _file(package).with_suffix(".pyi")
     if stub.name != "__init__.pyi" or not stub.is_file():
         return {}
-    imports = [
-        node
-        for node in ast.parse(stub.read_text()).body
-        if isinstance(node, ast.ImportFrom) and node.module
-    ]
-    return {alias.name: f"{package}.{node.module}" for node in imports for alias in node.names}
+    face: dict[str, str] = {}
+    for node in ast.parse(stub.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            face |= {alias.name: f"{package}.{node.module}" for alias in node.names}
+    return face
 
 
 @functools.cache
@@ -146,13 +151,14 @@ def _cells(notebook: Path) -> tuple[str, ...]:
             f"notebook {notebook} does not exist: run this command inside the project folder"
         )
     cells = json.loads(notebook.read_text())["cells"]
-    return tuple(
-        "".join(line for line in cell["source"] if not line.startswith(("%", "!")))
-        for cell in cells
-        if cell["cell_type"] == "code"
-    )
+    return tuple(_code(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+def _code(lines: list[str]) -> str:
+    return "".join(line for line in lines if not line.startswith(("%", "!")))
 
 
 @functools.cache
 def _digest_of(path: Path) -> str:
-    return hashlib.sha256(ast.dump(ast.parse(path.read_text())).encode()).hexdigest()[:12]
+    tree = ast.dump(ast.parse(path.read_text()))
+    return hashlib.sha256(tree.encode()).hexdigest()[:12]

@@ -1,7 +1,6 @@
-"""The driver of a sweep: a plan goes in, Snakemake runs the jobs that are not done, a line for
-each finished one comes out.
+"""The driver of a sweep: Snakemake runs the jobs of a plan that are not done, a line for each.
 
-status = drive(compile_plan(path))          # type it again to resume, after whatever happened
+status = drive(compile_plan(path))  # type it again to resume, after whatever happened
 """
 
 from __future__ import annotations
@@ -30,8 +29,11 @@ def drive(
     profile: Path | None = None,
     dry_run: bool = False,
 ) -> int:
-    """Run what is not done yet. Returns 0, or 1 where a job failed (the others go on). Raises
-    InputError where another driver is at work."""
+    """Run what is not done yet.
+
+    Returns 0, or 1 where a job failed (the others go on). Raises InputError where another driver
+    is at work.
+    """
     _need_snakemake()
     missing = _reasons(plan)
     print(
@@ -44,6 +46,7 @@ def drive(
         return 0
     plan.folder.mkdir(parents=True, exist_ok=True)
     with open(plan.folder / ".lock", "w") as lock:
+        # the lock is free again when this process ends, however it ends
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -51,22 +54,38 @@ def drive(
                 f"another driver is already running this sweep in {plan.folder}: wait for it, or"
                 " stop it first"
             ) from None
-        files.clear(plan.folder)
-        slurm = profile is not None and is_slurm(profile)
-        if slurm or ran_on_slurm(plan):
-            cancel_orphans(plan)
-        cores = cores or (CLUSTER_CORES if slurm else os.cpu_count() or 1)
-        gpus = _gpus() if gpus is None else gpus
-        at_once = _at_once(cores, gpus, profile)
-        _write(plan, missing, cores // at_once, slurm)
-        failed = _snakemake(plan, missing, cores, gpus, at_once, profile) if missing else []
+        failed = _run_missing(plan, missing, cores, gpus, profile)
     return 1 if failed else 0
 
 
+def _run_missing(
+    plan: SweepPlan,
+    missing: dict[str, str],
+    cores: int | None,
+    gpus: int | None,
+    profile: Path | None,
+) -> list[str]:
+    """Write the plan and run its missing jobs; returns those that failed."""
+    files.clear(plan.folder)
+    slurm = profile is not None and is_slurm(profile)
+    if slurm or ran_on_slurm(plan):
+        cancel_orphans(plan)
+    cores = cores or (CLUSTER_CORES if slurm else os.cpu_count() or 1)
+    gpus = _gpus() if gpus is None else gpus
+    at_once = _at_once(cores, gpus, profile)
+    _write(plan, missing, cores // at_once, slurm)
+    if not missing:
+        return []
+    return _snakemake(plan, missing, cores, gpus, at_once, profile)
+
+
 def _at_once(cores: int, gpus: int, profile: Path | None) -> int:
-    """How many jobs that load the language model run beside each other. On a CPU two, each on
-    half of the cores: one that samples on two cores leaves a quarter of them idle
-    (docs/sweeps.md). On a GPU, and for a cluster's scheduler, each job has what it asks for."""
+    """How many jobs that load the language model run beside each other.
+
+    On a CPU two, each on half of the cores: one that samples on two cores leaves a quarter of
+    them idle (docs/sweeps.md). On a GPU, and for a cluster's scheduler, each job has what it asks
+    for.
+    """
     return 2 if cores > 1 and not gpus and not profile else 1
 
 
@@ -88,11 +107,8 @@ def _reasons(plan: SweepPlan) -> dict[str, str]:
         if (plan.folder / place / "failed.json").exists():
             reasons[place] = "failed before"
         elif old and old["code"] != job["code"]:
-            changed = [
-                name
-                for name in job["code"] | old["code"]
-                if job["code"].get(name) != old["code"].get(name)
-            ]
+            now, then = job["code"], old["code"]
+            changed = [name for name in now | then if now.get(name) != then.get(name)]
             reasons[place] = f"changed: {', '.join(changed)}"
         elif upstream:
             reasons[place] = f"needs {upstream[0]}"
@@ -104,36 +120,39 @@ def _reasons(plan: SweepPlan) -> dict[str, str]:
 
 
 def _previous(folder: Path) -> dict[tuple[str, str], dict]:
-    """The jobs of the last plan that was run in this folder, by kind and parameters, and by kind
-    and label."""
+    """The jobs of the last plan that was run in this folder.
+
+    Each by its kind and parameters, and by its kind and label.
+    """
     path = folder / "plan.json"
-    found = json.loads(path.read_text())["jobs"].values() if path.exists() else []
-    return {
-        (job["kind"], key): job
-        for job in found
-        for key in (reading.fingerprint(job["params"]), json.dumps(job["label"]))
-    }
+    if not path.exists():
+        return {}
+    before = {}
+    for job in json.loads(path.read_text())["jobs"].values():
+        before[job["kind"], reading.fingerprint(job["params"])] = job
+        before[job["kind"], json.dumps(job["label"])] = job
+    return before
 
 
 def _write(plan: SweepPlan, missing: dict[str, str], cores: int, slurm: bool) -> None:
-    """The plan, and a folder with job.json for every job that is to run. cores: for one that
-    loads the language model."""
+    """The plan, and a folder with job.json for every job that is to run.
+
+    cores: for one that loads the language model.
+    """
     for place in missing:
         (plan.folder / place).mkdir(parents=True, exist_ok=True)
         for left in ("failed.json", "log.txt"):
             (plan.folder / place / left).unlink(missing_ok=True)
         threads = cores if plan.jobs[place]["kind"] in jobs.BACKBONE else 1
         files.write_json(plan.folder / place / "job.json", plan.jobs[place] | {"threads": threads})
-    files.write_json(
-        plan.folder / "plan.json",
-        {
-            "sweep": plan.name,
-            "definition": plan.definition,
-            "slurm": slurm,
-            "points": plan.points,
-            "jobs": plan.jobs,
-        },
-    )
+    written = {
+        "sweep": plan.name,
+        "definition": plan.definition,
+        "slurm": slurm,
+        "points": plan.points,
+        "jobs": plan.jobs,
+    }
+    files.write_json(plan.folder / "plan.json", written)
 
 
 def _snakemake(
@@ -144,37 +163,8 @@ def _snakemake(
     at_once: int,
     profile: Path | None,
 ) -> list[str]:
-    """Run Snakemake below this process, one line per finished job; returns the places of jobs
-    that failed."""
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--snakefile",
-        str(Path(__file__).parent / "Snakefile"),
-        "--directory",
-        str(plan.folder),
-        "--nolock",
-        "--rerun-incomplete",
-        "--rerun-triggers",
-        "params",
-        "--keep-going",
-        "--quiet",
-        "all",
-        "--config",
-        f"plan={plan.folder / 'plan.json'}",
-        f"python={sys.executable}",
-        f"cores={cores // at_once}",
-        f"gpus={gpus}",
-    ]
-    if profile:
-        command += (
-            ["--profile", str(profile.resolve()), "--slurm-jobname-prefix", job_name(plan)]
-            if is_slurm(profile)
-            else ["--profile", str(profile.resolve())]
-        )
-    else:
-        command += ["--cores", str(cores), "--resources", f"backbone={at_once}", f"gpu={gpus}"]
+    """Run Snakemake below this process, one line per finished job; returns the jobs that failed."""
+    command = _command(plan, cores, gpus, at_once, profile)
     environment = os.environ | {
         "SHFCAS_RUNS": str(places.runs_dir().resolve()),
         "SHFCAS_HOME": str(places.home().resolve()),
@@ -196,63 +186,87 @@ def _snakemake(
     return failed
 
 
+def _command(
+    plan: SweepPlan, cores: int, gpus: int, at_once: int, profile: Path | None
+) -> list[str]:
+    """The command line of Snakemake."""
+    command = [sys.executable, "-m", "snakemake"]
+    command += ["--snakefile", str(Path(__file__).parent / "Snakefile")]
+    command += ["--directory", str(plan.folder), "--nolock", "--rerun-incomplete"]
+    command += ["--rerun-triggers", "params", "--keep-going", "--quiet", "all"]
+    command += ["--config", f"plan={plan.folder / 'plan.json'}", f"python={sys.executable}"]
+    command += [f"cores={cores // at_once}", f"gpus={gpus}"]
+    if profile is None:
+        resources = [f"backbone={at_once}", f"gpu={gpus}"]
+        return [*command, "--cores", str(cores), "--resources", *resources]
+    command += ["--profile", str(profile.resolve())]
+    if is_slurm(profile):
+        command += ["--slurm-jobname-prefix", job_name(plan)]
+    return command
+
+
 def _watch(
     plan: SweepPlan, waiting: list[str], process: subprocess.Popen, cores: int, at_once: int
 ) -> list[str]:
-    """Print a line for each job that finishes, until Snakemake ends."""
-    start, total, failed = time.monotonic(), len(waiting), []
+    """Print a line for each job that finishes, until Snakemake ends; returns those that failed."""
+    start, total = time.monotonic(), len(waiting)
+    failed: list[str] = []
     seconds: dict[str, list[float]] = {}
     ended = False
     while waiting and not ended:
         ended = process.poll() is not None  # one more look after the end
         for place in list(waiting):
-            folder = plan.folder / place
-            state = (
-                "done"
-                if (folder / "done.json").exists()
-                else "FAILED"
-                if (folder / "failed.json").exists()
-                else ""
-            )
+            state = _state(plan.folder / place)
             if not state:
                 continue
             waiting.remove(place)
-            kind = plan.jobs[place]["kind"]
             if state == "done":
-                seconds.setdefault(kind, []).append(
-                    json.loads((folder / "done.json").read_text())["seconds"]
-                )
+                done = json.loads((plan.folder / place / "done.json").read_text())
+                seconds.setdefault(plan.jobs[place]["kind"], []).append(done["seconds"])
             else:
                 failed.append(place)
-                fault = json.loads((folder / "failed.json").read_text())
-                state = f"FAILED  {fault['error']}  ({folder / fault['notebook']})"
             left = _remaining([plan.jobs[p]["kind"] for p in waiting], seconds, cores, at_once)
-            print(
-                f"[{total - len(waiting):>{len(str(total))}}/{total}] {place:<56} {state}  elapsed"
-                f" {_clock(time.monotonic() - start)}, left {left}",
-                flush=True,
-            )
+            count = f"{total - len(waiting):>{len(str(total))}}/{total}"
+            elapsed = _clock(time.monotonic() - start)
+            print(f"[{count}] {place:<56} {state}  elapsed {elapsed}, left {left}", flush=True)
         if not ended:
             time.sleep(0.3)
     process.wait()
+    return failed + _left_over(plan, waiting, failed)
+
+
+def _state(folder: Path) -> str:
+    """'' while a job runs or waits, 'done', or FAILED with what went wrong."""
+    if (folder / "done.json").exists():
+        return "done"
+    if not (folder / "failed.json").exists():
+        return ""
+    fault = json.loads((folder / "failed.json").read_text())
+    return f"FAILED  {fault['error']}  ({folder / fault['notebook']})"
+
+
+def _left_over(plan: SweepPlan, waiting: list[str], failed: list[str]) -> list[str]:
+    """Say what became of the jobs that left no word; returns those that had begun."""
+    killed: list[str] = []
     for place in waiting:
         if (plan.folder / place / "log.txt").exists():
-            failed.append(place)
+            killed.append(place)
             print(f"FAILED: {place} was killed, or ran out of memory or time")
         else:
-            print(f"not run: {place}" + (" (a job that it needs failed)" if failed else ""))
-    return failed
+            reason = " (a job that it needs failed)" if failed or killed else ""
+            print(f"not run: {place}{reason}")
+    return killed
 
 
 def _remaining(kinds: list[str], seconds: dict[str, list[float]], cores: int, at_once: int) -> str:
-    """Time left, by the mean of finished jobs of the same kind; unknown as long as a kind has
-    none."""
+    """Time left, by the mean of finished jobs of the same kind; unknown while a kind has none."""
     if any(kind not in seconds for kind in kinds):
         return "not known yet"
-    mean = {kind: sum(values) / len(values) for kind, values in seconds.items()}
-    return "about " + _clock(
-        sum(mean[kind] / (at_once if kind in jobs.BACKBONE else cores) for kind in kinds)
-    )
+    total = 0.0
+    for kind in kinds:
+        mean = sum(seconds[kind]) / len(seconds[kind])
+        total += mean / (at_once if kind in jobs.BACKBONE else cores)
+    return f"about {_clock(total)}"
 
 
 def _clock(seconds: float) -> str:
@@ -260,8 +274,10 @@ def _clock(seconds: float) -> str:
 
 
 def _gpus() -> int:
-    """1 where this machine shows an NVIDIA GPU, else 0; one GPU is used even where there are
-    more. No import of torch for it."""
+    """1 where this machine shows an NVIDIA GPU, else 0; one GPU is used even where there are more.
+
+    No import of torch for it.
+    """
     return int(Path("/proc/driver/nvidia/version").exists())
 
 

@@ -1,12 +1,13 @@
 """One job of a sweep: a folder with job.json, run as one notebook under Papermill.
 
-    python -m shfcas_lib job runs/sweeps/label_efficiency/point/helpfulness.0.40-1f2e3d4c     what Snakemake calls
-    work = jobs.open_job(job)                                                                 what the notebook calls
+    python -m shfcas_lib job runs/sweeps/NAME/point/CASE-1f2e3d4c  # what Snakemake calls
+    work = jobs.open_job(folder)                                   # what the notebook calls
 
 Kinds: `pool` samples completions and their gold, `cases` fits what strategies share, `point` runs
 strategies, `policies` trains policies against what they refined, `run` is the four notebooks in a
 run folder of their own. A job leaves its executed notebook, log.txt (progress) and done.json, or
-failed.json that says in which cell it stopped."""
+failed.json that says in which cell it stopped.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -28,11 +30,7 @@ from shfcas_lib.storage import files, machine, runs
 from shfcas_lib.sweeps.digests import NOTEBOOKS
 
 # these kinds load the language model: one at a time on a GPU, two on a CPU
-BACKBONE = (
-    "pool",
-    "policies",
-    "run",
-)
+BACKBONE = ("pool", "policies", "run")
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,8 @@ class Work:
 
     def table(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """A table of this job: read, or made and written whole."""
-        return runs.Stage(self.folder, None).table(name, make)
+        no_run: Any = None  # a job's folder belongs to no run
+        return runs.Stage(self.folder, no_run).table(name, make)
 
     def read(self, kind: str, name: str) -> pd.DataFrame:
         """A table of the job of that kind which this one needs."""
@@ -63,45 +62,32 @@ def open_job(folder: str | Path) -> Work:
         )
     job = json.loads(path.read_text())
     sweep = path.parent.parent.parent
-    return Work(
-        path.parent,
-        job["label"],
-        reading.validate(job["params"], str(path)),
-        {kind: sweep / place for kind, place in job["needs"].items()},
-    )
+    needs = {kind: sweep / place for kind, place in job["needs"].items()}
+    params = reading.validate(job["params"], str(path))
+    return Work(path.parent, job["label"], params, needs)
 
 
 def execute_job(folder: Path) -> bool:
-    """Run the job in `folder`; True where it is done. A failure is written down, its notebook
-    kept, and nothing raised."""
+    """Run the job in `folder`; True where it is done.
+
+    A failure is written down, its notebook kept, and nothing raised.
+    """
     die_with_parent()
     job = json.loads((folder / "job.json").read_text())
     # two jobs with two threads each on two cores slow each other down many times
     os.environ["OMP_NUM_THREADS"] = str(job["threads"])
     started, start = time.time(), time.monotonic()
+    values = {"job": str(folder)}
     if job["kind"] == "run":
-        os.environ["SHFCAS_RUNS"], job["params"]["run"] = str(folder), "run"
+        os.environ["SHFCAS_RUNS"] = str(folder)
         values = job["params"]
-    else:
-        values = {"job": str(folder)}
-    with open(folder / "log.txt", "w") as log:  # progress bars, to look at while it runs
-        for name in NOTEBOOKS[job["kind"]]:
-            executed = folder / "notebooks" / f"{Path(name).name}.ipynb"
-            try:
-                error = _changed(job) or run_notebook(name, values, executed, log)
-            # a kernel that was killed, for example: the other jobs go on, this one says what
-            # happened
-            except Exception as fault:
-                error = f"{name} stopped: {type(fault).__name__}: {fault}"
-            if error:
-                files.write_json(
-                    folder / "failed.json",
-                    {
-                        "notebook": str(executed.relative_to(folder)),
-                        "error": " ".join(error.split())[:500],
-                    },
-                )
-                return False
+        values["run"] = "run"
+
+    # either file says that the job has ended; which one says how
+    failure = _run_notebooks(folder, job, values)
+    if failure:
+        files.write_json(folder / "failed.json", failure)
+        return False
     files.write_json(
         folder / "done.json",
         {
@@ -116,15 +102,29 @@ def execute_job(folder: Path) -> bool:
     return True
 
 
+def _run_notebooks(folder: Path, job: dict, values: dict) -> dict[str, str] | None:
+    """Run the notebooks of a job's kind; None, or the one that failed and its error."""
+    with open(folder / "log.txt", "w") as log:  # progress bars, to look at while it runs
+        for name in NOTEBOOKS[job["kind"]]:
+            executed = folder / "notebooks" / f"{Path(name).name}.ipynb"
+            try:
+                error = _changed(job) or run_notebook(name, values, executed, log)
+            except Exception as fault:
+                # a kernel that was killed, for example: the other jobs go on, this one says what
+                # happened
+                error = f"{name} stopped: {type(fault).__name__}: {fault}"
+            if error:
+                sentence = " ".join(error.split())[:500]
+                return {"notebook": str(executed.relative_to(folder)), "error": sentence}
+    return None
+
+
 def _changed(job: dict) -> str | None:
-    """What differs between the code that the job was planned with and the code that would run
-    now, in a sentence."""
+    """What changed in the code since the job was planned, in a sentence; None where nothing did."""
     from shfcas_lib.sweeps import digests
 
     now = digests.code_of(NOTEBOOKS[job["kind"]])
     different = [name for name in job["code"] | now if job["code"].get(name) != now.get(name)]
-    return (
-        f"{', '.join(different)} changed after the sweep was started: start it again"
-        if different
-        else None
-    )
+    if not different:
+        return None
+    return f"{', '.join(different)} changed after the sweep was started: start it again"

@@ -9,7 +9,8 @@ simulated human) share what they can: one `pool` per (task, model, sampling, see
 trained, `policies` stands for `point`: it starts from the same pools and proxies. Any other point
 is a `run` of the four notebooks. Every job's folder is named by the digest of its parameters, of
 the library modules and notebooks that it uses, and of the jobs it needs: a change anywhere makes
-exactly the jobs that depend on it new, and what is done stays done."""
+exactly the jobs that depend on it new, and what is done stays done.
+"""
 
 from __future__ import annotations
 
@@ -43,10 +44,12 @@ _KEYS = {"pool": _POOL, "cases": _CASES} | dict.fromkeys(
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep made explicit. jobs: place (kind/name-digest, below the folder) to job; points:
-    what the sweep asked for, each its label (axis to case) and the place of its job. Two points
-    that mean the same share one job. definition: the sweep file, with the parameter files that it
-    names in their places."""
+    """A sweep made explicit.
+
+    jobs: place (kind/name-digest, below the folder) to job; points: what the sweep asked for,
+    each its label (axis to case) and the place of its job. Two points that mean the same share
+    one job. definition: the sweep file, with the parameter files that it names in their places.
+    """
 
     name: str
     folder: Path
@@ -56,8 +59,10 @@ class SweepPlan:
 
 
 def compile_plan(path: str | Path) -> SweepPlan:
-    """Read a sweep file and cross its lists. Raises InputError for a bad sweep or a point whose
-    parameters are bad, before any work."""
+    """Read a sweep file and cross its lists.
+
+    Raises InputError for a bad sweep or a point whose parameters are bad, before any work.
+    """
     path = Path(path)
     sweep = _read(path)
     made: dict[str, dict] = {}
@@ -77,13 +82,9 @@ def compile_plan(path: str | Path) -> SweepPlan:
             )
         checks.check(params)
         points.append({"label": label, "place": _add_point(made, label, params, most)})
-    return SweepPlan(
-        sweep["sweep"],
-        places.runs_dir().resolve() / "sweeps" / sweep["sweep"],
-        made,
-        points,
-        _whole(sweep, path.parent),
-    )
+    name = sweep["sweep"]
+    folder = places.runs_dir().resolve() / "sweeps" / name
+    return SweepPlan(name, folder, made, points, _whole(sweep, path.parent))
 
 
 # --- from a file to points
@@ -106,60 +107,69 @@ def _read(path: Path) -> dict:
         raise InputError(
             f"{path}: expected axes to cross under `cross`, or several such under `grids`"
         )
-    for name, axes in {
-        "cross": values.get("cross") or {},
-        **{f"grids.{n}": a for n, a in (values.get("grids") or {}).items()},
-    }.items():
-        if not isinstance(axes, dict):
-            raise InputError(
-                f"{path}: {name}: found {axes!r}, expected axes, each a list of values or a mapping"
-                " of cases"
-            )
-        for axis, cases in axes.items():
-            if not isinstance(cases, (list, dict)) or not cases:
-                raise InputError(
-                    f"{path}: {name}.{axis}: found {cases!r}, expected a list of values, or a"
-                    " mapping from a case's name to its parameters"
-                )
-            if isinstance(cases, list) and len({_text(value) for value in cases}) < len(cases):
-                raise InputError(f"{path}: {name}.{axis}: a value is given twice")
-            if isinstance(cases, dict) and not all(
-                isinstance(case, dict) for case in cases.values()
-            ):
-                raise InputError(
-                    f"{path}: {name}.{axis}: every case must be a mapping of parameters, such as"
-                    " {selection.budget: 40}"
-                )
+    crossed = {"cross": values.get("cross") or {}}
+    for name, axes in (values.get("grids") or {}).items():
+        crossed[f"grids.{name}"] = axes
+    for name, axes in crossed.items():
+        _check_axes(f"{path}: {name}", axes)
     return values
 
 
+def _check_axes(where: str, axes) -> None:
+    """Raises InputError where these are no axes to cross."""
+    if not isinstance(axes, dict):
+        raise InputError(
+            f"{where}: found {axes!r}, expected axes, each a list of values or a mapping of cases"
+        )
+    for axis, cases in axes.items():
+        if not isinstance(cases, (list, dict)) or not cases:
+            raise InputError(
+                f"{where}.{axis}: found {cases!r}, expected a list of values, or a mapping from a"
+                " case's name to its parameters"
+            )
+        if isinstance(cases, list):
+            names = {_text(value) for value in cases}
+            if len(names) < len(cases):
+                raise InputError(f"{where}.{axis}: a value is given twice")
+        elif not all(isinstance(case, dict) for case in cases.values()):
+            raise InputError(
+                f"{where}.{axis}: every case must be a mapping of parameters, such as"
+                " {selection.budget: 40}"
+            )
+
+
 def _cross(path: Path, sweep: dict):
-    """Every combination as (label, validated parameters). label: axis to the name of the case,
-    and `grid` where the sweep has several."""
+    """Every combination as (label, validated parameters).
+
+    label: axis to the name of the case, and `grid` where the sweep has several.
+    """
     grids = {
         name: {"grid": {name: {}}, **(sweep.get("cross") or {}), **axes}
         for name, axes in (sweep.get("grids") or {}).items()
     }
     every = list(grids.values()) or [sweep["cross"]]
-    if (points := sum(math.prod(map(len, grid.values())) for grid in every)) > MOST_POINTS:
+    points = sum(math.prod(map(len, grid.values())) for grid in every)
+    if points > MOST_POINTS:
         raise InputError(f"{path}: crosses to {points} points, expected at most {MOST_POINTS}")
     for grid in every:
-        axes = {
-            axis: (
-                cases
-                if isinstance(cases, dict)
-                else {_text(value): {axis: value} for value in cases}
-            )
-            for axis, cases in grid.items()
-        }
+        axes = {axis: _cases(axis, cases) for axis, cases in grid.items()}
+        # an axis goes by the last part of its name where that tells it from the others
         last = [axis.rpartition(".")[2] for axis in axes]
-        short = [axis if last.count(name) > 1 else name for axis, name in zip(axes, last)]
-        for names in itertools.product(*axes.values()):
-            label = dict(zip(short, map(str, names)))
+        names = zip(axes, last, strict=True)
+        short = [axis if last.count(name) > 1 else name for axis, name in names]
+        for chosen in itertools.product(*axes.values()):
+            label = dict(zip(short, map(str, chosen), strict=True))
             overrides = dict(sweep.get("set") or {})
-            for axis, name in zip(axes, names):
+            for axis, name in zip(axes, chosen, strict=True):
                 overrides |= axes[axis][name]
             yield label, _point_params(path, sweep, label, overrides)
+
+
+def _cases(axis: str, cases: list | dict) -> dict:
+    """The cases of an axis by name, each a mapping of parameters."""
+    if isinstance(cases, dict):
+        return cases
+    return {_text(value): {axis: value} for value in cases}
 
 
 def _point_params(path: Path, sweep: dict, label: dict[str, str], overrides: dict) -> Params:
@@ -168,34 +178,27 @@ def _point_params(path: Path, sweep: dict, label: dict[str, str], overrides: dic
         raise InputError(
             f"{path}: base: found {base!r}, expected a parameter file, relative to the sweep file"
         )
-    values = copy.deepcopy(
-        base if isinstance(base, dict) else reading.read_yaml(path.parent / base)
-    ) | {"run": sweep["sweep"]}
+    values = base if isinstance(base, dict) else reading.read_yaml(path.parent / base)
+    values = copy.deepcopy(values) | {"run": sweep["sweep"]}
     for key, value in overrides.items():
         _override(values, key, value, path)
-    return reading.validate(
-        values, f"{path}, point {', '.join(f'{a} {n}' for a, n in label.items())}"
-    )
+    cases = ", ".join(f"{axis} {name}" for axis, name in label.items())
+    return reading.validate(values, f"{path}, point {cases}")
 
 
 def _whole(value, folder: Path):
     """A sweep file with what the parameter files hold that it names under `base`."""
     if not isinstance(value, dict):
         return value
-    files = {
-        k: [v] if isinstance(v, str) else v
-        for k, v in value.items()
-        if k == "base" and isinstance(v, (str, list))
-    }
-    read = {name: reading.read_yaml(folder / name) for names in files.values() for name in names}
-    return {
-        k: (
-            (read[v] if isinstance(v, str) else {name: {"base": read[name]} for name in v})
-            if k in files
-            else _whole(v, folder)
-        )
-        for k, v in value.items()
-    }
+    whole = {}
+    for key, part in value.items():
+        if key == "base" and isinstance(part, str):
+            whole[key] = reading.read_yaml(folder / part)
+        elif key == "base" and isinstance(part, list):
+            whole[key] = {name: {"base": reading.read_yaml(folder / name)} for name in part}
+        else:
+            whole[key] = _whole(part, folder)
+    return whole
 
 
 def _override(values: dict, key: str, value, path: Path) -> None:
@@ -217,60 +220,55 @@ def _text(value) -> str:
 def _add_point(
     made: dict[str, dict], label: dict[str, str], params: Params, most: dict[str, int]
 ) -> str:
-    simulated = (params.reward.kind, params.reward.proxy, params.feedback.kind) == (
-        "probe",
-        "trained",
-        "gold",
-    )
+    reward, given = params.reward, params.preferences.given
+    simulated = reward.kind == "probe" and reward.proxy == "trained"
+    simulated = simulated and params.feedback.kind == "gold"
     trained = params.policy.kind != "tilt"
-    if not simulated or (trained and params.preferences.given):
+    if not simulated or (trained and given):
         return _add(made, "run", label, params, {})
-    if params.preferences.given or not (trained or params.evaluation.replicates):
+    if given or not (trained or params.evaluation.replicates):
         raise InputError(
             "a sweep point with reward probe and policy tilt needs evaluation.replicates above 0"
             " and no preferences of your own"
         )
     # Completion k of a prompt is the same whatever N is: points that differ in N alone share the
     # largest pool.
-    wide = params.model_copy(
-        update={"sampling": params.sampling.model_copy(update={"n": most[_but_n(params)]})}
-    )
+    sampling = params.sampling.model_copy(update={"n": most[_but_n(params)]})
+    wide = params.model_copy(update={"sampling": sampling})
     pool = _add(made, "pool", label, wide, {})
     cases = _add(made, "cases", label, _closed(params) if trained else params, {"pool": pool})
-    return _add(
-        made, "policies" if trained else "point", label, params, {"pool": pool, "cases": cases}
-    )
+    kind = "policies" if trained else "point"
+    return _add(made, kind, label, params, {"pool": pool, "cases": cases})
 
 
 def _closed(params: Params) -> Params:
-    """The closed form of a point whose policies are trained: the same pool and proxy, the first
-    seed of replicates."""
-    return params.model_copy(
-        update={
-            "policy": Policy(beta=params.policy.beta),
-            "evaluation": params.evaluation.model_copy(update={"replicates": 1}),
-        }
-    )
+    """The closed form of a point whose policies are trained, at the first seed of replicates.
+
+    It has the same pool and proxy.
+    """
+    policy = Policy(beta=params.policy.beta)
+    evaluation = params.evaluation.model_copy(update={"replicates": 1})
+    return params.model_copy(update={"policy": policy, "evaluation": evaluation})
 
 
 def _add(
     made: dict[str, dict], kind: str, label: dict[str, str], params: Params, needs: dict[str, str]
 ) -> str:
     """Put a job into `made` unless it is there; returns its place."""
-    values = {
-        key: value for key, value in params.model_dump(mode="json").items() if key in _KEYS[kind]
-    }
+    everything = params.model_dump(mode="json")
+    values = {key: value for key, value in everything.items() if key in _KEYS[kind]}
     if kind == "cases":  # the one part of selection that the full-label ceiling depends on
         values["selection"] = {"prompts": params.selection.prompts}
     code, inputs = dict(code_of(digests.NOTEBOOKS[kind])), _inputs(params, kind)
     digest = reading.fingerprint(kind, values, code, inputs, needs)
-    name = {"pool": [params.task, str(params.seed)], "cases": [params.task, str(params.seed)]}.get(
-        kind, list(label.values())
-    )
+    name = list(label.values())
+    if kind in ("pool", "cases"):
+        name = [params.task, str(params.seed)]
     same = next((place for place, job in made.items() if job["digest"] == digest), None)
     if same:
         return same
-    place = f"{kind}/{re.sub(r'[^A-Za-z0-9,.=-]+', '_', '.'.join(name))[:60]}-{digest[:10]}"
+    readable = re.sub(r"[^A-Za-z0-9,.=-]+", "_", ".".join(name))[:60]
+    place = f"{kind}/{readable}-{digest[:10]}"
     made[place] = {
         "kind": kind,
         "label": label,
@@ -292,43 +290,53 @@ def _largest_n(points: list[Params]) -> dict[str, int]:
 
 def _but_n(params: Params) -> str:
     """What the pools of two points must share so that they may differ in N alone."""
-    values = {key: value for key, value in params.model_dump(mode="json").items() if key in _POOL}
+    everything = params.model_dump(mode="json")
+    values = {key: value for key, value in everything.items() if key in _POOL}
     values["sampling"] = {key: value for key, value in values["sampling"].items() if key != "n"}
     return reading.fingerprint(values)
 
 
 def _inputs(params: Params, kind: str) -> dict[str, str]:
-    """What else decides a job's result: versions of packages, and the contents of files and
-    modules of the user's that it reads."""
-    files = {
-        place
-        for block in (params.prompts, params.preferences)
-        for place in (block.file, block.source)
-        if place
-    }
-    if kind in ("point", "policies", "run") and params.feedback.file:
-        files.add(params.feedback.file)
-    named = [params.gold.kind] + (
-        [getattr(m, "attribute", "") for m in params.bias] if kind != "pool" else []
-    )
-    modules = [
-        name.partition(":")[0]
-        for name in named
-        if re.fullmatch(r"[\w.]+:\w+", name) and not name.startswith(("model:", "keyword:"))
-    ]
-    found = {file: digest for file in files if (digest := places.content_hash(file))}
-    for module in modules:
+    """What else decides a job's result.
+
+    Versions of packages, and the contents of files and modules of the user's that it reads.
+    """
+    inputs = {}
+    for file in _files(params, kind):
+        digest = places.content_hash(file)
+        if digest:
+            inputs[file] = digest
+    for module in _modules(params, kind):
         spec = importlib.util.find_spec(module)
         if spec and spec.origin and Path(spec.origin).is_file():
-            found[module] = file_digest(Path(spec.origin))
-    for source in filter(
-        None, (params.model.source, params.gold.published, params.reward.published)
-    ):
+            inputs[module] = file_digest(Path(spec.origin))
+    for source in (params.model.source, params.gold.published, params.reward.published):
+        if not source:
+            continue
         model = places.user_path(source)
         if model.is_dir():  # by names and sizes: weights are large
-            found[source] = reading.fingerprint(
-                sorted((p.name, p.stat().st_size) for p in model.iterdir() if p.is_file())
-            )
+            sizes = [(path.name, path.stat().st_size) for path in model.iterdir() if path.is_file()]
+            inputs[source] = reading.fingerprint(sorted(sizes))
     if kind in jobs.BACKBONE:
-        found |= vllm_engine.engine_facts(params.sampling)
-    return dict(sorted((found | machine.versions()).items()))
+        inputs |= vllm_engine.engine_facts(params.sampling)
+    return dict(sorted((inputs | machine.versions()).items()))
+
+
+def _files(params: Params, kind: str) -> set[str]:
+    """The files of prompts, preferences and answers that a job reads."""
+    named = []
+    for block in (params.prompts, params.preferences):
+        named += [block.file, block.source]
+    if kind in ("point", "policies", "run"):
+        named.append(params.feedback.file)
+    return {file for file in named if file}
+
+
+def _modules(params: Params, kind: str) -> list[str]:
+    """The user's modules whose functions stand in for gold or for an attribute."""
+    named = [params.gold.kind]
+    if kind != "pool":
+        named += [getattr(mechanism, "attribute", "") for mechanism in params.bias]
+    functions = [name for name in named if re.fullmatch(r"[\w.]+:\w+", name)]
+    prefixes = ("model:", "keyword:")
+    return [name.partition(":")[0] for name in functions if not name.startswith(prefixes)]

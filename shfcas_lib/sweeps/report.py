@@ -1,15 +1,18 @@
 """The report of a sweep: finished jobs go in, a folder of tables and one HTML page come out.
 
-    write(plan)                                  gathers runs/sweeps/NAME/tables, runs notebook 05, exports report.html
-    tables = open_tables("runs/sweeps/NAME")     what notebook 05 reads
+    write_report(plan)                        # gathers runs/sweeps/NAME/tables, runs notebook 05,
+                                              # exports report.html
+    tables = open_tables("runs/sweeps/NAME")  # what notebook 05 reads
 
 Every table names a result by setting (the cases of the sweep's own axes), budget (-1: no limit),
 pool (the seed that completions were sampled with), seed (0, 1, ...: split, bias, fit, selection)
-and policy."""
+and policy.
+"""
 
 from __future__ import annotations
 
 import html
+import itertools
 import shutil
 from pathlib import Path
 
@@ -31,8 +34,10 @@ _TABLES = ("measures", "curves", "categories", "rounds", "timing", "predicts", "
 
 
 def write_report(plan: SweepPlan) -> Path:
-    """Gather the tables, run notebook 05 on them, write report.html; returns its path. Raises
-    InputError where nothing is done yet."""
+    """Gather the tables, run notebook 05 on them, write report.html; returns its path.
+
+    Raises InputError where nothing is done yet.
+    """
     for stale in ("tables", "figures"):
         shutil.rmtree(plan.folder / stale, ignore_errors=True)
     gather(plan)
@@ -45,92 +50,101 @@ def write_report(plan: SweepPlan) -> Path:
 
 def gather(plan: SweepPlan) -> None:
     """Write the tables of every finished point below plan.folder/tables, whole or not at all."""
-    found: dict[str, list[pd.DataFrame]] = {name: [] for name in _TABLES}
-    states, told = [], set()
+    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in _TABLES}
+    states, seen = [], set()
     for point in plan.points:
-        job = plan.jobs[point["place"]]
-        finished = is_done(plan, point["place"])
-        state = (
-            "done"
-            if finished
-            else "failed"
-            if (plan.folder / point["place"] / "failed.json").exists()
-            else "not run"
-        )
+        place, job = point["place"], plan.jobs[point["place"]]
+        state = _state(plan, place)
         budget = job["params"]["selection"]["budget"]  # none: all that the threshold form finds
         facts = {
             "setting": _setting(point["label"]),
             "budget": -1 if budget is None else budget,
             "pool": job["params"]["seed"],
         }
-        states.append(point["label"] | facts | {"place": point["place"], "state": state})
-        if finished:
-            for name, table in _point_tables(plan, point["place"], job).items():
-                if (
-                    name != "predicts" or job["needs"]["cases"] not in told
-                ):  # points of one bias share their proxies: once is enough
-                    found[name].append(table.assign(**facts))
-            told.add(job["needs"].get("cases"))
-    if not any(found.values()):
+        states.append(point["label"] | facts | {"place": place, "state": state})
+        if state != "done":
+            continue
+        tables = _point_tables(plan, place, job)
+        # points of one bias share their proxies: once is enough
+        cases = job["needs"].get("cases")
+        if cases in seen:
+            tables.pop("predicts", None)
+        seen.add(cases)
+        for name, table in tables.items():
+            parts[name].append(table.assign(**facts))
+    if not any(parts.values()):
         raise InputError(f"no point of sweep {plan.name} is done: nothing to report")
+
     folder = plan.folder / "tables"
     save(folder, "points", pd.DataFrame(states))
-    for name, parts in found.items():
-        # two points with the same setting and budget (strategies as an axis) bring the same
-        # references and seeds
-        if parts:
-            table = pd.concat(parts, ignore_index=True)
-            keys = [
-                c
-                for c in (*UNITS, "policy", "beta", "category", "measure", "round", "prompt_id")
-                if c in table
-            ]
-            save(folder, name, table.drop_duplicates(keys, ignore_index=True))
+    for name, pieces in parts.items():
+        if pieces:
+            save(folder, name, _without_repeats(pd.concat(pieces, ignore_index=True)))
+
+
+def _state(plan: SweepPlan, place: str) -> str:
+    if is_done(plan, place):
+        return "done"
+    return "failed" if (plan.folder / place / "failed.json").exists() else "not run"
+
+
+def _without_repeats(table: pd.DataFrame) -> pd.DataFrame:
+    """Each result once.
+
+    Two points with the same setting and budget (strategies as an axis) bring the same references
+    and seeds.
+    """
+    names = (*UNITS, "policy", "beta", "category", "measure", "round", "prompt_id")
+    keys = [name for name in names if name in table]
+    return table.drop_duplicates(keys, ignore_index=True)
 
 
 def release_tables(plan: SweepPlan, folder: Path) -> Path:
-    """Copy what a reader needs to check or redraw a report into folder/NAME: the tables as CSV
-    (one row per pool, seed and policy) and the figures with the tables they were drawn from;
-    returns that folder."""
+    """Copy what a reader needs to check or redraw a report into folder/NAME; returns that folder.
+
+    These are the tables as CSV (one row per pool, seed and policy), and the figures with the
+    tables they were drawn from.
+    """
     target = folder / plan.name
     for name, table in open_tables(plan.folder).items():
         if name != "timing":
-            packed = len(table) > 15_000  # a few megabytes of text otherwise
-            with files.atomic(target / f"{name}.csv{'.gz' * packed}") as temporary:
-                texts.table_csv(
-                    table,
-                    temporary,
-                    float_format="%.5g",
-                    lineterminator="\n",
-                    compression={"method": "gzip", "mtime": 0} if packed else None,
-                )
+            _release_table(table, target / f"{name}.csv")
     for path in sorted((plan.folder / "figures").glob("*")):
         if path.suffix in (".png", ".csv"):
             with files.atomic(target / "figures" / path.name) as temporary:
                 temporary.write_bytes(path.read_bytes())
-    written = [
-        path
-        for path in sorted(target.rglob("*"))
-        if path.is_file() and path.name != provenance.RECORDS
-    ]
-    found = provenance.of_sweep(plan.folder)
-    made_by = {
-        path: (
-            f"tables/{path.name.split('.')[0]}.parquet"
-            if path.parent == target
-            else str(path.relative_to(target))
-        )
-        for path in written
-    }
-    provenance.note_released(
-        found, {str(path.relative_to(target)): source for path, source in made_by.items()}, target
-    )
+
+    # where each file came from, so that it can be traced
+    sources = {}
+    for path in sorted(target.rglob("*")):
+        if path.is_file() and path.name != provenance.RECORDS:
+            name = str(path.relative_to(target))
+            table_name = f"tables/{path.name.split('.')[0]}.parquet"
+            sources[name] = table_name if path.parent == target else name
+    provenance.note_released(provenance.of_sweep(plan.folder), sources, target)
     return target
 
 
+def _release_table(table: pd.DataFrame, path: Path) -> None:
+    """A table as CSV, packed where it would be a few megabytes of text otherwise."""
+    packed = len(table) > 15_000
+    if packed:
+        path = path.with_name(f"{path.name}.gz")
+    with files.atomic(path) as temporary:
+        texts.table_csv(
+            table,
+            temporary,
+            float_format="%.5g",
+            lineterminator="\n",
+            compression={"method": "gzip", "mtime": 0} if packed else None,
+        )
+
+
 def open_tables(folder: str | Path) -> dict[str, pd.DataFrame]:
-    """The tables of a sweep, by name; one that the sweep does not have is left out. '' takes the
-    sweep that was reported last."""
+    """The tables of a sweep, by name; one that the sweep does not have is left out.
+
+    folder: '' takes the sweep that was reported last. Raises InputError where there are none.
+    """
     tables = Path(folder or latest_sweep()) / "tables"
     if not (tables / "points.parquet").exists():
         raise InputError(
@@ -141,14 +155,13 @@ def open_tables(folder: str | Path) -> dict[str, pd.DataFrame]:
 
 def latest_sweep() -> Path:
     """The folder of the sweep that was reported last. Raises InputError where there is none."""
-    known = sorted(
-        places.runs_dir().glob("sweeps/*/tables/points.parquet"), key=lambda p: p.stat().st_mtime
-    )
+    known = list(places.runs_dir().glob("sweeps/*/tables/points.parquet"))
     if not known:
         raise InputError(
             f"there is no finished sweep below {places.runs_dir() / 'sweeps'}: run `python -m"
             " shfcas_lib sweep` first"
         )
+    known.sort(key=lambda path: path.stat().st_mtime)
     return known[-1].parent.parent
 
 
@@ -161,39 +174,34 @@ def strategies_of(measures: pd.DataFrame) -> list[str]:
 def comparisons(
     measures: pd.DataFrame, value: str = "gold", against: str = "random"
 ) -> pd.DataFrame:
-    """Every strategy against one at the same budget, in each setting: setting, budget, and the
-    columns of stats.compare. Holm's correction runs over the strategies of one setting and
-    budget. Empty where no setting has both."""
+    """Every strategy against one at the same budget, in each setting.
+
+    Columns: setting, budget, and those of stats.compare. Holm's correction runs over the
+    strategies of one setting and budget. Empty where no setting has both.
+    """
     kept = measures[~measures["policy"].isin(REFERENCES) | (measures["policy"] == against)]
     parts = []
     for (setting, budget), part in kept.groupby(["setting", "budget"], sort=False, dropna=False):
         if {against} < set(part["policy"]):
-            parts.append(
-                stats.compare(part, against, 0, value).assign(setting=setting, budget=budget)
-            )
+            compared = stats.compare(part, against, 0, value)
+            parts.append(compared.assign(setting=setting, budget=budget))
     if not parts:
         return pd.DataFrame(columns=["setting", "budget", "policy", "difference", "verdict"])
-    return pd.concat(parts, ignore_index=True)[
-        ["setting", "budget", *parts[0].columns.drop(["setting", "budget"])]
-    ]
+    columns = parts[0].columns.drop(["setting", "budget"])
+    return pd.concat(parts, ignore_index=True)[["setting", "budget", *columns]]
 
 
 def matrix(measures: pd.DataFrame, value: str = "gold") -> pd.DataFrame:
-    """Every policy against every other: policy, against, and the columns of stats.compare. Each
-    pair is tested once and stands twice, with the sign turned; Holm's correction runs over all
-    pairs."""
-    names = [
-        name
-        for name in ["proxy", *reversed(strategies_of(measures))]
-        if name in set(measures["policy"])
-    ]
+    """Every policy against every other: policy, against, and the columns of stats.compare.
+
+    Each pair is tested once and stands twice, with the sign turned; Holm's correction runs over
+    all pairs.
+    """
+    policies = set(measures["policy"])
+    names = [name for name in ["proxy", *reversed(strategies_of(measures))] if name in policies]
     wide = measures.pivot(index=["pool", "seed"], columns="policy", values=value)
-    rows = [
-        row
-        for k, a in enumerate(names)
-        for b in names[k + 1 :]
-        if (row := stats.paired(wide, a, b, 0, value))
-    ]
+    pairs = [stats.paired(wide, *pair, 0, value) for pair in itertools.combinations(names, 2)]
+    rows = [row for row in pairs if row]
     if not rows:
         return pd.DataFrame(columns=["policy", "against", "difference", "verdict"])
     once = stats.verdicts(pd.DataFrame(rows))
@@ -209,31 +217,31 @@ def matrix(measures: pd.DataFrame, value: str = "gold") -> pd.DataFrame:
         verdict=once["verdict"].replace({"higher": "lower", "lower": "higher"}),
     )
     both = pd.concat([once, turned])
-    return both.sort_values(
-        ["policy", "against"], key=lambda c: c.map(names.index), ignore_index=True
-    )
+    by = ["policy", "against"]
+    return both.sort_values(by, key=lambda column: column.map(names.index), ignore_index=True)
 
 
 def budget_curves(measures: pd.DataFrame) -> pd.DataFrame:
-    """Gold against budget in the settings that have several: setting, policy, budget (0: the
-    proxy), pool, seed, gold."""
+    """Gold against budget in the settings that have several.
+
+    Columns: setting, policy, budget (0: the proxy), pool, seed, gold.
+    """
     several = measures.groupby("setting")["budget"].nunique()
     kept = measures[measures["setting"].isin(several[several > 1].index)]
     proxy = kept[kept["policy"] == "proxy"].drop_duplicates(["setting", "pool", "seed"])
     parts = [kept[~kept["policy"].isin(REFERENCES)]]
-    parts += [
-        proxy[proxy["setting"] == setting].assign(policy=policy, budget=0)
-        for setting, part in kept.groupby("setting")
-        for policy in strategies_of(part)
-    ]
-    return pd.concat(parts, ignore_index=True)[
-        ["setting", "policy", "budget", "pool", "seed", "gold"]
-    ]
+    for setting, part in kept.groupby("setting"):
+        start = proxy[proxy["setting"] == setting].assign(budget=0)
+        parts += [start.assign(policy=policy) for policy in strategies_of(part)]
+    columns = ["setting", "policy", "budget", "pool", "seed", "gold"]
+    return pd.concat(parts, ignore_index=True)[columns]
 
 
 def budget_gains(curves: pd.DataFrame) -> pd.DataFrame:
-    """`budget_curves` with the column gain: gold over the proxy of the same pool and seed, which
-    takes out how hard its prompts are."""
+    """`budget_curves` with the column gain: gold over the proxy of the same pool and seed.
+
+    That takes out how hard its prompts are.
+    """
     key = ["setting", "policy", "pool", "seed"]
     before = curves[curves["budget"] == 0][[*key, "gold"]].rename(columns={"gold": "before"})
     table = curves.merge(before, on=key)
@@ -241,28 +249,25 @@ def budget_gains(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def efficiency(curves: pd.DataFrame, reference: str = "random") -> pd.DataFrame:
-    """stats.label_efficiency against `reference` at every budget but the largest, in each
-    setting."""
+    """stats.label_efficiency at every budget but the largest, in each setting."""
     parts = []
     for setting, part in curves.groupby("setting", sort=False):
-        if reference in set(part["policy"]):
-            for budget in sorted(part["budget"].unique())[1:-1]:
-                parts.append(
-                    stats.label_efficiency(part, reference, int(budget), 0).assign(
-                        setting=setting, at_budget=int(budget)
-                    )
-                )
-    return (
-        pd.concat(parts, ignore_index=True)
-        if parts
-        else pd.DataFrame(columns=["setting", "policy", "at_budget", "ratio"])
-    )
+        if reference not in set(part["policy"]):
+            continue
+        for budget in sorted(part["budget"].unique())[1:-1]:
+            table = stats.label_efficiency(part, reference, int(budget), 0)
+            parts.append(table.assign(setting=setting, at_budget=int(budget)))
+    if not parts:
+        return pd.DataFrame(columns=["setting", "policy", "at_budget", "ratio"])
+    return pd.concat(parts, ignore_index=True)
 
 
 def bands(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
-    """Mean of `value` with its nested bootstrap interval (pools, then seeds) for each combination
-    of `by`: those columns, value, low, high. Units without a value (a correlation that is not
-    defined) are left out."""
+    """Mean of `value` with its nested bootstrap interval (pools, then seeds).
+
+    One row for each combination of `by`: those columns, value, low, high. Units without a value
+    (a correlation that is not defined) are left out.
+    """
     rows = []
     for key, part in table.dropna(subset=[value]).groupby(by, sort=False):
         interval = stats.nested_interval(part, "pool", value, rng(0, f"bands/{value}/{key}"), 2000)
@@ -271,14 +276,13 @@ def bands(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
 
 
 def gains(categories: pd.DataFrame) -> pd.DataFrame:
-    """Gold gained over the proxy, per category: setting, budget, pool, seed, policy, category,
-    gain."""
+    """Gold gained over the proxy, per category.
+
+    Columns: setting, budget, pool, seed, policy, category, gain.
+    """
     key = [*UNITS, "category"]
-    proxy = (
-        categories[categories["policy"] == "proxy"]
-        .drop_duplicates(key)[[*key, "gold"]]
-        .rename(columns={"gold": "before"})
-    )
+    proxy = categories[categories["policy"] == "proxy"].drop_duplicates(key)
+    proxy = proxy[[*key, "gold"]].rename(columns={"gold": "before"})
     kept = categories[~categories["policy"].isin(REFERENCES)].merge(proxy, on=key)
     return kept.assign(gain=kept["gold"] - kept["before"])
 
@@ -287,68 +291,67 @@ def overhead(
     timing: pd.DataFrame, rounds: pd.DataFrame, setting: str, budget: float
 ) -> pd.DataFrame:
     """Median seconds of one selection by each strategy in one setting: policy, seconds."""
-    here = [rows_at(table, setting, budget) for table in (timing, rounds)]
-    return (here[0].groupby("policy")["seconds"].median() / here[1]["round"].max()).reset_index()
+    seconds = rows_at(timing, setting, budget).groupby("policy")["seconds"].median()
+    last_round = rows_at(rounds, setting, budget)["round"].max()
+    return (seconds / last_round).reset_index()
+
+
+_TRAINED = [
+    "setting",
+    "budget",
+    "policy",
+    "value",
+    "low",
+    "high",
+    "over",
+    "over_low",
+    "over_high",
+    "kl",
+    "pools",
+]
 
 
 def trained_table(table: pd.DataFrame, against: str = "proxy") -> pd.DataFrame:
-    """Trained policies of a sweep: setting, budget, policy, value, low, high (gold), over,
-    over_low, over_high (gold over that of the policy `against`, paired by prompt), kl
-    (evaluation.trained's mean log-ratio, which is no exact KL at a temperature other than 1), and
-    pools. Intervals are stats.nested_interval's: pools, each with trainings of its own, then
-    prompts. One pool has none: its prompts say nothing about another training."""
+    """Trained policies of a sweep.
+
+    Intervals are stats.nested_interval's: pools, each with trainings of its own, then prompts.
+    One pool has none: its prompts say nothing about another training. Columns:
+
+        setting, budget, policy
+        value, low, high           gold
+        over, over_low, over_high  gold over that of the policy `against`, paired by prompt
+        kl                         evaluation.trained's mean log-ratio, which is no exact KL at a
+                                   temperature other than 1
+        pools                      how many
+    """
     rows = []
     for (setting, budget), part in table.groupby(["setting", "budget"], sort=False):
         wide = part.pivot(index=["pool", "prompt_id"], columns="policy", values="gold")
         for policy, own in part.groupby("policy", sort=False):
-            values = {"gold": wide[policy], "over": wide[policy] - wide[against]}
-            intervals = [
-                _over_pools(
-                    v.dropna().rename("gold").reset_index(),
-                    f"trained/{setting}/{budget}/{policy}/{name}",
-                )
-                for name, v in values.items()
-            ]
+            name = f"trained/{setting}/{budget}/{policy}"
+            gold = _over_pools(wide[policy], f"{name}/gold")
+            over = _over_pools(wide[policy] - wide[against], f"{name}/over")
             kl = own.groupby("pool")["kl"].mean().mean() if "kl" in own else np.nan
-            rows.append(
-                (setting, budget, policy, *intervals[0], *intervals[1], kl, own["pool"].nunique())
-            )
-    return pd.DataFrame(
-        rows,
-        columns=[
-            "setting",
-            "budget",
-            "policy",
-            "value",
-            "low",
-            "high",
-            "over",
-            "over_low",
-            "over_high",
-            "kl",
-            "pools",
-        ],
-    )
+            rows.append((setting, budget, policy, *gold, *over, kl, own["pool"].nunique()))
+    return pd.DataFrame(rows, columns=_TRAINED)
 
 
-def _over_pools(table: pd.DataFrame, name: str) -> tuple[float, float, float]:
+def _over_pools(gold: pd.Series, name: str) -> tuple[float, float, float]:
     """Mean gold with its interval, pool by pool; NaN for limits that one pool cannot give."""
-    found = stats.nested_interval(table, "pool", "gold", rng(0, name), 2000)
-    return (
-        (found.value, found.low, found.high)
-        if table["pool"].nunique() > 1
-        else (found.value, np.nan, np.nan)
-    )
+    table = gold.dropna().rename("gold").reset_index()
+    mean = stats.nested_interval(table, "pool", "gold", rng(0, name), 2000)
+    if table["pool"].nunique() < 2:
+        return mean.value, np.nan, np.nan
+    return mean.value, mean.low, mean.high
 
 
 def main_setting(measures: pd.DataFrame) -> tuple[str, float]:
-    """The setting and budget for figures that show one: the setting with several budgets, else
-    with most strategies, at its middle budget."""
-    count = (
-        measures[~measures["policy"].isin(REFERENCES)]
-        .groupby("setting", sort=False)["policy"]
-        .nunique()
-    )
+    """The setting and budget for figures that show one.
+
+    The setting with several budgets, else with most strategies, at its middle budget.
+    """
+    strategies = measures[~measures["policy"].isin(REFERENCES)]
+    count = strategies.groupby("setting", sort=False)["policy"].nunique()
     budgets = measures.groupby("setting")["budget"].nunique()
     setting = max(count.index, key=lambda name: (budgets[name] > 1, count[name]))
     every = sorted(measures.loc[measures["setting"] == setting, "budget"].unique())
@@ -362,11 +365,10 @@ def rows_at(table: pd.DataFrame, setting: str, budget: float) -> pd.DataFrame:
 
 def _setting(label: dict[str, str]) -> str:
     """The cases that are neither seed, budget nor strategies, as one name."""
-    rest = [
-        f"{axis} {name}" if _is_number(name) else name
-        for axis, name in label.items()
-        if axis not in ("seed", "budget", "strategies")
-    ]
+    rest = []
+    for axis, name in label.items():
+        if axis not in ("seed", "budget", "strategies"):
+            rest.append(f"{axis} {name}" if _is_number(name) else name)
     return ", ".join(rest) or "all"
 
 
@@ -379,8 +381,10 @@ def _is_number(text: str) -> bool:
 
 
 def _point_tables(plan: SweepPlan, place: str, job: dict) -> dict[str, pd.DataFrame]:
-    """The tables of a finished point with those of the cases it started from; where policies were
-    trained, what they wrote was worth."""
+    """The tables of a finished point with those of the cases it started from.
+
+    Where policies were trained: what they wrote was worth.
+    """
     folder = plan.folder / place
     if job["kind"] == "policies":
         return {"trained": pd.read_parquet(folder / "trained.parquet")}
@@ -388,20 +392,14 @@ def _point_tables(plan: SweepPlan, place: str, job: dict) -> dict[str, pd.DataFr
         name = "per_prompt" if job["params"]["policy"]["kind"] == "tilt" else "trained_per_prompt"
         return {"trained": pd.read_parquet(folder / "run" / "04_evaluation" / f"{name}.parquet")}
     shared = plan.folder / job["needs"]["cases"]
-    tables = {
-        name: pd.concat(
-            [
-                pd.read_parquet(shared / f"{name}.parquet"),
-                pd.read_parquet(folder / f"{name}.parquet"),
-            ]
-        )
-        for name in ("measures", "curves", "categories")
-    }
-    return (
-        tables
-        | {name: pd.read_parquet(folder / f"{name}.parquet") for name in ("rounds", "timing")}
-        | {"predicts": pd.read_parquet(shared / "predicts.parquet")}
-    )
+    tables = {}
+    for name in ("measures", "curves", "categories"):
+        sources = [shared / f"{name}.parquet", folder / f"{name}.parquet"]
+        tables[name] = pd.concat([pd.read_parquet(path) for path in sources])
+    for name in ("rounds", "timing"):
+        tables[name] = pd.read_parquet(folder / f"{name}.parquet")
+    tables["predicts"] = pd.read_parquet(shared / "predicts.parquet")
+    return tables
 
 
 def save(folder: Path, name: str, table: pd.DataFrame) -> pd.DataFrame:
@@ -412,8 +410,10 @@ def save(folder: Path, name: str, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _export(notebook: Path, target: Path, title: str) -> Path:
-    """The executed notebook as one HTML file without its code, that needs no network: no script,
-    style or font is fetched."""
+    """The executed notebook as one HTML file without its code, that needs no network.
+
+    No script, style or font is fetched.
+    """
     import nbformat
     from nbconvert import HTMLExporter
 

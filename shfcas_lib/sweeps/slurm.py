@@ -1,5 +1,4 @@
-"""SLURM, for a sweep's driver: is it asked for, and which jobs did a dead driver leave in its
-queue?"""
+"""SLURM, for a sweep's driver: is it asked for, and which jobs of a dead driver wait there?"""
 
 from __future__ import annotations
 
@@ -19,12 +18,13 @@ CLUSTER_CORES = 4
 
 
 def is_slurm(profile: Path) -> bool:
-    return (reading.read_yaml(profile / "config.yaml")).get("executor") == "slurm"
+    return reading.read_yaml(profile / "config.yaml").get("executor") == "slurm"
 
 
 def job_name(plan: SweepPlan) -> str:
     """The name that this sweep's SLURM jobs start with."""
-    return "shfcas-" + hashlib.sha256(str(plan.folder.resolve()).encode()).hexdigest()[:10]
+    digest = hashlib.sha256(str(plan.folder.resolve()).encode()).hexdigest()
+    return f"shfcas-{digest[:10]}"
 
 
 def ran_on_slurm(plan: SweepPlan) -> bool:
@@ -33,8 +33,10 @@ def ran_on_slurm(plan: SweepPlan) -> bool:
 
 
 def cancel_orphans(plan: SweepPlan) -> None:
-    """Cancel jobs of a driver that died: they live on in SLURM's queue, and a new driver would
-    run them once more."""
+    """Cancel jobs of a driver that died.
+
+    They live on in SLURM's queue, and a new driver would run them once more.
+    """
     ids = [number for number, name in _queue() if name.startswith(job_name(plan))]
     if ids:
         print(f"cancelling {len(ids)} jobs of a driver that died")
@@ -57,4 +59,5 @@ def _queue() -> list[tuple[str, str]]:
             "this sweep ran on SLURM, but squeue does not answer, so that jobs of a dead driver"
             f" cannot be cancelled: {error}"
         ) from error
-    return [(line.partition(" ")[0], line.partition(" ")[2]) for line in answer.stdout.splitlines()]
+    parts = [line.partition(" ") for line in answer.stdout.splitlines()]
+    return [(number, name) for number, _, name in parts]

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import wilcoxon
+from scipy.stats import mannwhitneyu, spearmanr, wilcoxon
 from sklearn import metrics
 
 from shfcas_lib.analysis import stats
@@ -142,7 +142,7 @@ def test_cluster_interval_leaves_out_resamples_without_a_value():
     interval = cluster_interval(
         table,
         "prompt_id",
-        lambda t: t["value"].mean() if len(set(t["value"])) > 2 else np.nan,
+        lambda t: np.nanmean(t["value"]) if len(set(t["value"])) > 2 else np.nan,
         rng(),
         200,
     )
@@ -154,6 +154,65 @@ def test_cluster_interval_of_an_undefined_statistic_is_nan():
         pd.DataFrame({"prompt_id": [0, 1]}), "prompt_id", lambda t: np.nan, rng(), resamples=5
     )
     assert np.isnan([interval.value, interval.low, interval.high]).all()
+
+
+def naive_interval(table, statistic, generator, resamples):
+    """`cluster_interval` with a data frame put together for each resample."""
+    groups = [part for _, part in table.groupby("prompt_id", sort=True)]
+    draws = []
+    for _ in range(resamples):
+        chosen = generator.integers(0, len(groups), len(groups))
+        draws.append(statistic(pd.concat([groups[k] for k in chosen])))
+    draws = np.array(draws)
+    low, high = np.quantile(draws[np.isfinite(draws)], [0.025, 0.975])
+    return Interval(statistic(table), low, high)
+
+
+@pytest.mark.parametrize(
+    "statistic",
+    [
+        lambda t: spearman(t["score"], t["error"]),
+        lambda t: spearmanr(t["score"], t["tied"]).statistic,
+        lambda t: roc_auc(t["wrong"], t["score"]),
+        lambda t: roc_auc(t["wrong"], t["tied"]),
+        lambda t: t["score"].sum() / t["error"].sum(),
+    ],
+    ids=["spearman", "scipy", "roc_auc", "roc_auc of ties", "ratio"],
+)
+def test_cluster_interval_equals_a_concatenation_of_frames_to_the_last_bit(statistic):
+    generator = rng(7)
+    sizes = generator.integers(1, 9, 48)
+    prompts = np.repeat([f"p{k}" for k in generator.permutation(48)], sizes)
+    score = generator.normal(size=len(prompts))
+    table = pd.DataFrame(
+        {
+            "prompt_id": prompts,
+            "score": score,
+            "error": np.abs(score + generator.normal(size=len(prompts))),
+            "tied": np.round(score),
+            "wrong": generator.random(len(prompts)) < 0.3,
+        }
+    ).sample(frac=1, random_state=0)
+    fast = cluster_interval(table, "prompt_id", statistic, rng(8), resamples=100)
+    assert fast == naive_interval(table, statistic, rng(8), 100)
+
+
+@pytest.mark.parametrize("decimals", [0, 1, 12])
+def test_spearman_and_roc_auc_equal_scipy_to_the_last_bit(decimals):
+    generator = rng(9)
+    for size in (3, 17, 400):
+        first, second = np.round(generator.normal(size=(2, size)), decimals)
+        positive = np.arange(size) % 3 == 0
+        n, m = positive.sum(), (~positive).sum()
+        below = mannwhitneyu(first[positive], first[~positive]).statistic
+        if np.ptp(first) and np.ptp(second):
+            assert spearman(first, second) == spearmanr(first, second).statistic
+        assert roc_auc(positive, first) == below / (n * m)
+
+
+def test_ranks_of_a_missing_value_are_missing():
+    assert np.isnan(spearman([1, 2, np.nan, 4], [1, 2, 3, 4]))
+    assert np.isnan(roc_auc([True, False, False], [1, np.nan, 2]))
 
 
 def test_roc_auc_equals_scikit_learn(classified):
