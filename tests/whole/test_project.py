@@ -112,19 +112,6 @@ def test_a_bad_parameter_file_ends_in_one_sentence(tmp_path):
     assert "bad.yaml" in done.stderr and "sampling.n" in done.stderr and "1" in done.stderr
 
 
-def test_importing_the_library_is_light():
-    heavy = (
-        "import shfcas_lib, sys; print([m for m in ('torch', 'transformers', 'trl', 'matplotlib',"
-        " 'pandas') if m in sys.modules])"
-    )
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", heavy], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        == "[]"
-    )
-
-
 def test_every_table_of_the_results_page_is_what_its_rows_say():
     page = ROOT / "docs" / "results.md"
     spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "results" / "tables.py")
