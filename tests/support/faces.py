@@ -59,6 +59,31 @@ def through_faces(root: Path = ROOT) -> list[str]:
     return found
 
 
+def reached(module: str, root: Path = ROOT) -> set[str]:
+    """The modules that a library module imports, directly or not, inside functions too, with
+    itself; imports for type checkers alone do not count."""
+    known, found, ahead = modules(root), set(), [module]
+    while ahead:
+        here = ahead.pop()
+        if here not in found:
+            found.add(here)
+            ahead += _imported(here, known)
+    return found
+
+
+def _imported(module: str, known: dict[str, Path]) -> set[str]:
+    tree = ast.parse(known[module].read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = []
+    whole = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            home = _absolute(node, module)
+            whole |= {home} | {f"{home}.{alias.name}" for alias in node.names}
+    return {name for name in whole if name in known and known[name].name != "__init__.py"}
+
+
 def _absolute(node: ast.ImportFrom, module: str) -> str:
     if not node.level:
         return node.module or ""
