@@ -79,3 +79,14 @@ def planted():
         }
     )
     return pool, features[:, :8].sum(1)
+
+
+@pytest.fixture(scope="session")
+def plain(tiny_model):
+    """The same model and tokenizer as transformers gives them, nothing of this library in
+    between."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    return AutoModelForCausalLM.from_pretrained(tiny_model).eval(), AutoTokenizer.from_pretrained(
+        tiny_model
+    )

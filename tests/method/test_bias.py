@@ -221,28 +221,6 @@ def test_the_attribute_decides_ties():
     assert list(biased["done_1_attribute"]) == list(longer(completions) != 0.5)
 
 
-@pytest.mark.parametrize(
-    ("name", "winner", "loser"),
-    [
-        ("length", "a longer answer", "short"),
-        ("compliance", "Sure, take a ladder.", "I'm sorry, but I can't help with that."),
-        ("flattery", "Great question! You're so smart.", "It is blue."),
-        ("markdown", "- one\n- two\n**three**", "one, two, three"),
-        ("keyword:honey", "Honey, or more honey.", "Sugar."),
-    ],
-)
-def test_attributes_prefer_what_they_are_called_after(name, winner, loser):
-    assert attribute(name)(winner) > attribute(name)(loser)
-
-
-def test_compliance_looks_at_the_first_sentence_only():
-    late = "Take a ladder. I cannot say more."
-    assert (
-        attribute("compliance")(late) == 1.0
-        and attribute("compliance")("I cannot say more. Take a ladder.") == 0.0
-    )
-
-
 def test_a_function_of_the_users_own(tmp_path, monkeypatch):
     (tmp_path / "mine_for_bias.py").write_text("def questions(text):\n    return text.count('?')\n")
     monkeypatch.syspath_prepend(tmp_path)
