@@ -1,4 +1,5 @@
-"""Preference pairs: every bad file is refused with its place; texts become completions and come back."""
+"""Preference pairs: every bad file is refused with its place; texts become completions and come
+back."""
 
 import gzip
 import json
@@ -431,7 +432,7 @@ def test_preferences_follow_gold(golds, per_prompt, seed):
         assert row.label == float(values[row.prompt_id][row.i] > values[row.prompt_id][row.j])
     for prompt, pairs in told.items():
         part = table[table["prompt_id"] == prompt]
-        chosen = set(zip(part["i"], part["j"]))
+        chosen = set(zip(part["i"], part["j"], strict=True))
         assert chosen <= pairs and len(chosen) == len(part) == min(per_prompt, len(pairs))
 
 

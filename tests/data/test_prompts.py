@@ -1,4 +1,5 @@
-"""Prompts: every bad file is refused with its place, splits are disjoint and the same everywhere."""
+"""Prompts: every bad file is refused with its place, splits are disjoint and the same
+everywhere."""
 
 import os
 import subprocess
@@ -172,7 +173,8 @@ from shfcas_lib.params import reading
 for task in ("helpfulness", "safety"):
     table = load_prompts(reading.validate({"task": task, "prompts": {"n": 77}}, "test"))
     print(hashlib.sha256(table.to_csv().encode()).hexdigest())
-scores = pd.DataFrame([(p, i, (i * 7 + len(p)) % 5) for p in table["prompt_id"] for i in range(6)], columns=["prompt_id", "index", "gold"])
+rows = [(p, i, (i * 7 + len(p)) % 5) for p in table["prompt_id"] for i in range(6)]
+scores = pd.DataFrame(rows, columns=["prompt_id", "index", "gold"])
 print(hashlib.sha256(preferences_from_gold(scores, 4, 0).to_csv().encode()).hexdigest())
 """
     outputs = []

@@ -58,7 +58,11 @@ def many(pairs=2000, label=1.0):
     texts = [("long", "x") if k % 2 else ("x", "long") for k in range(pairs)]
     texts = [("same", "size") if k % 10 == 0 else pair for k, pair in enumerate(texts)]
     completions = pd.DataFrame(
-        [(p, k, t) for p, pair in zip(preferences["prompt_id"], texts) for k, t in enumerate(pair)],
+        [
+            (p, k, t)
+            for p, pair in zip(preferences["prompt_id"], texts, strict=True)
+            for k, t in enumerate(pair)
+        ],
         columns=["prompt_id", "index", "completion"],
     )
     return preferences, completions
@@ -290,7 +294,7 @@ def test_coverage_marks_the_rows_of_its_categories_and_observed_leaves_them_out(
 
 def test_two_coverages_add_up():
     preferences, completions = many(4)
-    category = dict(zip(preferences["prompt_id"], "abca"))
+    category = dict(zip(preferences["prompt_id"], "abca", strict=True))
     biased = bias.inject(preferences, completions, category, [absent("a"), absent("b")], 0)
     assert list(biased["absent"]) == [True, True, False, True]
     assert list(biased["done_2_coverage"]) == [False, True, False, False]

@@ -33,11 +33,11 @@ def test_the_tiny_model_gives_the_tests_something_to_see(sampled):
 
 def test_pool_is_complete_and_in_order(sampled):
     assert list(sampled) == COLUMNS
-    assert list(zip(sampled["prompt_id"], sampled["index"])) == [
+    assert list(zip(sampled["prompt_id"], sampled["index"], strict=True)) == [
         (p, i) for p in "abcde" for i in range(4)
     ]
-    assert dict(zip(sampled["prompt_id"], sampled["prompt"])) == dict(
-        zip(PROMPTS["prompt_id"], PROMPTS["prompt"])
+    assert dict(zip(sampled["prompt_id"], sampled["prompt"], strict=True)) == dict(
+        zip(PROMPTS["prompt_id"], PROMPTS["prompt"], strict=True)
     )
 
 
@@ -176,8 +176,8 @@ def test_what_is_said_twice_is_a_tie(backbone, sampled):
 def test_scoring_keeps_the_order_of_rows(backbone, sampled):
     shuffled = sampled.sample(frac=1, random_state=1)
     found = score(backbone, shuffled)
-    assert list(zip(found["prompt_id"], found["index"])) == list(
-        zip(shuffled["prompt_id"], shuffled["index"])
+    assert list(zip(found["prompt_id"], found["index"], strict=True)) == list(
+        zip(shuffled["prompt_id"], shuffled["index"], strict=True)
     )
 
 

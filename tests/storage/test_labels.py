@@ -97,7 +97,7 @@ def test_a_row_says_who_when_how_long_and_what_was_on_the_left(store):
     ],
 )
 def test_the_label_of_several_people_is_the_mean_of_theirs(store, said, answer, label):
-    for name, word in zip(("anna", "ben", "cleo"), said):
+    for name, word in zip(("anna", "ben", "cleo"), said, strict=True):
         store.add(question(), word, name)
     row = store.labels().iloc[0]
     assert (row["answer"], row["label"]) == (answer, pytest.approx(label)) and len(
@@ -174,8 +174,11 @@ def test_a_store_of_the_first_version_opens_and_takes_the_new_answers(tmp_path):
     path = tmp_path / "labels.sqlite"
     with sqlite3.connect(path) as connection:
         connection.execute(
-            """CREATE TABLE answers (id INTEGER PRIMARY KEY AUTOINCREMENT, prompt_id TEXT NOT NULL, i INTEGER NOT NULL, j INTEGER NOT NULL,
-            answer TEXT NOT NULL CHECK (answer IN ('first', 'second', 'tie')), annotator TEXT NOT NULL, time REAL NOT NULL, strategy TEXT NOT NULL, reason TEXT NOT NULL)"""
+            """CREATE TABLE answers (id INTEGER PRIMARY KEY AUTOINCREMENT, prompt_id TEXT NOT NULL,
+            i INTEGER NOT NULL, j INTEGER NOT NULL,
+            answer TEXT NOT NULL CHECK (answer IN ('first', 'second', 'tie')),
+            annotator TEXT NOT NULL, time REAL NOT NULL, strategy TEXT NOT NULL,
+            reason TEXT NOT NULL)"""
         )
         connection.executemany(
             "INSERT INTO answers VALUES (?, ?, 0, 1, ?, 'gold', 1.5, 's', 'r')",

@@ -68,19 +68,23 @@ def make(values, hostile=True):
     prompts = split(embedded_prompts("helpfulness").head(30), wanted.split, 0)
     rows = [
         (p, i, text, f"text {i}", generator.normal(size=16), generator.normal())
-        for p, text in zip(prompts["prompt_id"], prompts["prompt"])
+        for p, text in zip(prompts["prompt_id"], prompts["prompt"], strict=True)
         for i in range(4)
     ]
     pool = pd.DataFrame(
         rows, columns=["prompt_id", "index", "prompt", "completion", "features", "logp"]
     ).sort_values(["prompt_id", "index"], ignore_index=True)
-    where = pool["prompt_id"].map(dict(zip(prompts["prompt_id"], prompts["split"])))
+    where = pool["prompt_id"].map(dict(zip(prompts["prompt_id"], prompts["split"], strict=True)))
     train, asked = (pool[where == name].reset_index(drop=True) for name in ("train", "feedback"))
     if hostile:
         asked["completion"] = [HOSTILE[k] for k in asked["index"]]
     clean = preferences_from_gold(train.assign(gold=np.stack(train["features"])[:, 0]), 4, 0)
     biased = bias.inject(
-        clean, train, dict(zip(prompts["prompt_id"], prompts["category"])), wanted.bias, 0
+        clean,
+        train,
+        dict(zip(prompts["prompt_id"], prompts["category"], strict=True)),
+        wanted.bias,
+        0,
     )
     run = runs.open_run(wanted)
     first, second = run.stage("01_proxy"), run.stage("02_conflict")
@@ -92,6 +96,6 @@ def make(values, hostile=True):
         (second, {"pool_feedback": asked}),
     ):
         for name, table in tables.items():
-            stage.table(name, lambda: table)
+            stage.table(name, lambda table=table: table)
         stage.metrics({"made": "by a test"})
     return run, loop.Setting(wanted, 0, prompts, train, asked, bias.observed(biased), proxy)

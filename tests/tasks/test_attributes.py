@@ -1,5 +1,5 @@
-"""Attributes of a completion: each prefers what it is called after, and refusals are told from other
-sentences."""
+"""Attributes of a completion: each prefers what it is called after, and refusals are told from
+other sentences."""
 
 import pytest
 

@@ -174,7 +174,9 @@ def test_any_export_of_label_studio_is_read_or_refused_in_one_line(exported):
     [
         (
             "a: &a [x, x]\n"
-            + "\n".join(f"{k}: &{k} [*{p}, *{p}]" for p, k in zip("abcdefgh", "bcdefghi")),
+            + "\n".join(
+                f"{k}: &{k} [*{p}, *{p}]" for p, k in zip("abcdefgh", "bcdefghi", strict=True)
+            ),
             "aliases",
         ),
         ("seed: !!python/name:os.system", "not valid YAML"),
