@@ -12,49 +12,24 @@ if os.environ.get("PYTEST_XDIST_WORKER"):
 import numpy as np
 import pandas as pd
 import pytest
+import sharing
 from canaries import leaks
 from tiny_model import make_tiny_model
 
-# Long ones first, so that no process is left with one of them at the end; all others in their
-# order.
-LONGEST = (
-    "whole/test_faults.py",
-    "sweeps/test_sweep.py",
-    "experiment/test_notebooks.py",
-)
-# Whose tests start programs that want the machine, or measure it: one after the other.
-ALONE = {
-    "sweeps/test_sweep.py": "sweeps",
-    "sweeps/test_slurm.py": "sweeps",
-}
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return sharing.scheduler(config, log)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Tests that share a fixture of their module run in one process, so that it is made once; all
-    others where there is room. A test's own mark goes first."""
-    for item in items:
-        shared = {
-            definition[-1].argname
-            for definition in item._fixtureinfo.name2fixturedefs.values()
-            if definition[-1].scope == "module" and definition[-1].baseid == item.parent.nodeid
-        }
-        place = item.nodeid.partition("::")[0].removeprefix("tests/")
-        group = ALONE.get(place) or (place if shared else None)
-        if group and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: _rank(item.nodeid))
+    items.sort(key=lambda item: sharing.turn(item.nodeid))
 
 
 def pytest_collection_finish():
     """What was imported by now stays. Trainers and statsmodels call the garbage collector, which
     would look at a million such objects each time: half a second."""
     gc.freeze()
-
-
-def _rank(nodeid):
-    place = nodeid.partition("::")[0].removeprefix("tests/")
-    return LONGEST.index(place) if place in LONGEST else len(LONGEST)
 
 
 @pytest.fixture(scope="session")

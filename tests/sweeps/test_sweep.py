@@ -633,14 +633,14 @@ def said_of_pools(runs_folder, name):
 
 def test_jobs_that_load_the_model_never_overlap_on_a_gpu(tiny_model, tmp_path):
     """Snakemake counts the GPU, whether there is one or not."""
-    path = write_sweep(tmp_path, tiny_model, cross={"seed": [0, 1, 2]})
+    path = write_sweep(tmp_path, tiny_model, cross={"seed": [0, 1]})
     done = drive(path, tmp_path / "runs", "--gpus", "1")
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     times = sorted(
         (one["started"], one["started"] + one["seconds"])
         for one in said_of_pools(tmp_path / "runs", "done")
     )
-    assert len(times) == 3 and times[0][1] <= times[1][0] and times[1][1] <= times[2][0]
+    assert len(times) == 2 and times[0][1] <= times[1][0]
     assert {one["threads"] for one in said_of_pools(tmp_path / "runs", "job")} == {2}
 
 

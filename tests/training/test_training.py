@@ -456,7 +456,7 @@ def test_a_trained_policy_survives_saving(aligned, tiny_model, pool, tmp_path):
 def test_the_two_kinds_are_trained_with_their_own_loss(fresh_backbone, pool, quality, monkeypatch):
     losses = []
     monkeypatch.setattr(
-        policy_training, "fit", lambda *given, **_: losses.append(given[3]["loss_type"])
+        policy_training, "run_trainer", lambda *given, **_: losses.append(given[3]["loss_type"])
     )
     for kind in ("dpo", "rso"):
         pairs = policy_training.pairs(pool, quality, policy(kind), np.random.default_rng(0))

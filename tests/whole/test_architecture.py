@@ -154,7 +154,6 @@ def seconds_of(statement):
     )
 
 
-@pytest.mark.xdist_group("clock")
 def test_importing_the_library_takes_under_50_ms():
     """Of the processor, beyond the start of Python itself: other work on the machine does not
     count."""
