@@ -54,7 +54,7 @@ def annotated(tasks, answers, who=1, start=0):
     """What Label Studio exports for these tasks: the documented fields, those that we do not read
     included."""
     out = []
-    for number, (task, answer) in enumerate(zip(tasks, answers, strict=True), 1 + start):
+    for number, (task, answer) in enumerate(zip(tasks, answers, strict=False), 1 + start):
         annotation = {
             "id": 100 + number,
             "completed_by": who,
@@ -374,7 +374,7 @@ def filled(run, path, answers, **columns):
     exchange.write_questions(exchange.pending(run), path)
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
-    for row, answer in zip(rows, answers, strict=True):
+    for row, answer in zip(rows, answers, strict=False):
         row |= {"answer": answer, **columns}
     return rows
 
