@@ -1,11 +1,35 @@
-"""A tiny language model built in the process (no download, the real code path), and small
-synthetic tables."""
+"""A tiny language model built in the process (no download, the real code path), small synthetic
+tables, and how tests are shared out to processes."""
+
+import gc
+import os
+
+# Two processes of tests on two cores, with two threads each, would wait for each other. Their
+# children inherit it. Read when torch is loaded, so it stands before everything else.
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pandas as pd
 import pytest
+import sharing
 from canaries import leaks
 from tiny_model import make_tiny_model
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return sharing.scheduler(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: sharing.turn(item.nodeid))
+
+
+def pytest_collection_finish():
+    """What was imported by now stays. Trainers and statsmodels call the garbage collector, which
+    would look at a million such objects each time: half a second."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -79,3 +103,14 @@ def planted():
         }
     )
     return pool, features[:, :8].sum(1)
+
+
+@pytest.fixture(scope="session")
+def plain(tiny_model):
+    """The same model and tokenizer as transformers gives them, nothing of this library in
+    between."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    return AutoModelForCausalLM.from_pretrained(tiny_model).eval(), AutoTokenizer.from_pretrained(
+        tiny_model
+    )

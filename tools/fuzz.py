@@ -1,8 +1,9 @@
 """What reads strangers' bytes, as functions of bytes: each returns, or raises InputError on one
 short line, and nothing else.
 
-    python tools/fuzz.py 60                  every target in turn, so many seconds each, guided by coverage (atheris; `make fuzz`)
-    python tools/fuzz.py 60 jsonl            one of them
+    python tools/fuzz.py 60          every target in turn, so many seconds each, guided by coverage
+                                     (atheris; `make fuzz`)
+    python tools/fuzz.py 60 jsonl    one of them
 
 tests/whole/test_hostile.py runs the same functions on what hypothesis makes up.
 """
@@ -308,6 +309,7 @@ if __name__ == "__main__":
                 print(done.stderr[-3000:])
         sys.exit(1 if failed else 0)
 
+# ruff: noqa: E402 (the guided form of many targets starts a process for each and imports nothing)
 from shfcas_lib import feedback
 from shfcas_lib.annotators import exchange, spreadsheet
 from shfcas_lib.annotators.label_studio import from_label_studio
@@ -321,9 +323,7 @@ from shfcas_lib.data.prompts import _load_own_prompts
 from shfcas_lib.params import problems, reading, schema
 from shfcas_lib.params.schema import Feedback, Preferences, Prompts
 from shfcas_lib.storage import assets, provenance
-from shfcas_lib.sweeps import plan as sweep_plan  # noqa: E402
-
-# noqa: E402
+from shfcas_lib.sweeps import plan as sweep_plan
 
 if __name__ == "__main__":
     _guided(chosen[0], seconds)

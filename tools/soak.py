@@ -2,7 +2,8 @@
 
     make soak                                      both
     python tools/soak.py labels --answers 100000   a label store, 8 writers at once
-    python tools/soak.py sweep --points 1000       a sweep on a tiny model; interrupted, the same command goes on
+    python tools/soak.py sweep --points 1000       a sweep on a tiny model; interrupted, the same
+                                                   command goes on
 
 Prints what docs/reliability.md quotes.
 """

@@ -241,10 +241,10 @@ def trained(
     rewards["clean"] = case.clean
 
     # a policy for each reward, and the closed form beside it
-    adapters = {}
-    for name, reward in rewards.items():
-        adapters[name] = stage.folder / f"policy_{name}"
-        loop.train_policy(setting, reward, setting.known, adapters[name])
+    adapters: dict[str, Path] = {}
+    for policy, reward in rewards.items():
+        adapters[policy] = stage.folder / f"policy_{policy}"
+        loop.train_policy(setting, reward, setting.known, adapters[policy])
     gold = case.evaluate["gold"].to_numpy()
     pools = sampled_policies(params, setting.prompts, backbone, adapters, stage)
     table = trained_policies(params, setting.prompts, pools, case.evaluate, gold, stage)

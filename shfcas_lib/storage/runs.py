@@ -283,7 +283,8 @@ class Stage:
         start = time.perf_counter()
         yield
         seconds = round(time.perf_counter() - start, 1)
-        self.run.record(seconds={f"{self.folder.name}: {what}": seconds})
+        if self.run is not None:
+            self.run.record(seconds={f"{self.folder.name}: {what}": seconds})
 
 
 class Memory:

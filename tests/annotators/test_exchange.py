@@ -54,7 +54,7 @@ def annotated(tasks, answers, who=1, start=0):
     """What Label Studio exports for these tasks: the documented fields, those that we do not read
     included."""
     out = []
-    for number, (task, answer) in enumerate(zip(tasks, answers), 1 + start):
+    for number, (task, answer) in enumerate(zip(tasks, answers, strict=False), 1 + start):
         annotation = {
             "id": 100 + number,
             "completed_by": who,
@@ -112,7 +112,7 @@ def test_what_waits_is_exported_in_a_drawn_order_that_stays(waiting):
     pool = run.require("02_conflict", "pool_feedback").set_index(["prompt_id", "index"])
     assert len(questions) == 8
     turned = []
-    for row, comparison in zip(questions.itertuples(), chosen.itertuples()):
+    for row, comparison in zip(questions.itertuples(), chosen.itertuples(), strict=True):
         prompt, left, right, _ = parsed(row.question, "")
         assert (prompt, *sorted([left, right])) == (
             comparison.prompt_id,
@@ -153,10 +153,12 @@ def test_completions_of_two_policies_under_one_index_are_two_questions(waiting):
         stage = run.stage("03_feedback") / name
         fresh = run.require("02_conflict", "pool_feedback").assign(completion=text)
         fresh["completion"] += fresh.index.astype(str)
-        (stage / "round_1").table("next_pool", lambda: fresh.assign(index=fresh["index"] + 6))
+        (stage / "round_1").table(
+            "next_pool", lambda fresh=fresh: fresh.assign(index=fresh["index"] + 6)
+        )
         (stage / "round_2").table(
             "comparisons",
-            lambda: chosen.assign(i=chosen["i"] + 6, j=chosen["j"] + 6, strategy=name),
+            lambda name=name: chosen.assign(i=chosen["i"] + 6, j=chosen["j"] + 6, strategy=name),
         )
     new = exchange.pending(run)
     new = new[[max(parsed(q, "")[1:3]) > 5 for q in new["question"]]]
@@ -196,7 +198,7 @@ def test_label_studio_round_trip_then_the_loop_goes_on(waiting, tmp_path):
     first = pd.read_parquet(run.folder / "03_feedback/shf_cas/round_1/labels.parquet").set_index(
         ["prompt_id", "i", "j"]
     )
-    for task, answer in zip(tasks, answers):
+    for task, answer in zip(tasks, answers, strict=True):
         left, right = sides(task)
         expected = (
             "tie"
@@ -372,7 +374,7 @@ def filled(run, path, answers, **columns):
     exchange.write_questions(exchange.pending(run), path)
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
-    for row, answer in zip(rows, answers):
+    for row, answer in zip(rows, answers, strict=False):
         row |= {"answer": answer, **columns}
     return rows
 

@@ -81,7 +81,10 @@ def questions(n=6, strategy="shf_cas"):
 
 def truth(completions):
     sizes = completions.pivot(index="prompt_id", columns="index", values="completion").map(len)
-    return ["tie" if a == b else "first" if a > b else "second" for a, b in zip(sizes[0], sizes[1])]
+    return [
+        "tie" if a == b else "first" if a > b else "second"
+        for a, b in zip(sizes[0], sizes[1], strict=True)
+    ]
 
 
 def judge_all(tmp_path, n=6, judge=None, **values):
@@ -345,7 +348,9 @@ def test_a_comparison_without_a_verdict_is_answered_last_and_named_as_unreadable
         and {answers[p] for p in silent} == {judge.unreadable}
     )
     assert [answers[p] for p in comparisons["prompt_id"] if p not in silent] == [
-        t for t, p in zip(truth(completions), comparisons["prompt_id"]) if p not in silent
+        t
+        for t, p in zip(truth(completions), comparisons["prompt_id"], strict=True)
+        if p not in silent
     ]
 
 
@@ -465,7 +470,10 @@ from shfcas_lib.annotators.judge import load_judge
 folder = Path(sys.argv[1])
 with LabelStore(folder / "labels.sqlite") as store:
     judge = load_judge(schema.Judge(concurrency=2), folder)
-    ask(pd.read_parquet(folder / "comparisons.parquet"), pd.read_parquet(folder / "completions.parquet"), judge, store)
+    asked, shown = (
+        pd.read_parquet(folder / f"{name}.parquet") for name in ("comparisons", "completions")
+    )
+    ask(asked, shown, judge, store)
 """
 
 
@@ -507,7 +515,7 @@ def test_a_disk_that_is_full_stops_the_judge_in_one_sentence_and_every_reply_bef
 def test_kill_9_pays_again_at_most_for_what_was_under_way(serve, tmp_path):
     reached = threading.Event()
     server = serve(delay=0.02, before=lambda number, _: reached.set() if number == 15 else None)
-    for name, table in zip(("comparisons", "completions"), questions(20)):
+    for name, table in zip(("comparisons", "completions"), questions(20), strict=True):
         table.to_parquet(tmp_path / f"{name}.parquet")
     process = subprocess.Popen(
         [sys.executable, "-c", JUDGED, str(tmp_path)], env=environment(), stderr=subprocess.DEVNULL
@@ -709,7 +717,8 @@ def human(wrong=()):
     comparisons, completions = questions(10)
     swap = {"first": "second", "second": "first", "tie": "tie"}
     answers = [
-        swap[a] if p in wrong else a for a, p in zip(truth(completions), comparisons["prompt_id"])
+        swap[a] if p in wrong else a
+        for a, p in zip(truth(completions), comparisons["prompt_id"], strict=True)
     ]
     person = Replay(comparisons.assign(answer=answers))
     person.name = "person"

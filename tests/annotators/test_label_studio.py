@@ -1,7 +1,7 @@
 """The round trip through a real Label Studio. Heavy, so it runs on request only:
 
-    make labelstudio-check                          # installs the pinned version into a temporary environment: minutes, 1 GB
-    SHFCAS_LABEL_STUDIO=/path/to/label-studio pytest tests/annotators/test_label_studio.py     # an installation of your own
+    make labelstudio-check       # the pinned version, in a temporary environment: minutes, 1 GB
+    SHFCAS_LABEL_STUDIO=/path/to/label-studio pytest tests/annotators/test_label_studio.py
 
 The server keeps its SQLite database in a temporary folder and listens on loopback alone.
 """
@@ -147,7 +147,7 @@ def test_a_real_label_studio_takes_our_tasks_and_we_take_its_export(studio, plan
     )
 
     answers, expected = ["left", "right", "tie", "left", "right", "tie", "left"], {}
-    for task, answer in zip(there, answers):
+    for task, answer in zip(there, answers, strict=False):
         result = [
             {
                 "from_name": "answer",

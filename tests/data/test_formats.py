@@ -120,7 +120,7 @@ def test_the_columns_found_are_all_of_them_though_few_are_read(tmp_path):
     folder = saved(tmp_path / "saved", [{"question": "a?", "good": "x", "bad": "y", "extra": 1}])
     for place in (tmp_path / "mine.parquet", folder):
         assert (
-            refusal(lambda: pairs_in(file=str(place)))
+            refusal(lambda place=place: pairs_in(file=str(place)))
             == f"{place}, row 1: no 'chosen' (columns found: question, good, bad, extra)"
         )
         assert (
@@ -224,7 +224,8 @@ before, mapped = memory("RssAnon"), memory("VmHWM")
 threading.Thread(target=watch, daemon=True).start()
 start = time.time()
 table = data.load_pairs(params.Preferences(file=sys.argv[1], n=2000), seed=3)
-print(len(table), table["category"].value_counts().min(), max(own) - before, memory("VmHWM") - mapped, time.time() - start)
+seconds, least = time.time() - start, table["category"].value_counts().min()
+print(len(table), least, max(own) - before, memory("VmHWM") - mapped, seconds)
 """
 
 

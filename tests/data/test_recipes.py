@@ -308,7 +308,11 @@ def test_helpsteer2_preference_strength_points_to_the_second_when_positive(tmp_p
     put(tmp_path / "hs2/preference/preference.jsonl.gz", rows)
     put(tmp_path / "hs2/train.jsonl.gz", [{"prompt": "p", "response": "r", "helpfulness": 3}])
     table = loaded("helpsteer2", tmp_path / "hs2")
-    assert list(zip(table["chosen"], table["label"])) == [("one", 1.0), ("two", 1.0), ("one", 0.5)]
+    assert list(zip(table["chosen"], table["label"], strict=True)) == [
+        ("one", 1.0),
+        ("two", 1.0),
+        ("one", 0.5),
+    ]
 
 
 def test_helpsteer3_contexts_are_dialogues(tmp_path):
@@ -392,7 +396,7 @@ def test_xstest_labels_say_which_prompts_are_harmful(tmp_path, way):
             {"prompts": {"recipe": "xstest", **place}, "selection": {"budget": 2}}, "test"
         )
     )
-    assert Counter(zip(table["category"], table["harmful"])) == {
+    assert Counter(zip(table["category"], table["harmful"], strict=True)) == {
         ("homonyms", False): 6,
         ("contrast_homonyms", True): 6,
     }
@@ -434,7 +438,7 @@ def test_any_row_under_any_recipe_is_read_or_refused_in_one_sentence(
 ):
     block = {"recipe": recipe, "file": str(tmp_path / "mine.jsonl"), "bad_rows": mode}
     names = recipes.wanted_columns(recipes.filled_in(Rows(**block)))
-    put(tmp_path / "mine.jsonl", [dict(zip(names, values)) | {"data_dir": "x"}])
+    put(tmp_path / "mine.jsonl", [dict(zip(names, values, strict=False)) | {"data_dir": "x"}])
     try:
         if as_prompts:
             _load_own_prompts(recipes.filled_in(Prompts(**block)), 0, None)

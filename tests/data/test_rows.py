@@ -152,7 +152,7 @@ def test_numbers_in_a_csv(tmp_path):
             columns=FIRST | {"rating_first": "x", "rating_second": "y"},
         )
     )
-    assert list(zip(table["chosen"], table["label"])) == [("two", 1.0), ("one", 0.5)]
+    assert list(zip(table["chosen"], table["label"], strict=True)) == [("two", 1.0), ("one", 0.5)]
 
 
 def test_a_huge_value_is_shown_in_part(refused):

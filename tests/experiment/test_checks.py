@@ -207,7 +207,7 @@ def test_a_published_gold_scores_no_completion_twice(settings, tmp_path, runs_fo
     asked, score = [], published.score_published
 
     def counting(table, *told):
-        asked.extend(zip(table["prompt_id"], table["index"]))
+        asked.extend(zip(table["prompt_id"], table["index"], strict=True))
         return score(table, *told)
 
     monkeypatch.setattr(published, "score_published", counting)
@@ -217,7 +217,11 @@ def test_a_published_gold_scores_no_completion_twice(settings, tmp_path, runs_fo
     assert sorted(asked) == sorted(
         [
             ("a trial", 0),
-            *(pair for pool in pools for pair in zip(pool["prompt_id"], pool["index"])),
+            *(
+                pair
+                for pool in pools
+                for pair in zip(pool["prompt_id"], pool["index"], strict=True)
+            ),
         ]
     )
 

@@ -147,7 +147,7 @@ def test_a_sweep_is_refused_because_its_report_compares_by_gold(tmp_path):
 
 def planted_labels(pool, gold, prompts, share=1.0):
     """A label by gold for a share of all pairs of some prompts."""
-    truth = dict(zip(zip(pool["prompt_id"], pool["index"]), gold))
+    truth = dict(zip(zip(pool["prompt_id"], pool["index"], strict=True), gold, strict=False))
     generator = np.random.default_rng(0)
     rows = [
         (p, i, j, float(truth[p, i] > truth[p, j]))
@@ -348,7 +348,7 @@ def pairs(path, count=60):
             "chosen": " ".join(generator.choice(words, 6)) + " yes",
             "rejected": " ".join(generator.choice(words, 6)),
         }
-        for p, c in zip(prompts["prompt"], prompts["category"])
+        for p, c in zip(prompts["prompt"], prompts["category"], strict=True)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
@@ -360,7 +360,9 @@ def answered(run, path):
     pool = pd.read_parquet(run / "02_conflict/pool_feedback.parquet")
     rows = []
     for prompt, part in pool.groupby("prompt_id"):
-        for (i, a), (j, b) in combinations(zip(part["index"], part["completion"].str.len()), 2):
+        for (i, a), (j, b) in combinations(
+            zip(part["index"], part["completion"].str.len(), strict=True), 2
+        ):
             rows.append((prompt, i, j, "first" if a > b else "second" if a < b else "tie"))
     pd.DataFrame(rows, columns=["prompt_id", "i", "j", "answer"]).to_csv(path, index=False)
 

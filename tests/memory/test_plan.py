@@ -274,9 +274,9 @@ def test_more_of_anything_never_needs_less(llama):
         "compute",
     ):
         more = replace(asked, **{name: 2 * getattr(asked, name)})
-        assert all(high >= low for high, low in zip(peaks(more), peaks(asked))) and sum(
-            peaks(more)
-        ) > sum(peaks(asked)), name
+        assert all(
+            high >= low for high, low in zip(peaks(more), peaks(asked), strict=True)
+        ) and sum(peaks(more)) > sum(peaks(asked)), name
     less = [replace(asked, checkpointing=True), replace(asked, optimiser="adamw_8bit")]
     assert all(sum(peaks(knobs)) < sum(peaks(asked)) for knobs in less)
     wider = [estimate.weights(llama, kind, 2) for kind in ("nf4", "int8", "none")]

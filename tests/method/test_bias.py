@@ -58,7 +58,11 @@ def many(pairs=2000, label=1.0):
     texts = [("long", "x") if k % 2 else ("x", "long") for k in range(pairs)]
     texts = [("same", "size") if k % 10 == 0 else pair for k, pair in enumerate(texts)]
     completions = pd.DataFrame(
-        [(p, k, t) for p, pair in zip(preferences["prompt_id"], texts) for k, t in enumerate(pair)],
+        [
+            (p, k, t)
+            for p, pair in zip(preferences["prompt_id"], texts, strict=True)
+            for k, t in enumerate(pair)
+        ],
         columns=["prompt_id", "index", "completion"],
     )
     return preferences, completions
@@ -221,28 +225,6 @@ def test_the_attribute_decides_ties():
     assert list(biased["done_1_attribute"]) == list(longer(completions) != 0.5)
 
 
-@pytest.mark.parametrize(
-    ("name", "winner", "loser"),
-    [
-        ("length", "a longer answer", "short"),
-        ("compliance", "Sure, take a ladder.", "I'm sorry, but I can't help with that."),
-        ("flattery", "Great question! You're so smart.", "It is blue."),
-        ("markdown", "- one\n- two\n**three**", "one, two, three"),
-        ("keyword:honey", "Honey, or more honey.", "Sugar."),
-    ],
-)
-def test_attributes_prefer_what_they_are_called_after(name, winner, loser):
-    assert attribute(name)(winner) > attribute(name)(loser)
-
-
-def test_compliance_looks_at_the_first_sentence_only():
-    late = "Take a ladder. I cannot say more."
-    assert (
-        attribute("compliance")(late) == 1.0
-        and attribute("compliance")("I cannot say more. Take a ladder.") == 0.0
-    )
-
-
 def test_a_function_of_the_users_own(tmp_path, monkeypatch):
     (tmp_path / "mine_for_bias.py").write_text("def questions(text):\n    return text.count('?')\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -312,7 +294,7 @@ def test_coverage_marks_the_rows_of_its_categories_and_observed_leaves_them_out(
 
 def test_two_coverages_add_up():
     preferences, completions = many(4)
-    category = dict(zip(preferences["prompt_id"], "abca"))
+    category = dict(zip(preferences["prompt_id"], "abca", strict=True))
     biased = bias.inject(preferences, completions, category, [absent("a"), absent("b")], 0)
     assert list(biased["absent"]) == [True, True, False, True]
     assert list(biased["done_2_coverage"]) == [False, True, False, False]

@@ -170,7 +170,8 @@ with LabelStore(Path(sys.argv[1])) as store:
     print("ready", flush=True)
     sys.stdin.readline()
     for k in range(int(sys.argv[2])):
-        store.add(pd.Series({"prompt_id": sys.argv[3], "i": k, "j": k + 1, "strategy": "s", "reason": "r"}), "tie", sys.argv[3])
+        row = {"prompt_id": sys.argv[3], "i": k, "j": k + 1, "strategy": "s", "reason": "r"}
+        store.add(pd.Series(row), "tie", sys.argv[3])
 """
 
 
@@ -269,8 +270,8 @@ class Slow:
 rows = [(f"p{k // 6:03d}", 0, 1 + k % 6, k + 1, "shf_cas", "K 0.5") for k in range(90)]
 table = pd.DataFrame(rows, columns=["prompt_id", "i", "j", "rank", "strategy", "reason"])
 with LabelStore(Path(sys.argv[1])) as store:
-    both = pd.concat([table[["prompt_id", side]].rename(columns={side: "index"}) for side in ("i", "j")]).drop_duplicates()
-    ask(table, both, Slow(), store)
+    sides = [table[["prompt_id", side]].rename(columns={side: "index"}) for side in ("i", "j")]
+    ask(table, pd.concat(sides).drop_duplicates(), Slow(), store)
 """
 
 
@@ -437,7 +438,7 @@ def test_gold_is_asked_about_the_two_completions_and_no_others(golden, path):
     seen = []
 
     def spy(table):
-        seen.extend(zip(table["prompt_id"], table["index"]))
+        seen.extend(zip(table["prompt_id"], table["index"], strict=True))
         return table["gold"].to_numpy()
 
     question = pd.DataFrame(
@@ -467,7 +468,9 @@ def test_a_person_is_never_waited_for_and_the_sentence_says_what_to_do(path):
 
 def test_a_store_that_holds_every_answer_needs_no_person(path):
     with LabelStore(path) as store:
-        for (_, comparison), word in zip(comparisons(3).iterrows(), ("first", "skip", "both_bad")):
+        for (_, comparison), word in zip(
+            comparisons(3).iterrows(), ("first", "skip", "both_bad"), strict=True
+        ):
             store.add(comparison, word, "anna")
         labels = ask(
             comparisons(3),

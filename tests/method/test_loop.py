@@ -32,23 +32,37 @@ def counted(path):
     return atomic(path)
 files.atomic = runs.atomic = counted
 
-settings = reading.validate({"run": "r", "bias": [{"kind": "attribute", "attribute": "length", "strength": 0.8}],
-                         "selection": {"budget": 12, "rounds": 3}, "reward": {"l2": 10.0}, "evaluation": {"replicates": 2}}, "test")
+settings = reading.validate(
+    {
+        "run": "r",
+        "bias": [{"kind": "attribute", "attribute": "length", "strength": 0.8}],
+        "selection": {"budget": 12, "rounds": 3},
+        "reward": {"l2": 10.0},
+        "evaluation": {"replicates": 2},
+    },
+    "test",
+)
 generator = np.random.default_rng(0)
 prompts = split(embedded_prompts("helpfulness").head(30), settings.split, 0)
-rows = [(p, i, "prompt", "x" * int(generator.integers(1, 40)), generator.normal(size=16), generator.normal()) for p in prompts["prompt_id"] for i in range(4)]
-pool = pd.DataFrame(rows, columns=["prompt_id", "index", "prompt", "completion", "features", "logp"]).sort_values(["prompt_id", "index"], ignore_index=True)
+columns = ["prompt_id", "index", "prompt", "completion", "features", "logp"]
+draw = lambda: ("x" * int(generator.integers(1, 40)), generator.normal(size=16), generator.normal())
+rows = [(p, i, "prompt", *draw()) for p in prompts["prompt_id"] for i in range(4)]
+pool = pd.DataFrame(rows, columns=columns).sort_values(columns[:2], ignore_index=True)
 gold = np.stack(pool["features"])[:, 0]
 where = pool["prompt_id"].map(dict(zip(prompts["prompt_id"], prompts["split"])))
 train, asked = (pool[where == name].reset_index(drop=True) for name in ("train", "feedback"))
 run = runs.open_run(settings)
 first, stage = run.stage("01_proxy"), run.stage("03_feedback")
-clean = first.table("clean", lambda: preferences_from_gold(train.assign(gold=gold[where == "train"]), 4, 0))
-biased = first.table("biased", lambda: bias.inject(clean, train, dict(zip(prompts["prompt_id"], prompts["category"])), settings.bias, 0))
-proxy = refine.kept(first / "proxy", settings.reward, train, bias.observed(biased), 0)
-setting = loop.Setting(settings, 0, prompts, train, asked, bias.observed(biased), proxy)
+scored = train.assign(gold=gold[where == "train"])
+clean = first.table("clean", lambda: preferences_from_gold(scored, 4, 0))
+category = dict(zip(prompts["prompt_id"], prompts["category"]))
+biased = first.table("biased", lambda: bias.inject(clean, train, category, settings.bias, 0))
+observed = bias.observed(biased)
+proxy = refine.kept(first / "proxy", settings.reward, train, observed, 0)
+setting = loop.Setting(settings, 0, prompts, train, asked, observed, proxy)
 truth = pd.Series(gold, index=pd.MultiIndex.from_frame(pool[["prompt_id", "index"]]))
-human = feedback.SimulatedHuman(lambda t: truth.loc[list(zip(t["prompt_id"], t["index"]))].to_numpy(), noise=0.2, seed=0)
+known = lambda t: truth.loc[list(zip(t["prompt_id"], t["index"]))].to_numpy()
+human = feedback.SimulatedHuman(known, noise=0.2, seed=0)
 for name in settings.selection.strategies:
     outcome = loop.run_rounds(name, setting, human, stage / name)
     stage.table(f"rounds_{name}", lambda: outcome.rounds)

@@ -20,7 +20,7 @@ KEY = ["prompt_id", "i", "j"]
 
 def preferences(pool, gold, label=None):
     """All pairs of each prompt with the label that gold gives them, or one label for all."""
-    value = dict(zip(zip(pool["prompt_id"], pool["index"]), gold))
+    value = dict(zip(zip(pool["prompt_id"], pool["index"], strict=True), gold, strict=False))
     rows = [
         (prompt, i, j, float(value[prompt, i] > value[prompt, j]) if label is None else label)
         for prompt, part in pool.groupby("prompt_id")
@@ -36,7 +36,9 @@ def accuracy(pool, score, gold):
 
 
 def margins(reward, pool, pairs):
-    score = dict(zip(zip(pool["prompt_id"], pool["index"]), reward.score(pool)))
+    score = dict(
+        zip(zip(pool["prompt_id"], pool["index"], strict=True), reward.score(pool), strict=False)
+    )
     return np.array([score[r.prompt_id, r.i] - score[r.prompt_id, r.j] for r in pairs.itertuples()])
 
 
@@ -143,7 +145,7 @@ def test_the_gradient_vanishes_at_the_fit(planted, l2):
     pairs = preferences(pool, gold).assign(weight=np.random.default_rng(0).choice([1.0, 3.0], 450))
     reward = fit_probe(pool, pairs, l2=l2)
     design = rewards.design(pools.features(pool), reward.mean, reward.std)
-    row = {key: k for k, key in enumerate(zip(pool["prompt_id"], pool["index"]))}
+    row = {key: k for k, key in enumerate(zip(pool["prompt_id"], pool["index"], strict=True))}
     difference = np.array(
         [design[row[r.prompt_id, r.i]] - design[row[r.prompt_id, r.j]] for r in pairs.itertuples()]
     )

@@ -505,9 +505,9 @@ def test_selection_time_grows_no_worse_than_linearly_in_the_pool(strategy):
         )
         best = np.inf
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.process_time()
             STRATEGIES[strategy](pairs, 50, np.random.default_rng(0), view)
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.process_time() - start)
         return best
 
     small, large = seconds(500), seconds(4000)  # 5,000 and 40,000 pairs

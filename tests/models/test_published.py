@@ -432,9 +432,8 @@ def test_published_proxy_and_gold_through_the_notebooks(kind, heads, tiny_model,
     labels = pd.concat(
         [pd.read_parquet(run / f"03_feedback/shf_cas/round_{k}/labels.parquet") for k in (1, 2)]
     )
-    if (
-        kind == "probe"
-    ):  # the refined reward is the proxy corrected by the labels that were paid for, and by nothing else
+    # the refined reward is the proxy corrected by the labels that were paid for, by nothing else
+    if kind == "probe":
         settings = reading.validate(
             {"reward": {"kind": "probe", "proxy": "model:x"}, "evaluation": {"replicates": 0}},
             "test",

@@ -52,11 +52,13 @@ def installed(tmp_path, monkeypatch):
 def test_the_pool_has_the_same_columns_and_order_and_the_backbones_numbers(installed, backbone):
     pool = sample(backbone, PROMPTS, SAMPLING, seed=0)
     assert list(pool) == [*COLUMNS, "logp_vllm"]
-    assert list(zip(pool["prompt_id"], pool["index"])) == [(p, i) for p in "abc" for i in range(4)]
+    assert list(zip(pool["prompt_id"], pool["index"], strict=True)) == [
+        (p, i) for p in "abc" for i in range(4)
+    ]
     assert pool["completion"].nunique() > 8 and 0 < pool["ended"].sum() < len(pool)
     assert all(
         ended == (tokens[-1] in backbone.stop_ids) and (ended or len(tokens) == 12)
-        for ended, tokens in zip(pool["ended"], pool["tokens"])
+        for ended, tokens in zip(pool["ended"], pool["tokens"], strict=True)
     )
     assert (pool["logp"] - pool["logp_vllm"]).abs().max() < 1e-3
     plain = score(backbone, pool)

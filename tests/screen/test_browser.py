@@ -215,14 +215,18 @@ def shown(page):
 def contrast(page):
     """Contrast ratio (WCAG) of the completions' text against their pane."""
     return page.evaluate("""() => {
-        const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+        const element = document.createElement('canvas');
+        const canvas = element.getContext('2d', { willReadFrequently: true });
+        const linear = (v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
         const light = (colour) => {
             canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
-            const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map((v) => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4 });
+            const pixel = [...canvas.getImageData(0, 0, 1, 1).data];
+            const [r, g, b] = pixel.map((v) => linear(v / 255));
             return 0.2126 * r + 0.7152 * g + 0.0722 * b;
         };
         const pane = document.querySelector('.shfcas-screen .pair .pane');
-        const [a, b] = [getComputedStyle(pane.querySelector('.text')).color, getComputedStyle(pane).backgroundColor].map(light);
+        const a = light(getComputedStyle(pane.querySelector('.text')).color);
+        const b = light(getComputedStyle(pane).backgroundColor);
         return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     }""")
 

@@ -400,7 +400,8 @@ with LabelStore(Path(sys.argv[1])) as store:
     screen = session(store, n=60, name=sys.argv[2], repeats=0.1, people=int(sys.argv[3]))
     print("ready", flush=True)
     while not screen.complete:
-        screen.handle({"do": "answer", "turn": screen.turn, "answer": random.choice(["left", "right", "tie"]), "seconds": 1})
+        said = random.choice(["left", "right", "tie"])
+        screen.handle({"do": "answer", "turn": screen.turn, "answer": said, "seconds": 1})
         print(len(screen.open), flush=True)
 """
 

@@ -94,7 +94,7 @@ def test_a_row_says_who_when_how_long_and_what_was_on_the_left(store):
     ],
 )
 def test_the_label_of_several_people_is_the_mean_of_theirs(store, said, answer, label):
-    for name, word in zip(("anna", "ben", "cleo"), said):
+    for name, word in zip(("anna", "ben", "cleo"), said, strict=False):
         store.add(question(), word, name)
     row = store.labels().iloc[0]
     assert (row["answer"], row["label"]) == (answer, pytest.approx(label)) and len(

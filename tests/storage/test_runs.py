@@ -1,37 +1,18 @@
-"""The run folder: files are whole or absent, tables are made once, other parameters are refused,
-seeds give named streams."""
+"""The run folder: tables are made once, other parameters are refused."""
 
 import json
-import os
-import stat
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from project import ROOT
+from folders import files, open_run
 
-from shfcas_lib.base import places
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.base.randomness import derive, rng
-from shfcas_lib.params import reading
 from shfcas_lib.params.schema import Params
 from shfcas_lib.storage import files as storage_files
-from shfcas_lib.storage import machine, runs
-from shfcas_lib.storage.files import atomic, write_json
+from shfcas_lib.storage import runs
 
 TABLE = pd.DataFrame({"prompt_id": ["a", "b"], "value": [1.5, -2.0]})
-
-
-def open_run(**values):
-    return runs.open_run(reading.validate({"run": "mine"} | values, "test"))
-
-
-def files(folder):
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
 def refusal(call, *arguments):
@@ -39,87 +20,6 @@ def refusal(call, *arguments):
         call(*arguments)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-# --- atomic files
-
-
-def test_atomic_writes_the_file(tmp_path):
-    with atomic(tmp_path / "a" / "b.txt") as target:
-        assert (
-            target.parent.parent == tmp_path / "a"
-            and target.name == "b.txt"
-            and not (tmp_path / "a" / "b.txt").exists()
-        )
-        target.write_text("whole")
-    assert files(tmp_path) == ["a/b.txt"] and (tmp_path / "a" / "b.txt").read_text() == "whole"
-
-
-@pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])
-def test_a_failure_inside_leaves_no_file(tmp_path, error):
-    with pytest.raises(error):
-        with atomic(tmp_path / "b.txt") as target:
-            target.write_text("ha")
-            raise error
-    assert files(tmp_path) == []
-
-
-def test_a_failure_inside_leaves_the_older_file_as_it_was(tmp_path):
-    (tmp_path / "b.txt").write_text("old")
-    with pytest.raises(ValueError):
-        with atomic(tmp_path / "b.txt") as target:
-            target.write_text("new")
-            raise ValueError
-    assert files(tmp_path) == ["b.txt"] and (tmp_path / "b.txt").read_text() == "old"
-
-
-def test_atomic_replaces_an_older_file(tmp_path):
-    for text in ("old", "new"):
-        with atomic(tmp_path / "b.txt") as target:
-            target.write_text(text)
-    assert files(tmp_path) == ["b.txt"] and (tmp_path / "b.txt").read_text() == "new"
-
-
-def test_written_files_can_be_read_by_others(tmp_path):
-    with atomic(tmp_path / "b.txt") as target:
-        target.write_text("whole")
-    assert stat.S_IMODE((tmp_path / "b.txt").stat().st_mode) == 0o644
-
-
-def test_a_killed_process_leaves_no_half_file(tmp_path):
-    program = (
-        "import os, signal, sys; from pathlib import Path; from shfcas_lib.storage import files,"
-        " runs\nwith runs.atomic(Path(sys.argv[1])) as target:\n    target.write_text('ha');"
-        " os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", program, str(tmp_path / "b.txt")], env=environment
-        ).returncode
-        == -9
-    )
-    assert not (tmp_path / "b.txt").exists()
-
-
-# --- json
-
-
-def test_json_is_written_readably(tmp_path):
-    write_json(tmp_path / "a.json", {"b": [1, 0.5, None], "a": "x"})
-    text = (tmp_path / "a.json").read_text()
-    assert (
-        json.loads(text) == {"b": [1, 0.5, None], "a": "x"}
-        and text.startswith('{\n  "b"')
-        and text.endswith("}\n")
-    )
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -np.inf, np.float64("nan")])
-def test_json_refuses_what_json_cannot_hold(tmp_path, value):
-    with pytest.raises(ValueError):
-        write_json(tmp_path / "a.json", {"deep": [{"value": value}]})
-    assert files(tmp_path) == []
 
 
 def test_metrics_of_a_stage_refuse_nan_and_keep_the_older_ones(runs_folder):
@@ -410,102 +310,3 @@ def test_a_block_that_fails_is_not_timed(runs_folder):
         with open_run().stage("02_conflict").timed("sample"):
             raise ZeroDivisionError
     assert not (runs_folder / "mine/run.json").exists()
-
-
-# --- where runs live
-
-
-def test_runs_live_where_the_environment_says(monkeypatch, tmp_path):
-    monkeypatch.setenv("SHFCAS_RUNS", str(tmp_path / "elsewhere"))
-    assert places.runs_dir() == tmp_path / "elsewhere"
-    assert open_run().folder == tmp_path / "elsewhere" / "mine"
-
-
-@pytest.mark.parametrize("value", [None, ""])
-def test_or_in_the_project_folder(monkeypatch, tmp_path, value):
-    (
-        monkeypatch.delenv("SHFCAS_RUNS", raising=False)
-        if value is None
-        else monkeypatch.setenv("SHFCAS_RUNS", value)
-    )
-    for name in ("notebooks", "params"):
-        (tmp_path / "project" / name).mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "project" / "notebooks")
-    assert (
-        places.home() == tmp_path / "project" and places.runs_dir() == tmp_path / "project" / "runs"
-    )
-
-
-def test_outside_a_project_home_is_the_working_folder(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    assert places.home() == tmp_path
-
-
-# --- seeds
-
-
-def test_derived_seeds_are_the_same_on_every_machine():
-    """First bits of sha256("0/split") and sha256("12/bias/1/noise"): computed apart, by
-    sha256sum."""
-    assert derive(0, "split") == 877757775
-    assert derive(12, "bias/1/noise") == 192853790
-    assert derive(0, "split", bits=8) == 104
-
-
-def test_the_first_numbers_of_a_stream_are_the_same_on_every_machine():
-    assert list(rng(0, "split").integers(0, 1000, 5)) == [289, 801, 674, 897, 312]
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.integers(0, 2**40), st.text(max_size=20), st.integers(1, 128))
-def test_derived_seeds_fit_their_bits(seed, name, bits):
-    value = derive(seed, name, bits)
-    assert 0 <= value < 2**bits and value == derive(seed, name, bits)
-    assert value == derive(seed, name, 128) >> (128 - bits)
-
-
-def test_seed_zero_is_a_seed():
-    streams = [rng(seed, "split").random(4).tolist() for seed in (0, 0, 1)]
-    assert streams[0] == streams[1] != streams[2]
-
-
-def test_names_and_seeds_give_streams_of_their_own():
-    names = ("split", "bias/1/noise", "bias/2/noise", "pool", "")
-    assert len({tuple(rng(seed, name).random(4)) for seed in range(5) for name in names}) == 25
-
-
-def test_streams_are_uncorrelated():
-    """Neighbouring seeds and names: 5 standard deviations of a correlation over 4000 draws are
-    0.08."""
-    draws = np.array(
-        [rng(seed, name).normal(size=4000) for seed in (0, 1) for name in ("a", "b", "a/1")]
-    )
-    correlation = np.corrcoef(draws) - np.eye(len(draws))
-    assert np.abs(correlation).max() < 0.08
-
-
-def test_one_stream_does_not_disturb_another_or_the_global_one():
-    np.random.seed(3)
-    expected = np.random.random(3).tolist()
-    alone = rng(0, "b").random(3).tolist()
-    np.random.seed(3)
-    rng(0, "a").random(100)
-    assert rng(0, "b").random(3).tolist() == alone and np.random.random(3).tolist() == expected
-
-
-def test_released_results_do_not_make_the_code_look_changed(tmp_path, monkeypatch):
-    for name in ("shfcas_lib/storage/machine.py", "docs/results/rows.csv"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).write_text("1")
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", "-C", str(tmp_path)]
-    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
-        subprocess.run([*git, *command], check=True)
-    monkeypatch.setattr(
-        machine, "__file__", str(tmp_path / "shfcas_lib" / "storage" / "machine.py")
-    )
-    clean = machine.commit()
-    assert len(clean) == 40
-    (tmp_path / "docs/results/rows.csv").write_text("2")
-    assert machine.commit() == clean
-    (tmp_path / "shfcas_lib/storage/machine.py").write_text("2")
-    assert machine.commit() == clean + "+changes"

@@ -1,8 +1,9 @@
 """Tiny random twins of published model families: the family's own configuration class, template
 and special tokens, weights at random.
 
-    folder = save("gemma2", tmp_path)      # what a download would leave: config, generation config, safetensors, tokenizer
+    folder = save("gemma2", tmp_path)
 
+leaves there what a download would: config, generation config, safetensors, tokenizer.
 The tokenizers are byte-level, learnt in the process; each has its family's special tokens, and
 its habits (a start token, no pad token...)."""
 

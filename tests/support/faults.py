@@ -384,12 +384,12 @@ def together(context, work, folder, arguments, limit=300):
     pipes = [context.Pipe(duplex=False) for _ in arguments]
     processes = [
         context.Process(target=child, args=(work, folder, own, 0, theirs, None))
-        for own, (_, theirs) in zip(arguments, pipes)
+        for own, (_, theirs) in zip(arguments, pipes, strict=True)
     ]
     for process in processes:
         process.start()
     outcomes = []
-    for process, (mine, theirs) in zip(processes, pipes):
+    for process, (mine, theirs) in zip(processes, pipes, strict=True):
         theirs.close()
         said = []
         with contextlib.suppress(EOFError):

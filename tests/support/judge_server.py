@@ -87,7 +87,7 @@ class Server:
     def completion(self, payload):
         said = self.speak(*shown_in(payload))
         usage = (
-            {"usage": dict(zip(("prompt_tokens", "completion_tokens"), self.usage))}
+            {"usage": dict(zip(("prompt_tokens", "completion_tokens"), self.usage, strict=True))}
             if self.usage
             else {}
         )

@@ -67,13 +67,13 @@ def make(values, hostile=True):
     prompts = split(embedded_prompts("helpfulness").head(30), wanted.split, 0)
     rows = [
         (p, i, text, f"text {i}", generator.normal(size=16), generator.normal())
-        for p, text in zip(prompts["prompt_id"], prompts["prompt"])
+        for p, text in zip(prompts["prompt_id"], prompts["prompt"], strict=True)
         for i in range(4)
     ]
     pool = pd.DataFrame(
         rows, columns=["prompt_id", "index", "prompt", "completion", "features", "logp"]
     ).sort_values(["prompt_id", "index"], ignore_index=True)
-    where = pool["prompt_id"].map(dict(zip(prompts["prompt_id"], prompts["split"])))
+    where = pool["prompt_id"].map(dict(zip(prompts["prompt_id"], prompts["split"], strict=True)))
     train, asked = (pool[where == name].reset_index(drop=True) for name in ("train", "feedback"))
     if hostile:
         asked["completion"] = [HOSTILE[k] for k in asked["index"]]

@@ -68,7 +68,7 @@ class LLM:
             RequestOutput(
                 prompt["prompt_token_ids"], [self._write(prompt["prompt_token_ids"], told)]
             )
-            for prompt, told in zip(prompts, sampling_params)
+            for prompt, told in zip(prompts, sampling_params, strict=True)
         ]
 
     def _write(self, prompt: list[int], told: SamplingParams) -> CompletionOutput:

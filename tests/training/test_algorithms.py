@@ -198,7 +198,7 @@ def settings(kind, **changes):
 def test_ratings_are_above_or_below_the_mean_of_their_prompt(rated):
     pool, reward = rated
     mean = pool.assign(reward=reward).groupby("prompt")["reward"].mean()
-    value = dict(zip(zip(pool["prompt"], pool["completion"]), reward))
+    value = dict(zip(zip(pool["prompt"], pool["completion"], strict=True), reward, strict=False))
     table = policy_training.ratings(pool, reward, settings("kto"), np.random.default_rng(0))
     assert len(table) == 64 and table["label"].any() and not table["label"].all()
     assert all(
@@ -228,7 +228,10 @@ def test_a_completion_on_the_mean_is_left_out_and_no_difference_is_an_error():
     table = policy_training.ratings(
         pool, np.array([1.0, 2.0, 3.0]), settings("kto"), np.random.default_rng(0)
     )
-    assert sorted(zip(table["completion"], table["label"])) == [("a", False), ("c", True)]
+    assert sorted(zip(table["completion"], table["label"], strict=True)) == [
+        ("a", False),
+        ("c", True),
+    ]
     with pytest.raises(InputError, match="tells no two completions apart"):
         policy_training.ratings(pool, np.ones(3), settings("kto"), np.random.default_rng(0))
 

@@ -305,7 +305,7 @@ def scored(pool):
 @pytest.mark.parametrize("kind", ["dpo", "rso"])
 def test_pairs_obey_the_reward(scored, kind):
     pool, reward = scored
-    value = dict(zip(zip(pool["prompt"], pool["completion"]), reward))
+    value = dict(zip(zip(pool["prompt"], pool["completion"], strict=True), reward, strict=False))
     pairs = policy_training.pairs(pool, reward, policy(kind), np.random.default_rng(0))
     assert len(pairs) > 8
     assert all(

@@ -1,8 +1,9 @@
 """Whatever stops a process, a run that goes on equals one that was never stopped, and no answer
 is lost or doubled.
 
-    pytest tests/whole/test_faults.py                 over 20 kills
-    make faults                                 more than 200, SHFCAS_KILLS says how many; prints the table of docs/reliability.md
+    pytest tests/whole/test_faults.py      over 20 kills
+    make faults                            over 200, SHFCAS_KILLS says how many; prints the table
+                                           of docs/reliability.md
 
 See faults.py for how a process is stopped at a chosen write.
 """
@@ -301,7 +302,7 @@ def test_a_person_killed_anywhere_loses_no_saved_answer_and_doubles_none(context
         given = [row for row in said if isinstance(row, tuple)]
         if path.exists():
             table = faults.rows(path)
-            stored = dict(zip(table["id"], table["answer"])) if len(table) else {}
+            stored = dict(zip(table["id"], table["answer"], strict=True)) if len(table) else {}
             assert [stored.get(row) for row, _ in given] == [answer for _, answer in given], (
                 "an answer that was on the screen as saved is gone"
             )
@@ -559,9 +560,8 @@ def test_a_full_disk_stops_a_training_in_one_sentence_and_with_room_it_goes_on(
         folder = tmp_path / "disk" / "runs"
         if before:
             shutil.copytree(found[[*TRAINED][before - 1]][0], folder)
-        remount(
-            f"size={kilobytes(folder) + max(8, int(room * (kilobytes(finished) - kilobytes(folder))))}k"
-        )
+        more = max(8, int(room * (kilobytes(finished) - kilobytes(folder))))
+        remount(f"size={kilobytes(folder) + more}k")
         code, said = faults.run(context, faults.stages, folder, values, [stage])
         assert (
             code == 1
@@ -600,7 +600,7 @@ def test_a_full_disk_keeps_every_answer_that_was_saved(context, tmp_path):
         assert given, "the disk was full before the first answer"
         remount("size=64m")
         table = faults.rows(folder / "labels.sqlite")
-        stored = dict(zip(table["id"], table["answer"]))
+        stored = dict(zip(table["id"], table["answer"], strict=True))
         assert [stored.get(row) for row, _ in given] == [answer for _, answer in given]
         done(faults.run(context, faults.person, folder))
         with LabelStore(folder / "labels.sqlite") as store:
@@ -729,9 +729,7 @@ def test_eight_writers_at_one_label_store_lose_and_double_nothing(context, tmp_p
     )
 
 
-def test_what_a_killed_process_was_writing_goes_with_the_next_opening_and_what_a_living_one_writes_stays(
-    runs_folder,
-):
+def test_what_a_killed_process_was_writing_goes_and_what_a_living_one_writes_stays(runs_folder):
     from shfcas_lib.params import reading
 
     run = runs.open_run(reading.validate({"run": "mine"}, "test"))

@@ -18,6 +18,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 import zipfile
 
+import faces
 import fuzz
 import nbformat
 import pandas as pd
@@ -29,7 +30,7 @@ from project import environment
 from shfcas_lib import cli
 from shfcas_lib.analysis import examples, figures
 from shfcas_lib.annotators import exchange, label_studio, spreadsheet
-from shfcas_lib.base import places, texts
+from shfcas_lib.base import places, plugins, texts
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.data.preferences import load_pairs
 from shfcas_lib.experiment import checks
@@ -173,7 +174,9 @@ def test_any_export_of_label_studio_is_read_or_refused_in_one_line(exported):
     [
         (
             "a: &a [x, x]\n"
-            + "\n".join(f"{k}: &{k} [*{p}, *{p}]" for p, k in zip("abcdefgh", "bcdefghi")),
+            + "\n".join(
+                f"{k}: &{k} [*{p}, *{p}]" for p, k in zip("abcdefgh", "bcdefghi", strict=True)
+            ),
             "aliases",
         ),
         ("seed: !!python/name:os.system", "not valid YAML"),
@@ -220,6 +223,8 @@ def test_a_sweep_that_crosses_to_billions_is_refused_at_once(tmp_path):
         "pandas:eval",
         "numpy:load",
         "shfcas_lib.base.places:content_hash",
+        "shfcas_lib.storage.files:clear",
+        "shfcas_lib:load",
         "torch:load",
         "pickle:loads",
     ],
@@ -233,6 +238,16 @@ def test_a_parameter_file_reaches_no_function_but_the_users_own(name):
         reading.validate({"gold": {"kind": name}, "evaluation": {"replicates": 0}}, "test"),
     )
     assert attributes.attribute("tiny_gold:consonants")("bcd") == 3
+
+
+@pytest.mark.parametrize("package", faces.faces())
+def test_a_parameter_file_reaches_no_function_of_this_library(package):
+    """Of no room, by the name of its module or through a public face: some remove files."""
+    for name, home in faces.faces()[package].items():
+        for way in (f"{package}:{name}", home if ":" in home else f"{home}:any"):
+            for what in ("a bias attribute", "gold.kind"):
+                with pytest.raises(InputError, match="expected a file of your own"):
+                    plugins.imported(way, what)
 
 
 # --- data

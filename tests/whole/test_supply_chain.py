@@ -88,7 +88,7 @@ def dangers(source: str) -> list[str]:
         if isinstance(node, ast.Dict):
             found += [
                 f"{node.lineno}: {key.value!r}"
-                for key, value in zip(node.keys, node.values)
+                for key, value in zip(node.keys, node.values, strict=True)
                 if isinstance(key, ast.Constant)
                 and key.value in OPTIONS
                 and isinstance(value, ast.Constant)

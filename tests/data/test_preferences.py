@@ -1,12 +1,8 @@
-"""Prompts and preference pairs: every bad file is refused with its place, splits are disjoint and
-the same everywhere."""
+"""Preference pairs: every bad file is refused with its place; texts become completions and come
+back."""
 
 import gzip
 import json
-import os
-import subprocess
-import sys
-from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
@@ -15,60 +11,20 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from project import ROOT
+from own_files import refusal, write
 
 from shfcas_lib.base import dialogues
-from shfcas_lib.base.errors import InputError
 from shfcas_lib.data.preferences import as_completions, load_pairs, preferences_from_gold, to_trl
-from shfcas_lib.data.prompts import SPLITS, load_prompts, split
-from shfcas_lib.experiment import checks
-from shfcas_lib.params import reading
-from shfcas_lib.params.schema import Split
-from shfcas_lib.storage import assets
-from shfcas_lib.tasks.embedded import embedded_prompts
 
 PAIR = {
     "prompt": "How do bees find flowers?",
     "chosen": "By colour and scent.",
     "rejected": "They do not.",
 }
-SHARES = {"train": 0.4, "feedback": 0.3, "evaluate": 0.3}
 
 
 def say(role, content):
     return {"role": role, "content": content}
-
-
-def write(path, *rows):
-    """A jsonl file of rows; a row that is text already is written as it is."""
-    path.write_text(
-        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
-    )
-    return path
-
-
-def refusal(call, *arguments):
-    """The message of the InputError that a call ends in: one line."""
-    with pytest.raises(InputError) as caught:
-        call(*arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def run(**values):
-    return reading.validate(values, "test")
-
-
-def own(path, **values):
-    """Parameters of a run with a prompts file of the user's own."""
-    return run(prompts={"file": str(path), **values}, selection={"budget": 2})
-
-
-def prompt_rows(count, categories=("one", "two")):
-    return [
-        {"prompt": f"Question number {k}?", "category": categories[k % len(categories)]}
-        for k in range(count)
-    ]
 
 
 # --- preference files that are fine
@@ -396,281 +352,6 @@ def test_a_csv_row_with_a_comma_too_many(tmp_path):
     assert f"{tmp_path}/mine.csv" in refusal(load_pairs, tmp_path / "mine.csv")
 
 
-# --- prompt files
-
-
-def test_own_prompts_are_read_and_split(tmp_path):
-    table = load_prompts(own(write(tmp_path / "mine.jsonl", *prompt_rows(20))))
-    assert list(table) == ["prompt_id", "prompt", "category", "harmful", "split"]
-    assert sorted(table["prompt"]) == sorted(row["prompt"] for row in prompt_rows(20))
-    assert Counter(table["split"]) == {"train": 8, "feedback": 6, "evaluate": 6}
-
-
-def test_a_prompts_file_without_prompts(tmp_path):
-    path = write(tmp_path / "mine.jsonl")
-    assert refusal(load_prompts, own(path)) == f"{path} holds no prompts"
-
-
-def test_a_missing_prompts_file(tmp_path):
-    assert "does not exist" in refusal(load_prompts, own(tmp_path / "nowhere.jsonl"))
-
-
-def test_a_row_without_a_prompt(tmp_path):
-    path = write(tmp_path / "mine.jsonl", *prompt_rows(9), {"question": "a?"})
-    assert (
-        refusal(load_prompts, own(path))
-        == f"{path}, line 10: no 'prompt' (columns found: question)"
-    )
-
-
-def test_duplicate_prompts_name_both_places(tmp_path):
-    path = write(tmp_path / "mine.jsonl", *prompt_rows(9), prompt_rows(3)[2])
-    assert (
-        refusal(load_prompts, own(path))
-        == f"{path}, line 10: the same prompt stands at {path}, line 3"
-    )
-
-
-def test_a_category_that_is_not_in_the_data_lists_those_that_are(tmp_path):
-    path = write(tmp_path / "mine.jsonl", *prompt_rows(20))
-    message = refusal(load_prompts, own(path, categories=["one", "three"]))
-    assert "prompts.categories: found 'three'" in message and "one, two" in message
-
-
-def test_only_the_categories_asked_for_are_kept(tmp_path):
-    table = load_prompts(own(write(tmp_path / "mine.jsonl", *prompt_rows(40)), categories=["two"]))
-    assert len(table) == 20 and set(table["category"]) == {"two"}
-
-
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_too_few_prompts_for_three_splits(tmp_path, count):
-    message = refusal(load_prompts, own(write(tmp_path / "mine.jsonl", *prompt_rows(count))))
-    assert f"only {count} prompts" in message and "split" in message
-
-
-def test_no_category_at_all(tmp_path):
-    assert "only 0 prompts" in refusal(
-        load_prompts, own(write(tmp_path / "mine.jsonl", *prompt_rows(9)), categories=[])
-    )
-
-
-def test_n_prompts_are_taken_evenly_over_categories(tmp_path):
-    rows = prompt_rows(60, ("a", "a", "a", "b", "b", "c"))
-    table = load_prompts(own(write(tmp_path / "mine.jsonl", *rows), n=24))
-    assert Counter(table["category"]) == {"a": 8, "b": 8, "c": 8}
-
-
-def test_prompts_of_the_pairs_are_dropped_from_the_other_splits(tmp_path):
-    rows = prompt_rows(20)
-    prompts = write(tmp_path / "prompts.jsonl", *rows)
-    pairs = write(
-        tmp_path / "pairs.jsonl",
-        *[{"prompt": r["prompt"], "chosen": "yes", "rejected": "no"} for r in rows[:6]],
-    )
-    table = load_prompts(
-        run(
-            prompts={"file": str(prompts)},
-            preferences={"file": str(pairs)},
-            selection={"budget": 2},
-            evaluation={"replicates": 0},
-        )
-    )
-    assert set(table.loc[table["split"] == "train", "prompt"]) == {r["prompt"] for r in rows[:6]}
-    assert set(table.loc[table["split"] != "train", "prompt"]) == {r["prompt"] for r in rows[6:]}
-    assert not table["prompt_id"].duplicated().any()
-
-
-def test_prompts_of_the_pairs_alone_are_split_three_ways(tmp_path):
-    pairs = [{"prompt": f"{k % 20}?", "chosen": f"yes {k}", "rejected": "no"} for k in range(40)]
-    table = load_prompts(
-        run(
-            preferences={"file": str(write(tmp_path / "pairs.jsonl", *pairs))},
-            selection={"budget": 2},
-            evaluation={"replicates": 0},
-        )
-    )
-    assert len(table) == 20 and Counter(table["split"]) == {
-        "train": 8,
-        "feedback": 6,
-        "evaluate": 6,
-    }
-
-
-# --- splits
-
-
-@pytest.mark.parametrize("task", ["helpfulness", "safety"])
-def test_splits_are_disjoint_and_complete(task):
-    prompts = embedded_prompts(task)
-    table = split(prompts, Split(), 0)
-    assert set(table["split"]) == set(SPLITS)
-    assert table["prompt_id"].is_unique and set(table["prompt_id"]) == set(prompts["prompt_id"])
-
-
-@pytest.mark.parametrize("task", ["helpfulness", "safety"])
-def test_every_category_has_its_share_of_every_split(task):
-    table = split(embedded_prompts(task), Split(), 0)
-    for _, group in table.groupby(["category", "harmful"]):
-        count = Counter(group["split"])
-        assert all(abs(count[name] - share * len(group)) < 2 for name, share in SHARES.items())
-
-
-def test_the_order_of_prompts_does_not_change_their_split():
-    prompts = embedded_prompts("helpfulness")
-    shuffled = prompts.sample(frac=1, random_state=3)
-    pd.testing.assert_frame_equal(split(prompts, Split(), 0), split(shuffled, Split(), 0))
-
-
-def test_another_seed_gives_another_split_and_the_same_seed_the_same():
-    tables = [split(embedded_prompts("helpfulness"), Split(), seed) for seed in (0, 0, 1)]
-    assert tables[0].equals(tables[1])
-    assert 0.3 < (tables[0]["split"] != tables[2]["split"]).mean() < 0.9
-
-
-def test_processes_with_other_hash_seeds_get_the_same_tables():
-    program = """
-import hashlib
-import numpy as np, pandas as pd
-from shfcas_lib.data.preferences import preferences_from_gold
-from shfcas_lib.data.prompts import load_prompts
-from shfcas_lib.params import reading
-for task in ("helpfulness", "safety"):
-    table = load_prompts(reading.validate({"task": task, "prompts": {"n": 77}}, "test"))
-    print(hashlib.sha256(table.to_csv().encode()).hexdigest())
-scores = pd.DataFrame([(p, i, (i * 7 + len(p)) % 5) for p in table["prompt_id"] for i in range(6)], columns=["prompt_id", "index", "gold"])
-print(hashlib.sha256(preferences_from_gold(scores, 4, 0).to_csv().encode()).hexdigest())
-"""
-    outputs = []
-    for seed in ("1", "2"):
-        environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
-        outputs.append(
-            subprocess.run(
-                [sys.executable, "-c", program],
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout
-        )
-    assert outputs[0] == outputs[1] and len(set(outputs[0].split())) == 3
-
-
-def test_prompt_id_is_a_hash_of_the_text_alone():
-    assert dialogues.prompt_id("How do bees find flowers?") == "af4790d91ea0140e"
-    assert dialogues.prompt_id("a") != dialogues.prompt_id("a ")
-
-
-# --- the embedded tasks
-
-
-def test_helpfulness_has_enough_prompts_and_categories():
-    prompts = embedded_prompts("helpfulness")
-    assert len(prompts) >= 240 and prompts["category"].nunique() >= 8
-    assert prompts["category"].value_counts().min() >= 20
-    assert not prompts["harmful"].any()
-
-
-def test_safety_has_as_many_benign_as_harmful_prompts_in_every_area():
-    prompts = embedded_prompts("safety")
-    count = prompts.groupby(["category", "harmful"]).size().unstack()
-    assert len(count) == 5
-    assert (count[False] == count[True]).all() and count[True].sum() > 900
-
-
-def test_the_harmful_prompts_are_those_of_do_not_answer():
-    files = sorted(assets.asset_path("do-not-answer").glob("*.jsonl"))
-    expected = {
-        json.loads(line)["prompt"].strip()
-        for file in files
-        for line in file.read_text().splitlines()
-    }
-    prompts = embedded_prompts("safety")
-    assert set(prompts.loc[prompts["harmful"], "prompt"]) == expected
-    assert set(prompts["category"]) == {file.stem for file in files}
-
-
-@pytest.mark.parametrize("task", ["helpfulness", "safety"])
-def test_no_embedded_prompt_stands_twice(task):
-    prompts = embedded_prompts(task)
-    assert prompts["prompt_id"].is_unique
-    plain = prompts["prompt"].str.lower().str.replace(r"\W+", " ", regex=True).str.strip()
-    assert plain[~prompts["harmful"]].is_unique
-    assert not set(plain[~prompts["harmful"]]) & set(plain[prompts["harmful"]])
-
-
-@pytest.mark.parametrize(("task", "most"), [("helpfulness", 0.05), ("safety", 0.15)])
-def test_prompts_of_this_project_are_worded_in_many_ways(task, most):
-    """No template farm: no opening of three words is common."""
-    prompts = embedded_prompts(task)
-    opening = (
-        prompts.loc[~prompts["harmful"], "prompt"].str.lower().str.split().str[:3].str.join(" ")
-    )
-    assert opening.value_counts(normalize=True).iloc[0] < most
-    assert prompts["prompt"].str.strip().eq(prompts["prompt"]).all()
-
-
-def test_a_share_of_the_safety_prompts_keeps_both_kinds_in_all_areas():
-    table = load_prompts(run(task="safety", prompts={"n": 50}))
-    assert table.groupby(["category", "harmful"]).size().tolist() == [5] * 10
-
-
-# --- check
-
-
-@pytest.mark.parametrize("budget", [42, 43])
-def test_the_budget_may_not_exceed_the_pairs(tmp_path, budget):
-    """Seven feedback prompts of four completions are 42 pairs."""
-    path = write(tmp_path / "mine.jsonl", *prompt_rows(20))
-    settings = run(
-        prompts={"file": str(path)},
-        split={"train": 0.35, "feedback": 0.35, "evaluate": 0.3},
-        sampling={"n": 4},
-        selection={"budget": budget, "rounds": 1},
-    )
-    if budget == 42:
-        assert (checks.check(settings)["split"] == "feedback").sum() == 7
-    else:
-        assert "selection.budget: found 43, expected at most 42" in refusal(checks.check, settings)
-
-
-def test_an_absent_category_that_is_not_in_the_data():
-    message = refusal(
-        checks.check,
-        run(
-            bias=[
-                {"kind": "noise", "rate": 0.1},
-                {"kind": "coverage", "absent": ["travel", "cookng"]},
-            ]
-        ),
-    )
-    assert "'cookng'" in message and "cooking" in message
-
-
-@pytest.mark.parametrize(
-    "name", ["lenght", "keyword:", "nowhere_at_all:function", "json:nothing", "json:__name__"]
-)
-def test_a_bias_attribute_that_leads_nowhere(name):
-    assert repr(name) in refusal(
-        checks.check, run(bias=[{"kind": "attribute", "attribute": name, "strength": 0.5}])
-    )
-
-
-@pytest.mark.parametrize("kind", ["relevence", "nowhere_at_all:function", "json:nothing"])
-def test_a_gold_reward_that_leads_nowhere_is_found_before_work_starts(kind):
-    assert "gold.kind" in refusal(lambda: checks.check(run(gold={"kind": kind})))
-
-
-@pytest.mark.parametrize("file", [None, "nowhere.csv"])
-def test_a_file_of_answers_that_is_not_there_is_found_before_work_starts(file):
-    changes = {"feedback": {"kind": "replay", "file": file}, "evaluation": {"replicates": 0}}
-    assert "feedback.file" in refusal(lambda: checks.check(run(**changes)))
-
-
-def test_check_returns_the_prompts():
-    settings = run(prompts={"n": 40}, selection={"budget": 10})
-    pd.testing.assert_frame_equal(checks.check(settings), load_prompts(settings))
-
-
 # --- texts to completions and back
 
 
@@ -751,7 +432,7 @@ def test_preferences_follow_gold(golds, per_prompt, seed):
         assert row.label == float(values[row.prompt_id][row.i] > values[row.prompt_id][row.j])
     for prompt, pairs in told.items():
         part = table[table["prompt_id"] == prompt]
-        chosen = set(zip(part["i"], part["j"]))
+        chosen = set(zip(part["i"], part["j"], strict=True))
         assert chosen <= pairs and len(chosen) == len(part) == min(per_prompt, len(pairs))
 
 
