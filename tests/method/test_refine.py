@@ -1,0 +1,90 @@
+"""The reward update: what labels replace, what a stage keeps, and the tilted policy of the next
+round."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from shfcas_lib import loop, refine
+from shfcas_lib.base.errors import InputError
+from shfcas_lib.feedback import SimulatedHuman
+from shfcas_lib.params import reading
+from shfcas_lib.params.schema import Reward
+from shfcas_lib.storage.runs import Memory, Stage
+
+KEY = ["prompt_id", "i", "j"]
+
+
+def pairs(*rows):
+    return pd.DataFrame(rows, columns=[*KEY, "label"])
+
+
+def test_feedback_wins_where_both_speak_about_a_pair():
+    biased = pairs(("a", 0, 1, 1.0), ("b", 0, 1, 0.0))
+    merged = refine.merge(biased, pairs(("a", 0, 1, 0.0), ("c", 1, 2, 0.5)), 3.0)
+    assert merged.to_numpy().tolist() == [
+        ["a", 0, 1, 0.0, 3.0],
+        ["b", 0, 1, 0.0, 1.0],
+        ["c", 1, 2, 0.5, 3.0],
+    ]
+
+
+def preferences(pool, gold):
+    """Neighbours of every prompt, as gold ranks them."""
+    rows = []
+    for prompt, part in pool.assign(gold=gold).groupby("prompt_id"):
+        own = part["gold"].to_numpy()
+        rows += [(prompt, i, i + 1, float(own[i] > own[i + 1])) for i in range(len(own) - 1)]
+    return pairs(*rows)
+
+
+def test_a_stage_keeps_a_reward_whole_and_memory_keeps_none(planted, tmp_path):
+    pool, gold = planted
+    settings, given = Reward(l2=20.0), preferences(pool, gold)
+    stage = Stage(tmp_path / "here", None)
+    first = refine.kept(stage, settings, pool, given, 0)
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["reward.safetensors"]
+    np.testing.assert_array_equal(
+        refine.finished(settings, tmp_path / "here").score(pool), first.score(pool)
+    )
+    assert refine.kept(Memory(), settings, pool, given, 0).score(pool) == pytest.approx(
+        first.score(pool)
+    )
+
+
+def test_a_lora_reward_without_a_backbone_is_refused_in_one_sentence(planted):
+    pool, gold = planted
+    with pytest.raises(InputError, match="reward.kind lora needs the backbone"):
+        refine.fit(Reward(kind="lora"), pool, preferences(pool, gold), 0)
+
+
+def test_the_tilted_policy_of_the_next_round_prefers_what_the_reward_likes(planted, tmp_path):
+    """logp of round 2 is l + log(N w), w proportional to exp(r / beta): by loops, sign and all."""
+    pool, gold = planted
+    values = {"selection": {"budget": 10, "rounds": 2}, "reward": {"l2": 20.0}}
+    settings = reading.validate(values | {"evaluation": {"replicates": 0}}, "test")
+    asked = pool["prompt_id"] >= "p15"
+    train, feedback = (pool[rows].reset_index(drop=True) for rows in (~asked, asked))
+    observed = preferences(train, gold[~asked.to_numpy()])
+    proxy = refine.fit(settings.reward, train, observed, 0)
+    prompts = pd.DataFrame({"prompt_id": pool["prompt_id"].unique(), "harmful": False})
+    setting = loop.Setting(settings, 0, prompts, train, feedback, observed, proxy)
+    truth = dict(zip(zip(pool["prompt_id"], pool["index"], strict=True), gold, strict=True))
+    human = SimulatedHuman(
+        lambda t: np.array([truth[k] for k in zip(t["prompt_id"], t["index"], strict=True)])
+    )
+    outcome = loop.run_rounds("shf_cas", setting, human, Stage(tmp_path, None))
+    assert len(outcome.rounds) == 2
+
+    beta = settings.policy.beta
+    refined = refine.finished(settings.reward, tmp_path / "round_1").score(feedback)
+    table = pd.read_parquet(tmp_path / "round_2" / "conflict.parquet")
+    logp = table.set_index(["prompt_id", "index"])["logp"]
+    for prompt in feedback["prompt_id"].unique():
+        mine = (feedback["prompt_id"] == prompt).to_numpy()
+        raised = np.exp((refined[mine] - refined[mine].max()) / beta)
+        weight = raised / raised.sum()
+        expected = feedback["logp"][mine].to_numpy() + np.log(mine.sum() * weight)
+        assert logp[prompt].to_numpy() == pytest.approx(expected)
+        shift = logp[prompt].to_numpy() - feedback["logp"][mine].to_numpy()
+        assert np.corrcoef(shift, refined[mine])[0, 1] == pytest.approx(1)
