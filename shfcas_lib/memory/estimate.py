@@ -18,7 +18,7 @@ TILE_TOKENS, TILE_VOCAB = 4096, 32768
 # copies of such a tile where there is no Triton (CPU): logits, softmax, gradient and what lies
 # between
 TORCH_TILES = 8.5
-SCORING_ROWS = 16  # pool.score's and lora_reward's default batch
+SCORING_ROWS = 16  # the default batch of pool.score and training.reward
 
 
 @dataclass(frozen=True)

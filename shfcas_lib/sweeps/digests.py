@@ -74,7 +74,8 @@ def modules_of(source: str) -> set[str]:
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 if _ours(alias.name):
-                    faces[alias.asname or alias.name] = alias.name
+                    used.add(alias.name)
+                    faces[alias.asname or LIBRARY] = alias.name if alias.asname else LIBRARY
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             root, *names = _dotted(node)
