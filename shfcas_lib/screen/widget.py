@@ -3,9 +3,9 @@
     screen = annotate(setting, annotator, stage)  # notebook 03; None where nobody is to be asked
     screen                                        # as a cell's last line: shows it
 
-The screen answers what `loop.run_rounds` waits for. When a round is complete it lets the loop go on: the
-reward is refined, the next round's comparisons are chosen and shown. All state is in the label
-store, so a killed kernel or a closed laptop costs nothing.
+The screen answers what `loop.run_rounds` waits for. When a round is complete it lets the loop go
+on: the reward is refined, the next round's comparisons are chosen and shown. All state is in the
+label store, so a killed kernel or a closed laptop costs nothing.
 """
 
 from __future__ import annotations
