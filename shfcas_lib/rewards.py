@@ -173,12 +173,14 @@ def fit_probe(
         raise InputError("no preferences to train a reward on")
     first, second = (locate(pool, preferences, column) for column in ("i", "j"))
     used, rows = np.unique(np.concatenate([first, second]), return_inverse=True)
+    # one row a completion, however many pairs name it
     features = pools.features(pool.iloc[used])
     columns, mean, std = _standardised(features)
     difference = columns[rows[: len(first)]] - columns[rows[len(first) :]]
     label, weight = preferences["label"].to_numpy(float), _weights(preferences)
     given = np.zeros(len(first)) if offset is None else offset[first] - offset[second]
 
+    # convex, with its gradient: where it starts is no matter
     def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
         margin = difference @ w + given
         value = weight @ (np.logaddexp(0, margin) - label * margin) + l2 / 2 * w @ w
@@ -191,12 +193,9 @@ def fit_probe(
         method="L-BFGS-B",
         options={"maxiter": 1000, "ftol": 1e-12, "gtol": 1e-6},
     ).x
-    return Probe(
-        mean,
-        std,
-        w,
-        1.0 if offset is not None else spread(columns @ w, pool["prompt_id"].to_numpy()[used]),
-    )
+    if offset is not None:
+        return Probe(mean, std, w, 1.0)
+    return Probe(mean, std, w, spread(columns @ w, pool["prompt_id"].to_numpy()[used]))
 
 
 def information(

@@ -117,6 +117,7 @@ def table(
     None where the reward is no probe (cross-validation would train it anew in each of five folds),
     or no strategy has ten decided labels on five prompts.
     """
+    # ties have a place in the fit, and none in a share that is right or wrong
     usable = {name: _usable(part, pool) for name, part in labels.items()}
     judged = {}
     for name, part in usable.items():
@@ -129,6 +130,7 @@ def table(
     for name, part in usable.items():
         right[name] = cross_validated(params.reward, pool, biased, part, judged, before)
 
+    # every reward on every strategy's pairs: a gain compares the two on the same ones
     rows = []
     for asked, part in judged.items():
         for reward, agreed in right.items():

@@ -8,6 +8,8 @@ the proxy.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 
@@ -170,44 +172,26 @@ def _error_measures(conflict: pd.DataFrame, gold: pd.DataFrame) -> list[tuple]:
     pairs = pair_errors(conflict, gold)
     by_prompt = pairs.groupby("prompt_id")
     prompts = by_prompt.agg(wrong=("wrong", "mean"), kendall=("kendall", "first")).reset_index()
+    # text of the measure, what it is read off, how, and what chance gives
+    found, area = "wrong pairs found by", "area under ROC"
+    own = "the proxy's own uncertainty"
+    error, share = "the proxy's error on a completion", "the share of wrong pairs of a prompt"
     return [
-        (
-            "|PACS| with the proxy's error on a completion, Spearman",
-            completions,
-            lambda t: stats.spearman(t["pacs"], t["error"]),
-            0.0,
-        ),
-        (
-            "K with the share of wrong pairs of a prompt, Spearman",
-            prompts,
-            lambda t: stats.spearman(t["kendall"], t["wrong"]),
-            0.0,
-        ),
-        (
-            "wrong pairs found by |PACS|, area under ROC",
-            pairs,
-            lambda t: stats.roc_auc(t["wrong"], t["pacs"]),
-            0.5,
-        ),
-        (
-            "wrong pairs found by K, area under ROC",
-            pairs,
-            lambda t: stats.roc_auc(t["wrong"], t["kendall"]),
-            0.5,
-        ),
-        (
-            "wrong pairs found by |PACS_i - PACS_j|, area under ROC",
-            pairs,
-            lambda t: stats.roc_auc(t["wrong"], t["pacs_difference"]),
-            0.5,
-        ),
-        (
-            "wrong pairs found by the proxy's own uncertainty, area under ROC",
-            pairs,
-            lambda t: stats.roc_auc(t["wrong"], t["margin"]),
-            0.5,
-        ),
+        (f"|PACS| with {error}, Spearman", completions, _rank("pacs", "error"), 0.0),
+        (f"K with {share}, Spearman", prompts, _rank("kendall", "wrong"), 0.0),
+        (f"{found} |PACS|, {area}", pairs, _area("pacs"), 0.5),
+        (f"{found} K, {area}", pairs, _area("kendall"), 0.5),
+        (f"{found} |PACS_i - PACS_j|, {area}", pairs, _area("pacs_difference"), 0.5),
+        (f"{found} {own}, {area}", pairs, _area("margin"), 0.5),
     ]
+
+
+def _rank(first: str, second: str) -> Callable[[pd.DataFrame], float]:
+    return lambda table: stats.spearman(table[first], table[second])
+
+
+def _area(column: str) -> Callable[[pd.DataFrame], float]:
+    return lambda pairs: stats.roc_auc(pairs["wrong"], pairs[column])
 
 
 def roc_table(pairs: pd.DataFrame) -> pd.DataFrame:

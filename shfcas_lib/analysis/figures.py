@@ -163,6 +163,7 @@ def attribute_pull(table: pd.DataFrame, attribute: str):
         legend=False,
         jitter=0.25,
     )
+    # the bar of the mean, and its number above the dots
     for row, name in enumerate(order):
         mean = table.loc[table["reward"] == name, "correlation"].mean()
         axes.plot([mean, mean], [row - 0.35, row + 0.35], color=palette[name], linewidth=3)

@@ -142,6 +142,7 @@ def headline(
 ) -> dict[str, str]:
     """The five numbers that matter, as text. Over seeds where there are replicates, over prompts
     otherwise."""
+    # seeds vary more than prompts do: they are the honest unit where there are some
     table, unit, over = per_prompt, "prompt_id", "prompts"
     if repeats is not None:
         table, unit, over = repeats, "seed", "seeds"

@@ -94,6 +94,7 @@ def _annotations(task: dict, where: str) -> Iterable[tuple[tuple[str, int], Answ
                 f"{where} ({name}): annotation {annotation.get('id')} holds {len(choices)} answers,"
                 " expected one"
             )
+        # the latest one counts, so time and id come first
         time = str(annotation.get("updated_at") or annotation.get("created_at") or "")
         who = _person(annotation.get("completed_by"), where)
         answer = answer_of(name, choices[0], who, f"{where} ({name})")

@@ -215,6 +215,7 @@ def _choices(knobs: Knobs, params: Params) -> Iterator[tuple[str, object, Settin
 
     Those that leave results alone come first, those that change the method last.
     """
+    # the same results from less memory
     training, sampling = params.training, params.sampling
     yield "training.micro_batch", training.micro_batch, _micro_batches(knobs, params)
     if not knobs.checkpointing:

@@ -70,6 +70,7 @@ def strategy_matrix(table: pd.DataFrame, columns: str, title: str):
     value = wide["difference"].reindex(columns=tops)
     clear = wide["verdict"].reindex(columns=tops).isin(["higher", "lower"])
     figure, axes = subplots(3.2 + 0.95 * len(tops), 1.9 + 0.42 * len(rows))
+    # colour only what is clear, one scale on both sides of 0
     limit = float(np.nanmax(np.abs(value.to_numpy()))) or 1.0
     sns.heatmap(
         value.where(clear),
@@ -131,6 +132,7 @@ def error_areas(table: pd.DataFrame):
         "K": COLOURS["kendall"],
         "|PACS_i - PACS_j|": COLOURS["pacs_difference"],
     }
+    # the measures of one setting side by side, so that intervals do not cover each other
     shifts = np.linspace(-0.22, 0.22, len(measures))
     for shift, measure in zip(shifts, measures, strict=True):
         part = table[table["measure"] == measure]

@@ -164,6 +164,7 @@ def train(
 
     backbone.add_adapter(POLICY, policy.lora, seed=seed)
     recipe = _recipe(backbone, table, policy, online)
+    # four examples at once where training.micro_batch does not say
     options = arguments(how, backbone, policy.batch_size, 4, seed) | {
         "num_train_epochs": policy.epochs,
         "learning_rate": policy.learning_rate,

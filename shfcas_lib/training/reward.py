@@ -148,6 +148,7 @@ def train(
     head = _seeded_head(backbone, seed, zero=offset is not None)
     backbone.use(name)
 
+    # TRL's margin is subtracted inside the sigmoid
     columns = _encoded(backbone, pairs)
     if offset is not None:
         columns["margin"] = _margins(pool, repeated, offset)
@@ -161,6 +162,7 @@ def train(
         train_dataset=Dataset.from_dict(columns),
     )
 
+    # a unit for scores that no prompt outside the training chooses
     reward = LoraReward(backbone, name, head)
     if offset is None:
         used = pool.merge(named(preferences), on=["prompt_id", "index"])
