@@ -102,7 +102,7 @@ def test_a_merge_that_was_interrupted_is_done_again_without_training(run, monkey
     with pytest.raises(ZeroDivisionError):
         sft.base(this, prompts)
     monkeypatch.setattr(sft, "_merge", merge)
-    monkeypatch.setattr(sft.trainer, "fit", None)
+    monkeypatch.setattr(sft.trainer, "run_trainer", None)
     left = this.folder / "01_proxy" / "base" / "checkpoints"
     left.mkdir()  # killed before it removed them
     assert sft.base(this, prompts).source.endswith("base") and not left.exists()
