@@ -45,7 +45,7 @@ def copied(tmp_path):
 def test_imports_keep_the_contract():
     said = contract(ROOT)
     assert said.returncode == 0, said.stdout + said.stderr
-    assert "3 kept, 0 broken" in said.stdout
+    assert " 0 broken" in said.stdout
 
 
 @pytest.mark.parametrize(
@@ -114,9 +114,9 @@ def test_an_import_through_a_face_is_found(copied, text, found):
 # --- the public faces
 
 
-def test_every_package_has_a_face_and_nothing_else():
+def test_every_package_has_a_face():
     packages = {name for name, path in modules().items() if path.name == "__init__.py"}
-    assert packages == set(FACES) and len(packages) == 14
+    assert packages == set(FACES)
 
 
 @pytest.mark.parametrize("package", FACES)
