@@ -39,6 +39,8 @@ def inject(
     preferences: prompt_id, i, j, label. completions: prompt_id, index, completion. category:
     prompt_id to category. Ties stay ties under noise. Where the attribute does not tell a pair
     apart, the label stays. No row is removed: absent ones are marked, `observed` leaves them out.
+    Returns the preferences with what was done to each row (label_clean, absent and a column a
+    mechanism). Raises InputError for an attribute that gives no finite number.
     """
     table = preferences.sort_values(["prompt_id", "i", "j"], ignore_index=True)
     table = table.assign(label_clean=table["label"], absent=False)

@@ -30,7 +30,10 @@ _OF_A_REWARD = ["pair_accuracy", "gap", "kendall", "mean_abs_pacs"]  # the base 
 def evaluate(
     pool: pd.DataFrame, gold: np.ndarray, rewards: dict[str, RewardModel], beta: float
 ) -> pd.DataFrame:
-    """`tilted` for rewards that have not scored the pool yet."""
+    """`tilted` for rewards that have not scored the pool yet.
+
+    pool: evaluation pool, sorted by id. gold: (rows,). Returns one row per policy and prompt.
+    """
     scores = {name: reward.score(pool) for name, reward in rewards.items()}
     return tilted(pool, gold, scores, beta)
 

@@ -45,10 +45,13 @@ if TYPE_CHECKING:
 class Setting:
     """What every strategy starts from.
 
+    params     of the run; seed decides every draw
     prompts    the prompts table
     train      pool of the training prompts
     feedback   pool of the feedback prompts
     observed   the biased preferences that the proxy saw
+    proxy      the reward that was trained on them, or a published one
+    backbone   the language model; None where closed forms are enough
     """
 
     params: Params
@@ -124,7 +127,11 @@ def run_rounds(
     strategy: str, setting: Setting, annotator: Annotator, stage: Stage | Memory
 ) -> Outcome:
     """Spend the budget in rounds. Every round starts from the refined reward and the refined
-    policy of the one before."""
+    policy of the one before.
+
+    strategy: one of STRATEGIES. stage: where each step is kept; a step that is there is read.
+    Raises Unanswered while people have not answered all questions of a round.
+    """
     selection = setting.params.selection
     state = State(setting.proxy, setting.askable, setting.known)
     with _open_store(stage) as store:

@@ -4,8 +4,8 @@ completions come out.
 KL-regularised RLHF, max E[r] - beta KL(pi' || pi), has the solution pi'(y|x) proportional to
 pi(y|x) exp(r(x,y)/beta) (for example Rafailov et al. 2023, eq. 4). On N samples from pi it is a
 reweighting of the samples: no training, and expected reward, gold and KL come from the table.
-beta to 0 is best-of-N; beta to infinity is the base policy. Trained policies (`dpo`, `rso`) are
-in training.policy."""
+beta to 0 is best-of-N; beta to infinity is the base policy. Trained policies (every other
+kind) are in training.policy."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ the same seed agree.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -30,10 +30,6 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-    def dict(self) -> dict[str, float]:
-        """Plain dict, for JSON."""
-        return {name: float(number) for name, number in asdict(self).items()}
 
 
 def direction(interval: Interval) -> str:

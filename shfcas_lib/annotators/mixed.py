@@ -34,7 +34,7 @@ class Mixed:
         yield from answers_of(self.person, comparisons[mine], shown, known)
 
     def agreement(self, labels: pd.DataFrame, completions: pd.DataFrame) -> dict:
-        """How the judge does on the labels that others gave: see `agreement`.
+        """How the judge does on the labels that others gave: see `judge_agreement`.
 
         Asks nothing. labels: those of a run, all rounds.
         """

@@ -66,7 +66,10 @@ def name_of(data: Rows) -> str:
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
-    """(line number, object) of a jsonl or jsonl.gz file; blank lines count as lines only."""
+    """(line number, object) of a jsonl or jsonl.gz file; blank lines count as lines only.
+
+    Raises InputError for a file that ends early, a line that is no object or far too long.
+    """
     opener = gzip.open if path.name.lower().endswith(".gz") else open
     number = 0
     try:

@@ -143,7 +143,8 @@ def preferences_from_gold(scores: pd.DataFrame, per_prompt: int, seed: int) -> p
     """Clean preferences: random pairs of completions that gold tells apart.
 
     scores: prompt_id, index, gold. Of each prompt there are at most `per_prompt`. This is the
-    annotated data set that a run starts from, before bias is injected.
+    annotated data set that a run starts from, before bias is injected. Returns prompt_id, i, j,
+    label (1: i is better, 0: j). Raises InputError where gold tells no pair apart.
     """
     generator = rng(seed, "preferences")
     rows = []

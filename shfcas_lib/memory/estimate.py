@@ -51,6 +51,7 @@ class Knobs:
 
     @property
     def length(self) -> int:
+        """Tokens of a prompt with its completion."""
         return self.prompt + self.completion
 
 
@@ -63,6 +64,7 @@ class StageMemory:
 
     @property
     def total(self) -> int:
+        """Bytes of all parts."""
         return sum(self.parts.values())
 
 

@@ -71,6 +71,7 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool:
+        """Is the peak of all stages within the GPU's memory?"""
         return self.peak <= self.gpu
 
     def text(self) -> str:

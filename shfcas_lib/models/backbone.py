@@ -48,6 +48,7 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
+        """Where prompts have to be: the device of the first layer."""
         return cast("torch.Tensor", self.causal.get_input_embeddings().weight).device
 
     @property
@@ -200,7 +201,7 @@ class Backbone:
     def use(self, name: str | None) -> None:
         """Switch to adapter `name`, or to the bare backbone with None, in eval mode.
 
-        No weights are copied.
+        No weights are copied. Raises InputError for an adapter that is not there.
         """
         self.causal.eval()
         if self.peft is None:

@@ -6,7 +6,7 @@ vLLM pins other versions of torch and transformers than this library, so it live
 environment of its own, whose Python the environment variable SHFCAS_VLLM_PYTHON names, and runs
 there as a process (`vllm_worker`) that ends, and gives its memory back, before the backbone
 reads what it wrote. Prompts are tokenised here, by the backbone. vLLM computes with the model's
-unquantised weights: `logp_vllm` is kept so that `agreement` can say how far that is from the
+unquantised weights: `logp_vllm` is kept so that `logp_gap` can say how far that is from the
 backbone, whose log-probabilities and features are the pool's.
 """
 

@@ -66,7 +66,8 @@ def from_notebook(namespace: dict[str, Any]) -> Params:
     (it sets `run`), only that counts, so that `papermill -f mine.yaml` and `shfcas run
     mine.yaml` mean the same. A name in them that is no parameter is an error here, where
     Papermill alone would only warn. Where the kernel keeps no history of cells (nbval), the
-    variables of the parameters' names are taken as they are.
+    variables of the parameters' names are taken as they are. Raises InputError as `validate`
+    does, and where the cell has not been run.
     """
     cells = _parameter_cells(namespace.get("In", []))
     values: dict[str, Any] = {}
@@ -118,7 +119,10 @@ def _value(node: ast.expr | None, otherwise: Any) -> Any:
 
 
 def validate(values: dict[str, Any], origin: str) -> Params:
-    """Validate a mapping of parameters. `origin` is what the error message calls it."""
+    """Parameters from a mapping; `origin` is what an error calls it.
+
+    Raises InputError, one sentence, for a key or a value that cannot be.
+    """
     try:
         return Params.model_validate(values)
     except ValidationError as error:

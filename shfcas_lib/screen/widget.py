@@ -46,7 +46,7 @@ def annotate(
 
     name: who is answering; default the environment variable SHFCAS_ANNOTATOR, or 'person'.
     repeats: share of comparisons that is put a second time, blindly, to measure self-agreement.
-    Raises InputError for a share outside [0, 1].
+    Raises InputError for a share outside [0, 1] or a name that cannot be stored.
     """
     person = getattr(annotator, "person", annotator)  # a mixed annotator has one beside the judge
     if not isinstance(person, Person):
@@ -66,7 +66,8 @@ def rate(
 
     scale: 'safety' (safe, unsure, unsafe) or 'five' (1 to 5).
     completions: prompt_id, index, prompt, completion, in the order to show them. path: the label
-    store.
+    store. Raises InputError for another scale, a share outside [0, 1] or a name that cannot be
+    stored.
     """
     if scale not in SCALES:
         raise InputError(f"scale {scale!r}: expected {', '.join(SCALES)}")

@@ -9,6 +9,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from shfcas_lib import __version__
+
 _PACKAGES = (
     "torch",
     "transformers",
@@ -25,8 +27,6 @@ _PACKAGES = (
 def versions() -> dict[str, str]:
     """Versions of the packages that decide a run's numbers, without importing them."""
     installed = {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
-    from shfcas_lib import __version__  # not above: the package imports this module
-
     return {"shfcas": __version__, "python": platform.python_version(), **installed}
 
 

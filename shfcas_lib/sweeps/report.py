@@ -320,8 +320,8 @@ def trained_table(table: pd.DataFrame, against: str = "proxy") -> pd.DataFrame:
         setting, budget, policy
         value, low, high           gold
         over, over_low, over_high  gold over that of the policy `against`, paired by prompt
-        kl                         evaluation.trained's mean log-ratio, which is no exact KL at a
-                                   temperature other than 1
+        kl                         evaluation.sampled_policy's mean log-ratio, no exact KL where
+                                   the temperature is not 1
         pools                      how many
     """
     rows = []

@@ -18,6 +18,7 @@ CLUSTER_CORES = 4
 
 
 def is_slurm(profile: Path) -> bool:
+    """Does this Snakemake profile send jobs to SLURM?"""
     return reading.read_yaml(profile / "config.yaml").get("executor") == "slurm"
 
 
@@ -28,6 +29,7 @@ def job_name(plan: SweepPlan) -> str:
 
 
 def ran_on_slurm(plan: SweepPlan) -> bool:
+    """Did an earlier start of this sweep send its jobs to SLURM?"""
     path = plan.folder / "plan.json"
     return path.exists() and bool(json.loads(path.read_text()).get("slurm"))
 

@@ -36,7 +36,7 @@ from shfcas_lib.training.trainer import PLAIN, arguments, run_trainer
 
 if TYPE_CHECKING:
     from shfcas_lib.models.backbone import Backbone
-    from shfcas_lib.refine import RewardModel
+    from shfcas_lib.rewards import RewardModel
     from shfcas_lib.training.reward import LoraReward
 
 ONLINE = ("rloo", "grpo")
