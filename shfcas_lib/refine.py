@@ -135,7 +135,7 @@ def finished(settings: Reward, folder: Path, adapter: Adapter = Adapter()) -> Re
     return reward
 
 
-def read(settings: Reward, folder: Path, adapter: Adapter) -> RewardModel | None:
+def read(settings: Reward, folder: Path, adapter: Adapter = Adapter()) -> RewardModel | None:
     """The reward that stands whole in a folder, of whatever kind; None where there is none."""
     if _stands(folder / Published.MARKER):
         return Published.load(folder)

@@ -498,11 +498,11 @@ def test_a_failure_within_the_import_leaves_nothing(waiting, tmp_path, monkeypat
     path = written(tmp_path / "a.csv", rows)
     insert, calls = LabelStore._insert, []
 
-    def failing(*arguments):
+    def failing(*arguments, **facts):
         calls.append(1)
         if len(calls) == 5:
             raise OSError("disk full")
-        return insert(*arguments)
+        return insert(*arguments, **facts)
 
     monkeypatch.setattr(LabelStore, "_insert", failing)
     with pytest.raises(OSError):

@@ -205,14 +205,14 @@ def test_a_stage_before_its_turn_says_what_is_missing(tiny_model):
 def test_a_closed_form_has_no_policy_to_train(tiny_model):
     values = reading.validate(settings(tiny_model, policy={"kind": "tilt"}), "test")
     with pytest.raises(InputError, match="nothing to train"):
-        stages.policies(runs.open_run(values), None)
+        stages.STAGES["policies"](runs.open_run(values), None)
 
 
 def test_several_processes_wait_for_nobody(tiny_model, monkeypatch):
     values = reading.validate(settings(tiny_model, feedback={"kind": "person"}), "test")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="feedback.kind person asks one by one"):
-        stages.rounds(runs.open_run(values), None)
+        stages.STAGES["rounds"](runs.open_run(values), None)
 
 
 def test_the_command_knows_every_stage(capsys):

@@ -66,7 +66,7 @@ pairs = pd.DataFrame(
     [(f"p{k:02d}", 0, 1, float(k % 2)) for k in range(30)],
     columns=["prompt_id", "i", "j", "label"],
 )
-proxy = shf.fit(params.reward, pool, pairs, 0, "proxy", folder / "proxy")
+proxy = shf.fit(params.reward, pool, pairs, 0)
 conflict = shf.conflict_table(pool, proxy.score(pool))
 for strategy in shf.STRATEGIES:
     fitted = Fitted(proxy, pool, pairs.assign(weight=1.0), params.reward.l2, pool)
@@ -76,7 +76,7 @@ asked = shf.select("shf_cas", conflict, 40, shf.rng(0, "selection"), params.sele
 with shf.LabelStore(folder / "labels.sqlite") as store:
     labels = shf.ask(asked, pool, SimulatedHuman(gold_reward), store)
 training = shf.merge(pairs, labels[["prompt_id", "i", "j", "label"]], 4.0)
-refined = shf.fit(params.reward, pool, training, 0, "shf_cas", folder / "shf_cas")
+refined = shf.fit(params.reward, pool, training, 0)
 weights = {
     name: shf.tilt(pool["prompt_id"], reward.score(pool), 0.2)
     for name, reward in (("proxy", proxy), ("refined", refined))
@@ -87,7 +87,9 @@ expected = {
 }
 gain = stats.mean_interval((expected["refined"] - expected["proxy"]).to_numpy(), shf.rng(0, "gain"))
 assert gain.low > 0, gain  # forty honest answers mend a proxy of coin flips
-again = shf.fit(params.reward, None, None, 0, "shf_cas", folder / "shf_cas")
+(folder / "shf_cas").mkdir()
+refined.save(folder / "shf_cas")
+again = shf.refine.read(params.reward, folder / "shf_cas")
 np.testing.assert_allclose(again.score(pool), refined.score(pool))
 assert not REFUSED & set(sys.modules), REFUSED & set(sys.modules)
 print("ok")
