@@ -15,6 +15,7 @@ known: the (prompt_id, i, j) that are answered already."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from operator import itemgetter
 from typing import Any, Protocol
 
 import numpy as np
@@ -89,7 +90,8 @@ class SimulatedHumanAtOnce(SimulatedHuman):
     def answer_all(self, comparisons: pd.DataFrame, shown: pd.DataFrame, known: set) -> Answered:
         """(comparison, answer, name) for every comparison that is not known."""
         records = comparisons.to_dict("records")
-        open_ones = [c for c in records if tuple(c[name] for name in KEY) not in known]
+        key = itemgetter(*KEY)
+        open_ones = [c for c in records if key(c) not in known]
         if not open_ones:
             return
         texts, both = _by_id(shown), []

@@ -287,7 +287,10 @@ def _tables(case: Case, scores: dict[str, np.ndarray]) -> dict[str, pd.DataFrame
 
 
 def _stacked(parts: list[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
-    return {name: pd.concat([part[name] for part in parts], ignore_index=True) for name in parts[0]}
+    stacked = {}
+    for name in parts[0]:
+        stacked[name] = pd.concat([part[name] for part in parts], ignore_index=True)
+    return stacked
 
 
 def _every_label(pool: pd.DataFrame, gold: dict) -> pd.DataFrame:
