@@ -25,6 +25,7 @@ from shfcas_lib.base.errors import InputError
 from shfcas_lib.params import problems
 from shfcas_lib.params.schema import MECHANISMS, Block, Params
 
+_SAID = "_shfcas_parameters"  # in a notebook's namespace: cells that were read, what they set
 _LONGEST_FILE = 1 << 19  # characters; reading so many takes seconds
 
 
@@ -70,9 +71,7 @@ def from_notebook(namespace: dict[str, Any]) -> Params:
     does, and where the cell has not been run.
     """
     cells = _parameter_cells(namespace.get("In", []))
-    values: dict[str, Any] = {}
-    for source in cells:
-        values |= _assigned(source, namespace)
+    values = _said(cells, namespace)
     if not cells:
         values = {name: namespace[name] for name in Params.model_fields if name in namespace}
     if not values:
@@ -86,6 +85,20 @@ def _parameter_cells(history: list[str]) -> list[str]:
     injected = [source for source in cells if source.startswith("# Parameters\n")]
     whole = [source for source in injected if re.search(r"^run = ", source, re.MULTILINE)]
     return whole or cells
+
+
+def _said(cells: list[str], namespace: dict[str, Any]) -> dict[str, Any]:
+    """What the cells set, by name; kept in the namespace until one of them runs again.
+
+    What a cell computes is in the variables alone, which later cells use for something else.
+    """
+    ran, values = namespace.get(_SAID, ([], {}))
+    if ran != cells:
+        values = {}
+        for source in cells:
+            values |= _assigned(source, namespace)
+        namespace[_SAID] = cells, values
+    return values
 
 
 def _assigned(source: str, namespace: dict[str, Any]) -> dict[str, Any]:

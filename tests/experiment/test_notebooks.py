@@ -174,21 +174,21 @@ def test_nbval_finds_the_same_outputs_in_a_fresh_run(finished, tmp_path):
     assert (tmp_path / "runs" / "tiny" / "04_evaluation" / "metrics.json").exists()
 
 
-def test_one_notebook_alone_with_papermill(finished, tmp_path):
-    path, folder, _ = finished
-    done = subprocess.run(
-        [
-            str(Path(sys.executable).parent / "papermill"),
-            "notebooks/02_conflict_analysis.ipynb",
-            str(tmp_path / "out.ipynb"),
-            "-f",
-            str(path),
-        ],
+def papermill(notebook, path, tmp_path, runs):
+    """The command of the README, ended. path: the parameter file; runs: folder of the runs."""
+    command = [str(Path(sys.executable).parent / "papermill"), f"notebooks/{notebook}.ipynb"]
+    return subprocess.run(
+        [*command, str(tmp_path / "out.ipynb"), "-f", str(path)],
         cwd=ROOT,
-        env=environment(folder),
+        env=environment(runs),
         capture_output=True,
         text=True,
     )
+
+
+def test_one_notebook_alone_with_papermill(finished, tmp_path):
+    path, folder, _ = finished
+    done = papermill("02_conflict_analysis", path, tmp_path, folder)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "PACS" in (tmp_path / "out.ipynb").read_text()
 
@@ -196,38 +196,14 @@ def test_one_notebook_alone_with_papermill(finished, tmp_path):
 def test_a_notebook_before_its_turn_says_which_one_is_missing(tiny_model, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(settings(tiny_model, run="unborn")))
-    done = subprocess.run(
-        [
-            str(Path(sys.executable).parent / "papermill"),
-            "notebooks/02_conflict_analysis.ipynb",
-            str(tmp_path / "out.ipynb"),
-            "-f",
-            str(path),
-        ],
-        cwd=ROOT,
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-    )
+    done = papermill("02_conflict_analysis", path, tmp_path, tmp_path)
     assert done.returncode != 0 and "run notebook 01" in done.stderr
 
 
 def test_papermill_refuses_a_misspelt_parameter(tiny_model, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(settings(tiny_model) | {"sampling": {"tempratur": 1.0}}))
-    done = subprocess.run(
-        [
-            str(Path(sys.executable).parent / "papermill"),
-            "notebooks/01_proxy_bias_injection.ipynb",
-            str(tmp_path / "out.ipynb"),
-            "-f",
-            str(path),
-        ],
-        cwd=ROOT,
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-    )
+    done = papermill("01_proxy_bias_injection", path, tmp_path, tmp_path)
     assert done.returncode != 0 and "did you mean 'temperature'" in done.stderr
 
 

@@ -440,6 +440,18 @@ def test_a_parameter_may_be_computed_in_its_cell():
     assert reading.from_notebook(namespace).sampling.n == 4
 
 
+def test_a_computed_parameter_is_found_again_after_its_name_was_reused():
+    """The notebooks call the run `run` and the prompts table `prompts`."""
+    source = "# Parameters\nrun = f'a{1 + 1}'\nseed = 1"
+    namespace = {"In": ["", source], "run": "a2", "seed": 1}
+    assert reading.from_notebook(namespace).run == "a2"
+    namespace["run"] = object()
+    assert reading.from_notebook(namespace).run == "a2"
+    namespace["In"].append(source)  # the cell ran again, and computed another value
+    namespace["run"] = "a3"
+    assert reading.from_notebook(namespace).run == "a3"
+
+
 def test_names_of_other_cells_are_no_parameters():
     namespace = {
         "In": ["", "# Parameters\nseed = 5", "pool = 'a table'"],

@@ -506,6 +506,14 @@ def kilobytes(folder):
     return sum(-(-path.stat().st_size // 4096) * 4 for path in folder.rglob("*") if path.is_file())
 
 
+def told_that_the_disk_is_full(code, said):
+    """The child ended with one sentence, which names the disk."""
+    error = said[-1]["error"]
+    assert code == 1 and error.startswith("InputError: ") and "\n" not in error, said
+    full = ("No space left on device", "disk is full", "disk I/O error")
+    assert any(words in error for words in full), said
+
+
 @pytest.mark.parametrize(
     "stage, room",
     (
@@ -523,15 +531,7 @@ def test_a_full_disk_stops_a_run_in_one_sentence_and_with_room_it_goes_on(
         folder = beginning(stage, undisturbed, tmp_path / "disk" / "runs")
         remount(f"size={kilobytes(folder) + int(room * kilobytes(undisturbed[0] / 'r' / stage))}k")
         code, said = faults.run(context, faults.notebook, folder, stage, values)
-        assert (
-            code == 1
-            and said[-1]["error"].startswith("InputError: ")
-            and "\n" not in said[-1]["error"]
-        ), said
-        assert any(
-            words in said[-1]["error"]
-            for words in ("No space left on device", "disk is full", "disk I/O error")
-        ), said
+        told_that_the_disk_is_full(code, said)
         assert not faults.hidden(folder)
         remount("size=64m")
         done(faults.run(context, faults.notebook, folder, stage, values))
@@ -563,15 +563,7 @@ def test_a_full_disk_stops_a_training_in_one_sentence_and_with_room_it_goes_on(
         more = max(8, int(room * (kilobytes(finished) - kilobytes(folder))))
         remount(f"size={kilobytes(folder) + more}k")
         code, said = faults.run(context, faults.stages, folder, values, [stage])
-        assert (
-            code == 1
-            and said[-1]["error"].startswith("InputError: ")
-            and "\n" not in said[-1]["error"]
-        ), said
-        assert any(
-            words in said[-1]["error"]
-            for words in ("No space left on device", "disk is full", "disk I/O error")
-        ), said
+        told_that_the_disk_is_full(code, said)
         remount("size=64m")
         done(faults.run(context, faults.stages, folder, values, [stage]))
         assert not [
