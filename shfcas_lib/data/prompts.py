@@ -252,7 +252,7 @@ def _check_categories(wanted: list[str] | None, known: list[str]) -> None:
 
 
 def _choose(prompts: pd.DataFrame, params: Params) -> pd.DataFrame:
-    """Keep the categories of the parameters, then `prompts.n` prompts by prompt id.
+    """Keep the categories of the parameters, then `prompts.n` prompts drawn by the seed.
 
     They are dealt out evenly over category and harmful.
     """
@@ -260,6 +260,10 @@ def _choose(prompts: pd.DataFrame, params: Params) -> pd.DataFrame:
     if params.prompts.categories is not None:
         prompts = prompts[prompts["category"].isin(params.prompts.categories)]
     prompts = prompts.sort_values("prompt_id")
-    turn = prompts.groupby(["category", "harmful"]).cumcount()
-    prompts = prompts.assign(turn=turn).sort_values(["turn", "prompt_id"]).drop(columns="turn")
-    return prompts.head(params.prompts.n) if params.prompts.n else prompts
+    if params.prompts.n is None:
+        return prompts
+    # another seed draws other prompts: an interval over seeds covers the choice of prompts
+    drawn = prompts.iloc[rng(params.seed, "prompts").permutation(len(prompts))]
+    turn = drawn.groupby(["category", "harmful"]).cumcount()
+    drawn = drawn.assign(turn=turn).sort_values(["turn", "prompt_id"]).drop(columns="turn")
+    return drawn.head(params.prompts.n)

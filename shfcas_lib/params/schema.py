@@ -158,7 +158,7 @@ class Rows(Block):
 
 class Prompts(Rows):
     n: Count | None = Field(
-        None, description="how many prompts to take, evenly over categories; null: all"
+        None, description="how many prompts to take, evenly over categories, by the seed; null: all"
     )
     categories: list[str] | None = Field(
         None,

@@ -252,3 +252,11 @@ def test_a_file_of_answers_that_is_not_there_is_found_before_work_starts(file):
 def test_check_returns_the_prompts():
     settings = run(prompts={"n": 40}, selection={"budget": 10})
     pd.testing.assert_frame_equal(checks.check(settings), load_prompts(settings))
+
+
+def test_another_seed_draws_other_prompts_of_the_same_categories():
+    few = {"prompts": {"n": 40}}
+    first, again, other = (load_prompts(run(**few, seed=seed)) for seed in (0, 0, 1))
+    assert list(first["prompt_id"]) == list(again["prompt_id"])
+    assert len(set(first["prompt_id"]) & set(other["prompt_id"])) < 20
+    assert first["category"].value_counts().to_dict() == other["category"].value_counts().to_dict()
