@@ -25,6 +25,7 @@ from . import strategies as strategies
 from . import sweeps as sweeps
 from . import tasks as tasks
 from . import training as training
+from . import trust as trust
 from .annotators.people import load_annotator as load_annotator
 from .base.errors import InputError as InputError
 from .base.randomness import rng as rng
@@ -49,8 +50,10 @@ from .pool import sample as sample
 from .pool import score as score
 from .refine import fit as fit
 from .refine import merge as merge
+from .refine import update as update
 from .selection import all_pairs as all_pairs
 from .selection import select as select
 from .storage.labels import LabelStore as LabelStore
 from .storage.runs import open_run as open_run
 from .strategies import STRATEGIES as STRATEGIES
+from .trust import believe as believe

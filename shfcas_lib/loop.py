@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from shfcas_lib import refine
+from shfcas_lib import refine, trust
 from shfcas_lib.base import processes
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.randomness import derive, rng
@@ -25,16 +26,17 @@ from shfcas_lib.conflict import by_prompt, conflict_table
 from shfcas_lib.feedback import Annotator, ask
 from shfcas_lib.models import published
 from shfcas_lib.models.backbone import POLICY
-from shfcas_lib.params.schema import Params
+from shfcas_lib.params.schema import Params, Selection
 from shfcas_lib.policies import log_ratio, tilt
 from shfcas_lib.pool import sample_adapted, with_facts
 from shfcas_lib.rewards import Probe, RewardModel
 from shfcas_lib.selection import select
 from shfcas_lib.storage import files
 from shfcas_lib.storage.labels import LabelStore
-from shfcas_lib.strategies import Fitted
+from shfcas_lib.strategies import SIGHTED, Fitted
 from shfcas_lib.training import policy as policy_training
 from shfcas_lib.training import trainer
+from shfcas_lib.trust import Belief, Trusted
 
 if TYPE_CHECKING:
     from shfcas_lib.models.backbone import Backbone
@@ -70,6 +72,16 @@ class Setting:
             raise InputError("a policy is to be trained or sampled, but no backbone is loaded")
         return self.backbone
 
+    @cached_property
+    def belief(self) -> Belief | None:
+        """What the biased preferences say, before any label; None where they trained no probe."""
+        settings = self.params.reward
+        if settings.published or not len(self.observed):
+            return None
+        if settings.kind == "lora" and settings.refinement != "trust":
+            return None
+        return trust.believe(self.train, self.observed, settings.l2)
+
     @property
     def known(self) -> pd.DataFrame:
         """The completions of training and feedback prompts."""
@@ -92,6 +104,7 @@ class State:
     pool      the completions that may be asked about, with the current policy's logp
     known     every completion that took part
     labels    the labels of each round
+    rewards   the rewards after each round
     history   facts about each round
     seconds   that selection took (0 where it was read back)
     """
@@ -100,6 +113,7 @@ class State:
     pool: pd.DataFrame
     known: pd.DataFrame
     labels: list[pd.DataFrame] = field(default_factory=list)
+    rewards: list[RewardModel] = field(default_factory=list)
     history: list[dict] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -108,7 +122,7 @@ class State:
 class Outcome:
     """What a strategy made of its budget.
 
-    reward    the refined reward
+    rewards   the refined reward of each round
     labels    all labels
     rounds    one row a round: round, labels, kendall and mean_abs_pacs of the pool it chose from,
               contradicted (share of decided labels against the reward of that round), ties
@@ -116,11 +130,16 @@ class Outcome:
     seconds   that selection took (0 where it was read back)
     """
 
-    reward: RewardModel
+    rewards: list[RewardModel]
     labels: pd.DataFrame
     rounds: pd.DataFrame
     pool: pd.DataFrame
     seconds: float
+
+    @property
+    def reward(self) -> RewardModel:
+        """The reward after the last round."""
+        return self.rewards[-1]
 
 
 def run_rounds(
@@ -135,11 +154,12 @@ def run_rounds(
     selection = setting.params.selection
     state = State(setting.proxy, setting.askable, setting.known)
     with _open_store(stage) as store:
-        for number, budget in enumerate(_shares(selection.budget, selection.rounds), 1):
+        for number, budget in enumerate(_shares(selection.budget, selection), 1):
             here = stage / f"round_{number}"
             state = one_round(strategy, setting, state, number, budget, annotator, store, here)
     labels = pd.concat(state.labels, ignore_index=True)
-    return Outcome(state.reward, labels, pd.DataFrame(state.history), state.known, state.seconds)
+    rounds = pd.DataFrame(state.history)
+    return Outcome(state.rewards, labels, rounds, state.known, state.seconds)
 
 
 def one_round(
@@ -165,12 +185,11 @@ def one_round(
     answers = here.table("labels", lambda: ask(comparisons, texts, annotator, store))
     labels = [*state.labels, answers]
 
-    # refined reward: trained on the biased preferences and all labels so far
-    reward = refine.kept(
+    # refined reward: the labels so far say how far to trust the biased preferences
+    reward = refine.updated(
         here,
         setting.params.reward,
-        state.known,
-        _preferences(setting, labels),
+        refine.Data(state.known, setting.observed, pd.concat(labels), setting.belief),
         derive(setting.seed, f"reward/{strategy}/{number}"),
         setting.proxy,
         refine.Adapter(f"refined_{strategy}", setting.backbone, setting.params.training),
@@ -183,7 +202,8 @@ def one_round(
         known = pd.concat([known, pool])
         known = known.drop_duplicates(["prompt_id", "index"], ignore_index=True)
     history = [*state.history, _summary(number, conflict, answers)]
-    return State(reward, pool, known, labels, history, state.seconds + seconds)
+    rewards = [*state.rewards, reward]
+    return State(reward, pool, known, labels, rewards, history, state.seconds + seconds)
 
 
 def _conflict(params: Params, state: State) -> pd.DataFrame:
@@ -206,16 +226,13 @@ def _choose(
 ) -> tuple[pd.DataFrame, float]:
     """The round's comparisons, and the seconds that choosing them took; 0 where they were read."""
     params = setting.params
-    fitted = None
-    if isinstance(state.reward, Probe):
-        training = _preferences(setting, state.labels)
-        fitted = Fitted(state.reward, state.known, training, params.reward.l2, state.pool)
     before = pd.concat(state.labels) if state.labels else None
     generator = rng(setting.seed, f"selection/{strategy}/{number}")
     seconds = [0.0]
 
     def choose() -> pd.DataFrame:
         start = time.perf_counter()
+        fitted = _fitted(setting, state, before) if strategy in SIGHTED else None
         table = select(strategy, conflict, budget, generator, params.selection, before, fitted)
         seconds[0] = time.perf_counter() - start
         return table
@@ -223,13 +240,29 @@ def _choose(
     return here.table("comparisons", choose), seconds[0]
 
 
-def _preferences(setting: Setting, labels: list[pd.DataFrame]) -> pd.DataFrame:
-    """What the reward is trained on after these labels: prompt_id, i, j, label, weight. A skipped
-    comparison has no label."""
-    if not labels:
-        return setting.observed.assign(weight=1.0)
-    given = pd.concat(labels).dropna(subset=["label"])
-    return refine.merge(setting.observed, given, setting.params.reward.feedback_weight)
+def _fitted(setting: Setting, state: State, before: pd.DataFrame | None) -> Fitted | None:
+    """What the strategies that weigh a probe's uncertainty read; None where the reward is none."""
+    probe, belief = trust.inner(state.reward), setting.belief
+    if not isinstance(probe, Probe) or belief is None:
+        return None
+    settings, labels = setting.params.reward, setting.observed.head(0)
+    if before is not None:
+        labels = before.dropna(subset=["label"])  # a skipped comparison has no label
+    training = refine.merge(setting.observed, labels, settings.feedback_weight)
+    report = state.reward.report if isinstance(state.reward, Trusted) else None
+    if report is None and trust.enough(labels):
+        report = trust.fit(belief, state.known, labels).report
+    return Fitted(
+        probe,
+        state.known,
+        training,
+        settings.l2,
+        state.pool,
+        labels,
+        belief,
+        report,
+        setting.params.policy.beta,
+    )
 
 
 def _next_pool(
@@ -325,11 +358,16 @@ def _summary(number: int, conflict: pd.DataFrame, labels: pd.DataFrame) -> dict:
     }
 
 
-def _shares(budget: int | None, rounds: int) -> list[int | None]:
-    """The budget spread over rounds, earlier rounds getting what is left over."""
+def _shares(budget: int | None, settings: Selection) -> list[int | None]:
+    """The budget spread over rounds: evenly, earlier rounds getting what is left over, or each
+    round from the second on as large as all before it."""
+    rounds = settings.rounds
     if budget is None:
         return [None] * rounds
-    return [budget // rounds + (k < budget % rounds) for k in range(rounds)]
+    if settings.round_sizes == "even":
+        return [budget // rounds + (k < budget % rounds) for k in range(rounds)]
+    ends = [-(-budget // 2 ** (rounds - number)) for number in range(1, rounds + 1)]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _open_store(stage: Stage | Memory) -> LabelStore:

@@ -1,35 +1,42 @@
 """The reward update: biased preferences and human labels go in, a refined reward comes out.
 
-    preferences = merge(observed, labels, weight=3.0)
-    reward = kept(stage / "round_1", params.reward, pool, preferences, seed)
+    reward = update(params.reward, Data(pool, observed, labels), seed, proxy)
+    reward = updated(stage / "round_1", params.reward, data, seed, proxy)     # kept, read back
 
-Where feedback speaks about a pair that the biased data also holds, feedback wins. A published
-proxy was trained on none of this run's preferences: there the labels alone train a correction on
-top of it. With r the proxy's reward in units of its spread, the correction c is fitted by maximum
-a posteriori Bradley-Terry with r as offset,
+Three refinements (`reward.refinement`):
 
-    P(i beats j) = sigmoid(r_i - r_j + c_i - c_j),      refined reward r + c,
+trust          labels decide how far the biased preferences are believed (module `trust`)
+merge          the paper's: both in one training set, a label weighing `reward.feedback_weight`;
+               where feedback speaks about a pair that the biased data also holds, feedback wins
+labels_alone   the biased preferences are forgotten
 
-so that the refined reward is the proxy where labels say nothing. The weight of r stays 1: labels
-are asked for where proxy and policy conflict, and a weight learnt there would condemn the proxy
-everywhere.
+A published proxy was trained on none of this run's preferences: there the labels alone train a
+correction c on top of it. With r the proxy's reward in units of its spread,
+
+    P(i beats j) = sigmoid(o (r_i - r_j) + c_i - c_j),      refined reward o r + c,
+
+so that the refined reward is the proxy where labels say nothing. Under `merge` o is 1; under
+`trust` the labels say how far the proxy is believed. A LoRA reward has no closed posterior: there
+`trust` asks the probe on the same features, and gives the labels so much more weight.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pandas as pd
 
-from shfcas_lib import rewards
+from shfcas_lib import rewards, trust
 from shfcas_lib.base import processes
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.params.schema import Reward, Training
 from shfcas_lib.rewards import Corrected, Probe, Published, RewardModel
 from shfcas_lib.training import trainer
+from shfcas_lib.trust import Belief, Trusted
 
 if TYPE_CHECKING:
     from shfcas_lib.models.backbone import Backbone
@@ -44,6 +51,27 @@ class Adapter:
     name: str = "reward"
     backbone: Backbone | None = None
     training: Training = trainer.PLAIN
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a reward update learns from.
+
+    pool    a pool table that holds every completion named
+    biased  observed biased preferences: prompt_id, i, j, label
+    labels  human labels, the same columns; a skipped comparison (label NaN) says nothing
+    belief  what the biased preferences say, where it is known already
+    """
+
+    pool: pd.DataFrame
+    biased: pd.DataFrame
+    labels: pd.DataFrame
+    belief: Belief | None = None
+
+    @property
+    def said(self) -> pd.DataFrame:
+        """The labels that say something."""
+        return self.labels.dropna(subset=["label"])
 
 
 def merge(biased: pd.DataFrame, labels: pd.DataFrame, weight: float) -> pd.DataFrame:
@@ -81,9 +109,61 @@ def fit(
 
     offset = base.score(pool)
     correction = _train(settings, pool, preferences, seed, adapter, checkpoints, offset)
-    reward = Corrected(base, correction)
+    return _unit(Corrected(base, correction), pool, preferences)
+
+
+def _unit(reward: Corrected, pool: pd.DataFrame, preferences: pd.DataFrame) -> Corrected:
+    """The reward with unit spread on the completions that the preferences name."""
     used = pool.merge(rewards.named(preferences), on=["prompt_id", "index"])
     return replace(reward, spread=rewards.spread(reward.score(used), used["prompt_id"].to_numpy()))
+
+
+def update(
+    settings: Reward,
+    data: Data,
+    seed: int,
+    base: RewardModel | None = None,
+    adapter: Adapter = Adapter(),
+    checkpoints: Path | None = None,
+) -> RewardModel:
+    """The reward after feedback, by the refinement that the parameters ask for.
+
+    `trust` with too few labels to tell (`trust.enough`) is `merge`. base, adapter, checkpoints: as
+    for `fit`. Raises InputError for nothing to learn from or a completion that is missing.
+    """
+
+    def learn(preferences: pd.DataFrame, base: RewardModel | None = base) -> RewardModel:
+        return fit(settings, data.pool, preferences, seed, base, adapter, checkpoints)
+
+    labels, weight = data.said, settings.feedback_weight
+    if settings.refinement == "labels_alone":
+        return learn(merge(data.biased.head(0), labels, weight))
+    if settings.refinement == "merge" or not trust.enough(labels):
+        return learn(merge(data.biased, labels, weight))
+    if isinstance(base, Published):
+        return _believed(settings, data, base, learn)
+
+    belief = data.belief or trust.believe(data.pool, data.biased, settings.l2)
+    trusted = trust.fit(belief, data.pool, labels)
+    if settings.kind == "probe":
+        return trusted
+    # the biased pairs count as much less as the labels contradict them
+    share = trusted.report.mean("rho")
+    return replace(trusted, quality=learn(merge(data.biased, labels, weight / share)))
+
+
+def _believed(
+    settings: Reward, data: Data, base: Published, learn: Callable[..., RewardModel]
+) -> Trusted:
+    """A published proxy, believed as far as the labels say, and what they teach on top of it."""
+    labels = data.said
+    share, probe, report = trust.correct(data.pool, labels, base.score(data.pool), settings.l2)
+    believed = replace(base, spread=base.spread / max(share, 1e-6))
+    reward = Corrected(believed, probe)
+    if settings.kind == "lora":
+        learnt = learn(merge(data.biased, labels, settings.feedback_weight), believed)
+        reward = cast("Corrected", learnt)
+    return Trusted(_unit(reward, data.pool, labels), probe, report)
 
 
 def kept(
@@ -96,11 +176,37 @@ def kept(
     adapter: Adapter = Adapter(),
 ) -> RewardModel:
     """`fit`, its result kept in the stage's folder and read back from there the next time."""
+
+    def make(checkpoints: Path | None) -> RewardModel:
+        return fit(settings, pool, preferences, seed, base, adapter, checkpoints)
+
+    return _kept(stage, settings, adapter, make)
+
+
+def updated(
+    stage: Stage | Memory,
+    settings: Reward,
+    data: Data,
+    seed: int,
+    base: RewardModel | None = None,
+    adapter: Adapter = Adapter(),
+) -> RewardModel:
+    """`update`, kept in the same way."""
+
+    def make(checkpoints: Path | None) -> RewardModel:
+        return update(settings, data, seed, base, adapter, checkpoints)
+
+    return _kept(stage, settings, adapter, make)
+
+
+def _kept(
+    stage: Stage | Memory,
+    settings: Reward,
+    adapter: Adapter,
+    make: Callable[[Path | None], RewardModel],
+) -> RewardModel:
     checkpoints = stage.folder / "checkpoints" if stage.folder else None
-    reward = stage.reward(
-        lambda: fit(settings, pool, preferences, seed, base, adapter, checkpoints),
-        lambda folder: read(settings, folder, adapter),
-    )
+    reward = stage.reward(lambda: make(checkpoints), lambda folder: read(settings, folder, adapter))
     if checkpoints:  # the reward is whole; a kill may have come between, so this is done each time
         trainer.forget(checkpoints)
     return reward
@@ -137,6 +243,8 @@ def finished(settings: Reward, folder: Path, adapter: Adapter = Adapter()) -> Re
 
 def read(settings: Reward, folder: Path, adapter: Adapter = Adapter()) -> RewardModel | None:
     """The reward that stands whole in a folder, of whatever kind; None where there is none."""
+    if _stands(folder / Trusted.MARKER):
+        return Trusted.load(folder, lambda inner: finished(settings, inner, adapter))
     if _stands(folder / Published.MARKER):
         return Published.load(folder)
     if _stands(folder / Corrected.MARKER):

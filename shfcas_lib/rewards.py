@@ -175,9 +175,9 @@ def fit_probe(
     used, rows = np.unique(np.concatenate([first, second]), return_inverse=True)
     # one row a completion, however many pairs name it
     features = pools.features(pool.iloc[used])
-    columns, mean, std = _standardised(features)
+    columns, mean, std = standardised(features)
     difference = columns[rows[: len(first)]] - columns[rows[len(first) :]]
-    label, weight = preferences["label"].to_numpy(float), _weights(preferences)
+    label, weight = preferences["label"].to_numpy(float), weights(preferences)
     given = np.zeros(len(first)) if offset is None else offset[first] - offset[second]
 
     # convex, with its gradient: where it starts is no matter
@@ -210,12 +210,13 @@ def information(
     columns = probe.columns(pool)
     difference = columns[locate(pool, preferences, "i")] - columns[locate(pool, preferences, "j")]
     p = expit(difference @ probe.weight)
-    curvature = np.maximum(_weights(preferences) * p * (1 - p), 1e-12)
+    curvature = np.maximum(weights(preferences) * p * (1 - p), 1e-12)
     inner = difference @ difference.T + np.diag(l2 / curvature)
     return solve_triangular(cholesky(inner, lower=True), difference, lower=True)
 
 
-def _weights(preferences: pd.DataFrame) -> np.ndarray:
+def weights(preferences: pd.DataFrame) -> np.ndarray:
+    """What each preference counts, (rows,): its weight, or 1."""
     return (
         preferences["weight"].to_numpy(float)
         if "weight" in preferences
@@ -223,7 +224,7 @@ def _weights(preferences: pd.DataFrame) -> np.ndarray:
     )
 
 
-def _standardised(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def standardised(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`design` of these features by their own means and standard deviations, and those, each (2,
     4 x hidden); a feature that does not vary gets 1."""
     mean, std = (np.zeros((2, features.shape[1])), np.ones((2, features.shape[1])))

@@ -4,6 +4,7 @@ Every strategy is one small function (pairs, budget, generator, view) -> chosen 
 first, listed in STRATEGIES. `pairs` is what selection.all_pairs makes: pairs that were not asked
 before, sorted by id. None of them sees gold. Ties are broken by id.
 
+Ours                        targeted
 SHF-CAS and its parts       shf_cas, shf_cas_threshold, pacs, kendall, pacs_difference
 Chance                      random, random_prompts
 What the proxy doubts       margin, uncertainty, bald, d_optimal
@@ -22,23 +23,39 @@ import pandas as pd
 from numpy.random import Generator
 from scipy.special import entr, expit
 
-from shfcas_lib import rewards
+from shfcas_lib import policies, rewards, trust
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.params.schema import Selection
+from shfcas_lib.trust import Belief, Report
 
 MEMBERS = 8  # bootstrap probes behind `uncertainty`
+MOST_PAIRS = 5_000  # that `targeted` weighs against each other
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """The current probe and what it came from: `known` (pool table) and `training` (prompt_id, i,
-    j, label, weight), l2 of its fit, and `pool`, the completions that may be asked about."""
+    """The current reward and what it came from.
+
+    probe     the reward
+    known     pool table of every completion that took part
+    training  biased pairs and labels, merged: prompt_id, i, j, label, weight
+    l2        of the fit
+    pool      the completions that may be asked about
+    labels    those that say something: prompt_id, i, j, label
+    belief    what the biased pairs say
+    report    what the labels say of them; None where there are too few labels
+    beta      of the tilted policy
+    """
 
     probe: rewards.Probe
     known: pd.DataFrame
     training: pd.DataFrame
     l2: float
     pool: pd.DataFrame
+    labels: pd.DataFrame
+    belief: Belief
+    report: Report | None
+    beta: float
 
 
 @dataclass(frozen=True)
@@ -158,6 +175,37 @@ def d_optimal(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pa
     return pairs.iloc[taken]
 
 
+def targeted(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
+    """The pairs that teach most about where the optimised policy will go: greedy I-optimal design
+    (Chaloner and Verdinelli 1995), each pair in turn lowering most
+
+        sum_t u_t cov(t, pair)^2 / (var(pair) + noise)  x  (|PACS_i - PACS_j| + 0.1)^gamma
+
+    over the completions t above their prompt's mean, u_t: the weights of the policy tilted by the
+    current reward. Variances are those of quality given pairs and labels (`trust.covariances`).
+    Of more than MOST_PAIRS pairs, those of prompts drawn at random are looked at: memory grows
+    with the square of the completions kept, time with that times the budget."""
+    fitted = view.need_fitted()
+    pairs = _few_enough(pairs, budget, generator)
+    pool = fitted.pool[fitted.pool["prompt_id"].isin(pairs["prompt_id"])].reset_index(drop=True)
+    ids = pool["prompt_id"].to_numpy()
+    covariance, kappa = _knowledge(fitted, pool)
+    value = Value(covariance, ids, policies.tilt(ids, fitted.probe.score(pool), fitted.beta))
+    first, second = (rewards.locate(pool, pairs, side) for side in ("i", "j"))
+    wanted = ((pairs["pacs_i"] - pairs["pacs_j"]).abs() + 0.1) ** view.settings.gamma
+
+    # a label is as noisy as a coin that kappa sharpens
+    noise = 4 / kappa**2
+    taken: list[int] = []
+    for _ in range(budget):
+        gain = value.gain(first, second, noise) * wanted.to_numpy()
+        gain[taken] = -1
+        k = int(np.argmax(gain))
+        taken.append(k)
+        value.learn(first[k], second[k], noise)
+    return pairs.iloc[taken]
+
+
 def best_of(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
     """The proxy's favourites, as in RSO (Liu et al. 2023, arXiv:2309.06657): both completions
     drawn from the policy that the proxy prefers, weights exp(z(r)), without replacement (Gumbel's
@@ -172,6 +220,7 @@ def low_conflict(pairs: Pairs, budget: int, generator: Generator, view: View) ->
 
 
 STRATEGIES: dict[str, StrategyFunction] = {
+    "targeted": targeted,
     "shf_cas": shf_cas,
     "shf_cas_threshold": shf_cas_threshold,
     "pacs": pacs,
@@ -186,6 +235,68 @@ STRATEGIES: dict[str, StrategyFunction] = {
     "best_of": best_of,
     "low_conflict": low_conflict,
 }
+# these weigh a probe's uncertainty (View.fitted)
+SIGHTED = ("targeted", "uncertainty", "bald", "d_optimal")
+
+
+class Value:
+    """What labels are worth: covariance of the completions' scores, and sum_t u_t cov(r, t)
+    cov(s, t) of completions r and s, t above their prompt's mean; both (rows, rows).
+
+    ids: (rows,), the prompt of each completion; weight: (rows,), u."""
+
+    def __init__(self, covariance: np.ndarray, ids: np.ndarray, weight: np.ndarray):
+        self.covariance, self.weight = covariance.copy(), weight
+        self._prompt = np.unique(ids, return_inverse=True)[1]
+        self._size = np.bincount(self._prompt)
+        above = np.stack([self._above(row) for row in covariance])
+        self.use = (above * weight) @ above.T
+
+    def _above(self, values: np.ndarray) -> np.ndarray:
+        """values, (rows,), less the mean of their prompt."""
+        return values - (np.bincount(self._prompt, values) / self._size)[self._prompt]
+
+    def gain(self, first: np.ndarray, second: np.ndarray, noise: float) -> np.ndarray:
+        """What a label of each pair of completions is worth, (pairs,)."""
+        useful, variance = (_of_difference(m, first, second) for m in (self.use, self.covariance))
+        return np.maximum(useful, 0) / (np.maximum(variance, 0) + noise)
+
+    def learn(self, first: int, second: int, noise: float) -> None:
+        """Take a label of the pair (first, second) as given."""
+        shared = self.covariance[:, first] - self.covariance[:, second]
+        left = shared[first] - shared[second] + noise
+        above = self._above(shared)
+        towards = self.covariance @ self._above(self.weight * above)
+        less = towards / left - shared * (self.weight @ above**2 / (2 * left**2))
+        self.use -= np.outer(shared, less)
+        self.use -= np.outer(less, shared)
+        self.covariance -= np.outer(shared, shared / left)
+
+
+def _of_difference(form: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """A quadratic form, (rows, rows), of the differences between completions, (pairs,)."""
+    return form[first, first] + form[second, second] - 2 * form[first, second]
+
+
+def _knowledge(fitted: Fitted, pool: pd.DataFrame) -> tuple[np.ndarray, float]:
+    """The covariance of the scores of a pool's completions after all labels, and kappa."""
+    belief, report = fitted.belief, fitted.report
+    if report is None:
+        rho, kappa = trust.START
+        return belief.covariances(belief.columns(pool), rho), kappa
+    kappa = report.best[1]
+    return trust.covariances(belief, pool, fitted.known, fitted.labels, report), kappa
+
+
+def _few_enough(pairs: Pairs, budget: int, generator: Generator) -> Pairs:
+    """Pairs of prompts drawn at random, as many as MOST_PAIRS (or the budget) need."""
+    if len(pairs) <= MOST_PAIRS:
+        return pairs
+    sizes = pairs.groupby("prompt_id").size()
+    drawn = sizes.iloc[generator.permutation(len(sizes))]
+    enough = int(np.searchsorted(drawn.cumsum(), max(MOST_PAIRS, budget))) + 1
+    kept = drawn.index[:enough]
+    return pairs[pairs["prompt_id"].isin(kept)].reset_index(drop=True)
 
 
 def _top_prompts(pairs: pd.DataFrame, budget: int, settings: Selection) -> pd.DataFrame:

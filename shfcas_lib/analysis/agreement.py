@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from shfcas_lib import refine
+from shfcas_lib import refine, trust
 from shfcas_lib.analysis import stats
 from shfcas_lib.base.randomness import rng
 from shfcas_lib.params.schema import Params, Reward
@@ -82,12 +82,14 @@ def cross_validated(
     fold = {prompt: k % min(folds, len(prompts)) for k, prompt in enumerate(prompts)}
     completions = pool[pool["prompt_id"].isin(prompts)]
 
+    belief = None
+    if settings.refinement == "trust" and not settings.published:
+        belief = trust.believe(pool, biased, settings.l2)
     right = {name: np.full(len(table), np.nan) for name, table in judged.items()}
     for k in sorted(set(fold.values())):
         rest, reward = labels[labels["prompt_id"].map(fold) != k], before
         if len(rest):
-            preferences = refine.merge(biased, rest, settings.feedback_weight)
-            reward = refine.fit(settings, pool, preferences, 0, before)
+            reward = refine.update(settings, refine.Data(pool, biased, rest, belief), 0, before)
         for name, table in judged.items():
             here = (table["prompt_id"].map(fold) == k).to_numpy()
             if here.any():

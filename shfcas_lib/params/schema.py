@@ -295,8 +295,15 @@ class Reward(Block):
     )
     model: Classifier = Classifier()
     l2: Positive = Field(300.0, description="probe: ridge penalty on standardised features")
+    refinement: Literal["trust", "merge", "labels_alone"] = Field(
+        "trust",
+        description=(
+            "how labels refine the reward: trust: they say how far to believe the biased pairs;"
+            " merge: both in one training set (the paper's); labels_alone: the pairs are forgotten"
+        ),
+    )
     feedback_weight: Positive = Field(
-        3.0, description="weight of one human label against one biased pair"
+        3.0, description="merge: weight of one human label against one biased pair"
     )
     learning_rate: Positive = Field(1.0e-4, description="lora: learning rate")
     epochs: Count = Field(2, description="lora: passes over the pairs")
@@ -341,6 +348,7 @@ class Gold(Block):
 
 
 StrategyName = Literal[
+    "targeted",
     "shf_cas",
     "shf_cas_threshold",
     "pacs",
@@ -365,6 +373,13 @@ class Selection(Block):
         120, description="comparisons in all (B); null: all that shf_cas_threshold finds"
     )
     rounds: Count = Field(2, description="SHF-CAS rounds the budget is spread over")
+    round_sizes: Literal["even", "doubling"] = Field(
+        "doubling",
+        description="even: rounds alike; doubling: from the second on as large as all before it",
+    )
+    gamma: Annotated[float, Field(ge=0)] = Field(
+        0.25, description="targeted: weight of conflict, as an exponent; 0: none"
+    )
     top_share: Annotated[float, Field(gt=0, le=1)] = Field(
         0.5, description="budget form: share of prompts kept after ranking by K"
     )
@@ -388,9 +403,11 @@ class Selection(Block):
     def _budget_or_threshold(self) -> Selection:
         if self.budget is None and self.strategies != ["shf_cas_threshold"]:
             raise ValueError("budget may be null only where shf_cas_threshold is the one strategy")
-        if self.budget is not None and self.budget < self.rounds:
+        least = self.rounds if self.round_sizes == "even" else 2 ** (self.rounds - 1)
+        if self.budget is not None and self.budget < least:
             raise ValueError(
-                f"a budget of {self.budget} cannot be spread over {self.rounds} rounds"
+                f"a budget of {self.budget} cannot be spread over {self.rounds} rounds, which need"
+                f" {least} (round_sizes {self.round_sizes})"
             )
         if len(set(self.strategies)) < len(self.strategies):
             raise ValueError("a strategy is named twice")
@@ -674,7 +691,7 @@ class Params(Block):
 
     @model_validator(mode="after")
     def _strategies_that_the_proxy_allows(self) -> Params:
-        probing = ("uncertainty", "bald", "d_optimal")
+        probing = ("targeted", "uncertainty", "bald", "d_optimal")
         sighted = [name for name in self.selection.strategies if name in probing]
         if sighted and self.reward.kind != "probe":
             raise ValueError(
@@ -684,7 +701,7 @@ class Params(Block):
             raise ValueError(
                 "reward.proxy is a published model, which no preferences of this run trained: leave"
                 " bias empty, set evaluation.replicates to 0, and choose no strategy that weighs a"
-                " probe's uncertainty (uncertainty, bald, d_optimal)"
+                " probe's uncertainty (targeted, uncertainty, bald, d_optimal)"
             )
         return self
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 import pandas as pd
 
-from shfcas_lib import rewards
+from shfcas_lib import rewards, trust
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.models.backbone import POLICY
 from shfcas_lib.params.schema import Policy, Sampling, Training
@@ -271,6 +271,8 @@ def reward_function(backbone: Backbone, reward: RewardModel) -> Callable[..., li
     model in the mode it was in, else the rest of the step would train another one.
     """
 
+    plain = trust.inner(reward)
+
     def refined_reward(
         prompts: Any, completions: list, completion_ids: list, request: list[str], **_: Any
     ) -> list[float]:
@@ -287,9 +289,9 @@ def reward_function(backbone: Backbone, reward: RewardModel) -> Callable[..., li
         # whatever happens in the pass, TRL goes on in the middle of its step
         mode = backbone.causal.training
         try:
-            if isinstance(reward, rewards.Probe):
-                return reward.score(reference_features(backbone, table)).tolist()
-            return cast("LoraReward", reward).score(table, quiet=True).tolist()
+            if isinstance(plain, rewards.Probe):
+                return plain.score(reference_features(backbone, table)).tolist()
+            return cast("LoraReward", plain).score(table, quiet=True).tolist()
         finally:
             backbone.use(POLICY)
             backbone.peft.train(mode)

@@ -10,17 +10,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from shfcas_lib import strategies
+from shfcas_lib import policies, strategies, trust
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.conflict import by_prompt, conflict_table
 from shfcas_lib.params.schema import Params, Selection
 from shfcas_lib.rewards import fit_probe, locate
 from shfcas_lib.selection import all_pairs, select
-from shfcas_lib.strategies import STRATEGIES, Fitted, View
+from shfcas_lib.strategies import SIGHTED, STRATEGIES, Fitted, View
 
 KEY = ["prompt_id", "i", "j"]
 SETTINGS = Selection(top_share=0.5, delta=0.6, tau=0.4)
-SIGHTED = ("uncertainty", "bald", "d_optimal")  # those that look at the fitted probe
 every_strategy = pytest.mark.parametrize("strategy", list(STRATEGIES))
 
 
@@ -61,7 +60,8 @@ def fitted(l2=2.0):
             "weight": generator.uniform(1, 3, 12),
         }
     )
-    return Fitted(fit_probe(pool, training, l2), pool, training, l2, pool)
+    belief, none = trust.believe(pool, training, l2), training.head(0)
+    return Fitted(fit_probe(pool, training, l2), pool, training, l2, pool, none, belief, None, 0.5)
 
 
 def table(prompts):
@@ -480,6 +480,76 @@ def test_parameters_refuse_such_a_strategy_with_another_reward(strategy):
                 "evaluation": {"replicates": 0},
             }
         )
+
+
+# --- targeted
+
+
+def worth(fit, pairs, taken, gamma):
+    """The criterion of every pair after the pairs `taken`, from the definition: invert the
+    covariance anew with every label, (pairs,)."""
+    pool, ids = fit.pool, fit.pool["prompt_id"].to_numpy()
+    rho, kappa = trust.START
+    covariance = fit.belief.covariances(fit.belief.columns(pool), rho)
+    rows = [locate(pool, pairs, side) for side in ("i", "j")]
+    contrast = np.eye(len(pool))[rows[0]] - np.eye(len(pool))[rows[1]]
+    noise = 4 / kappa**2
+    if taken:
+        asked = contrast[taken]
+        within = asked @ covariance @ asked.T + noise * np.eye(len(taken))
+        covariance = covariance - covariance @ asked.T @ np.linalg.inv(within) @ asked @ covariance
+    weight = policies.tilt(ids, fit.probe.score(pool), fit.beta)
+    mean = pd.get_dummies(ids).to_numpy(float)
+    above = np.eye(len(pool)) - mean @ mean.T / mean.sum(0).max()
+    shared = above @ covariance @ contrast.T
+    variance = np.einsum("pc,cd,pd->p", contrast, covariance, contrast)
+    apart = (pairs["pacs_i"] - pairs["pacs_j"]).abs().to_numpy()
+    return weight @ shared**2 / (variance + noise) * (apart + 0.1) ** gamma
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.25, 2.0])
+def test_targeted_takes_what_its_definition_values_most(conflict, gamma):
+    fit, settings = fitted(), Selection(gamma=gamma)
+    pairs = all_pairs(conflict)
+    chosen = STRATEGIES["targeted"](
+        pairs, 8, np.random.default_rng(0), View(settings, "targeted", fit)
+    )
+    taken = []
+    for row in chosen.index:
+        value = worth(fit, pairs, taken, gamma)
+        value[taken] = -1
+        assert value[row] == pytest.approx(value.max(), rel=1e-9)
+        taken.append(row)
+
+
+def test_targeted_does_not_ask_again_what_labels_have_told(conflict):
+    fit = fitted()
+    told = all_pairs(conflict).query("prompt_id == 'p03'")[["prompt_id", "i", "j"]]
+    labels = told.assign(label=(told["i"] < 2).astype(float))
+    others = fit.training[["prompt_id", "i", "j", "label"]]
+    labels = pd.concat([labels, others], ignore_index=True)
+    report = trust.fit(fit.belief, fit.known, labels).report
+    knowing = dataclasses.replace(fit, labels=labels, report=report)
+    drawn = np.random.default_rng(0)
+    chosen = [
+        STRATEGIES["targeted"](all_pairs(conflict), 12, drawn, View(SETTINGS, "targeted", part))
+        for part in (fit, knowing)
+    ]
+    again = [(table["prompt_id"] == "p03").sum() for table in chosen]
+    assert again[1] == 0 or again[1] < again[0]
+
+
+def test_of_very_many_pairs_targeted_weighs_those_of_some_prompts(conflict, monkeypatch):
+    monkeypatch.setattr(strategies, "MOST_PAIRS", 30)
+    chosen = STRATEGIES["targeted"](
+        all_pairs(conflict), 20, np.random.default_rng(0), View(SETTINGS, "targeted", fitted())
+    )
+    assert len(chosen.drop_duplicates(["prompt_id", "i", "j"])) == 20
+    assert chosen["prompt_id"].nunique() <= 3
+    many = STRATEGIES["targeted"](
+        all_pairs(conflict), 70, np.random.default_rng(0), View(SETTINGS, "targeted", fitted())
+    )
+    assert len(many) == 70
 
 
 def pool_of(prompts):

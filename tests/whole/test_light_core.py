@@ -68,15 +68,16 @@ pairs = pd.DataFrame(
 )
 proxy = shf.fit(params.reward, pool, pairs, 0)
 conflict = shf.conflict_table(pool, proxy.score(pool))
+belief = shf.believe(pool, pairs, params.reward.l2)
 for strategy in shf.STRATEGIES:
-    fitted = Fitted(proxy, pool, pairs.assign(weight=1.0), params.reward.l2, pool)
+    given = (proxy, pool, pairs.assign(weight=1.0), params.reward.l2, pool)
+    fitted = Fitted(*given, pairs.head(0), belief, None, params.policy.beta)
     drawn = shf.rng(0, f"selection/{strategy}")
     assert len(shf.select(strategy, conflict, 20, drawn, params.selection, None, fitted)) == 20
 asked = shf.select("shf_cas", conflict, 40, shf.rng(0, "selection"), params.selection)
 with shf.LabelStore(folder / "labels.sqlite") as store:
     labels = shf.ask(asked, pool, SimulatedHuman(gold_reward), store)
-training = shf.merge(pairs, labels[["prompt_id", "i", "j", "label"]], 4.0)
-refined = shf.fit(params.reward, pool, training, 0)
+refined = shf.update(params.reward, shf.refine.Data(pool, pairs, labels), 0)
 weights = {
     name: shf.tilt(pool["prompt_id"], reward.score(pool), 0.2)
     for name, reward in (("proxy", proxy), ("refined", refined))
