@@ -39,6 +39,11 @@ COLOURS = {
     "bald": "#aa4499",
     "d_optimal": "#661100",
     "best_of": "#ddcc77",
+    "attribute_out": "#f0e442",
+    "projection": "#b8860b",
+    "ensemble_mean": "#6699cc",
+    "ensemble_min": "#004488",
+    "conservative_kl": "#ee99aa",
 }
 LABELS = {
     "base": "base policy",
@@ -58,6 +63,11 @@ LABELS = {
     "bald": "BALD",
     "d_optimal": "D-optimal",
     "best_of": "proxy's favourites",
+    "attribute_out": "attribute regressed out",
+    "projection": "attribute projected out",
+    "ensemble_mean": "mean of an ensemble",
+    "ensemble_min": "minimum of an ensemble",
+    "conservative_kl": "proxy at the same KL",
 }
 PAPER = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5}  # under text
 # matplotlib's stubs want these keys as literals of their own
