@@ -3,8 +3,9 @@
     reward = remedies.apply("attribute_out", Given(proxy, train, observed, l2, seed))
 
 They answer "do I need labels at all?". Each is one small function (given) -> reward, listed in
-REMEDIES. None of them sees a label or gold. They need a probe that was trained here: its data is
-drawn again, or its weights are changed.
+REMEDIES. None of them sees gold or a label; conservative_kl is told one number of a reward that
+labels refined, how far its policy goes. They need a probe that was trained here: its data is drawn
+again, or its weights are changed.
 
 What it likes too much    attribute_out, projection
 What it is unsure of      ensemble_mean, ensemble_min

@@ -39,11 +39,11 @@ COLOURS = {
     "bald": "#aa4499",
     "d_optimal": "#661100",
     "best_of": "#ddcc77",
-    "attribute_out": "#f0e442",
-    "projection": "#b8860b",
+    "attribute_out": "#cc6677",
+    "projection": "#996633",
     "ensemble_mean": "#6699cc",
     "ensemble_min": "#004488",
-    "conservative_kl": "#ee99aa",
+    "conservative_kl": "#8c7aa9",
 }
 LABELS = {
     "base": "base policy",
@@ -65,8 +65,8 @@ LABELS = {
     "best_of": "proxy's favourites",
     "attribute_out": "attribute regressed out",
     "projection": "attribute projected out",
-    "ensemble_mean": "mean of an ensemble",
-    "ensemble_min": "minimum of an ensemble",
+    "ensemble_mean": "ensemble mean",
+    "ensemble_min": "ensemble minimum",
     "conservative_kl": "proxy at the same KL",
 }
 PAPER = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5}  # under text

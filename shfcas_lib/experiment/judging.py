@@ -222,8 +222,10 @@ def per_prompt(run: Run, scores: dict[str, np.ndarray]) -> pd.DataFrame:
 
 
 def over_optimisation(run: Run, scores: dict[str, np.ndarray]) -> pd.DataFrame:
-    """The over-optimisation curve, by gold or by the leading strategy's refined reward."""
+    """The over-optimisation curve, by gold or by the leading strategy's refined reward; without
+    conservative_kl, which goes along the proxy's."""
     pool, _, truth = _judged(run)
+    scores = {name: score for name, score in scores.items() if name != "conservative_kl"}
     betas, judge = run.params.evaluation.betas, summary.leading(run.params)
     if truth is None:
         make = lambda: without_gold.curve(pool, judge, scores, betas)  # noqa: E731

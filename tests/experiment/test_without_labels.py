@@ -95,6 +95,8 @@ def test_a_run_shows_them_in_its_tables_and_answers_the_question(tiny_model, run
     summary = pd.read_parquet(folder / "summary.parquet")
     gold = summary[summary["measure"] == "gold"]["policy"]
     assert set(EVERY) <= set(gold)
+    curve = set(pd.read_parquet(folder / "over_optimisation.parquet")["policy"])
+    assert curve == {*left["rewards"]} - {"conservative_kl"}
     answer = left["summary"].without_labels(left["judged"], left["run"].params)
     asked = {(row.better, row.than) for row in answer[answer["measure"] == "gold"].itertuples()}
     over = {("shf_cas", name) for name in EVERY}
