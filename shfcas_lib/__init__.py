@@ -5,10 +5,11 @@
     table = shf.conflict_table(pool, reward)            # PACS and K of every completion
     asked = shf.select("shf_cas", table, 80, shf.rng(0, "selection"), params.selection)
 
-The method is twelve files, in the order data flows through them: bias, gold, pool, rewards,
-conflict, policies, selection with strategies, feedback, refine, loop, evaluation. The folders are
-rooms around it. Public names are listed in `__init__.pyi`; each is imported when it is first
-asked for, so that conflict, selection, labels and statistics work where torch is not installed.
+The method is the files beside this one, in the order data flows through them: bias, gold, pool,
+rewards, conflict, policies, selection with strategies, feedback, refine, remedies, loop,
+evaluation. The folders are rooms around it. Public names are listed in `__init__.pyi`; each is
+imported when it is first asked for, so that conflict, selection, labels and statistics work where
+torch is not installed.
 """
 
 import os

@@ -17,6 +17,7 @@ from . import params as params
 from . import policies as policies
 from . import pool as pool
 from . import refine as refine
+from . import remedies as remedies
 from . import rewards as rewards
 from . import screen as screen
 from . import selection as selection
@@ -51,6 +52,7 @@ from .pool import score as score
 from .refine import fit as fit
 from .refine import merge as merge
 from .refine import update as update
+from .remedies import REMEDIES as REMEDIES
 from .selection import all_pairs as all_pairs
 from .selection import select as select
 from .storage.labels import LabelStore as LabelStore

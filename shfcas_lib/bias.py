@@ -80,19 +80,29 @@ def summary(biased: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["mechanism", "rows", "share"])
 
 
+def attribute_values(completions: pd.DataFrame, name: str) -> np.ndarray:
+    """The attribute called `name` of each completion, (rows,). completions: prompt_id, index,
+    completion. Raises InputError for a name that leads nowhere, or no finite number."""
+    function = attribute(name)
+    columns = (completions[column] for column in ("prompt_id", "index", "completion"))
+    values = []
+    for prompt_id, index, completion in zip(*columns, strict=True):
+        number = function(completion)
+        if not isinstance(number, (int, float, np.number)) or not np.isfinite(number):
+            raise InputError(
+                f"attribute {name!r} gives {number!r} for completion {index} of prompt"
+                f" {prompt_id}, expected a finite number"
+            )
+        values.append(float(number))
+    return np.array(values)
+
+
 def _follow(table: pd.DataFrame, completions: pd.DataFrame, name: str) -> np.ndarray:
     """The label that somebody gives who looks at the attribute alone; the present label where it
     does not decide."""
-    function = attribute(name)
-    columns = (completions[column] for column in ("prompt_id", "index", "completion"))
-    value = {}
-    for prompt_id, index, completion in zip(*columns, strict=True):
-        number = value[prompt_id, index] = function(completion)
-        if not isinstance(number, (int, float, np.number)) or not np.isfinite(number):
-            raise InputError(
-                f"bias attribute {name!r} gives {number!r} for completion {index} of prompt"
-                f" {prompt_id}, expected a finite number"
-            )
+    values = attribute_values(completions, name)
+    keys = zip(completions["prompt_id"], completions["index"], strict=True)
+    value = dict(zip(keys, values, strict=True))
     first = np.array([value[row.prompt_id, row.i] for row in table.itertuples()])
     second = np.array([value[row.prompt_id, row.j] for row in table.itertuples()])
     return np.where(first == second, table["label"], (first > second).astype(float))

@@ -39,6 +39,11 @@ COLOURS = {
     "bald": "#aa4499",
     "d_optimal": "#661100",
     "best_of": "#ddcc77",
+    "attribute_out": "#cc6677",
+    "projection": "#996633",
+    "ensemble_mean": "#6699cc",
+    "ensemble_min": "#004488",
+    "conservative_kl": "#8c7aa9",
 }
 LABELS = {
     "base": "base policy",
@@ -58,6 +63,11 @@ LABELS = {
     "bald": "BALD",
     "d_optimal": "D-optimal",
     "best_of": "proxy's favourites",
+    "attribute_out": "attribute regressed out",
+    "projection": "attribute projected out",
+    "ensemble_mean": "ensemble mean",
+    "ensemble_min": "ensemble minimum",
+    "conservative_kl": "proxy at the same KL",
 }
 PAPER = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5}  # under text
 # matplotlib's stubs want these keys as literals of their own

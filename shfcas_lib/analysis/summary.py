@@ -82,16 +82,24 @@ def measures_of(table: pd.DataFrame) -> list[str]:
 
 def as_text(summary: pd.DataFrame, order: list[str]) -> pd.DataFrame:
     """A summary for people: policies in this order down, measures across, a value with its
-    interval in each cell."""
+    interval in each cell. Policies that were not measured are left out."""
     text = summary.apply(lambda r: f"{r['value']:.3f} [{r['low']:.3f}, {r['high']:.3f}]", axis=1)
     table = summary.assign(text=text).pivot(index="policy", columns="measure", values="text")
-    return table.reindex(order)
+    return table.reindex([policy for policy in order if policy in table.index])
 
 
 def headline_contrasts(table: pd.DataFrame) -> pd.DataFrame:
     """The contrasts to read first: those by gold, or without gold all of them."""
     chosen = table[table["measure"].isin(_BY_GOLD)]
     return chosen if len(chosen) else table
+
+
+def without_labels(table: pd.DataFrame, params: Params) -> pd.DataFrame | None:
+    """The contrasts that say whether labels are needed at all: the leading strategy over each
+    remedy, and each remedy over the proxy; None where the run has no remedies."""
+    named = params.evaluation.remedies
+    chosen = table[table["better"].isin(named) | table["than"].isin(named)]
+    return headline_contrasts(chosen) if named else None
 
 
 def contrasts(table: pd.DataFrame, params: Params, unit: str = "prompt_id") -> pd.DataFrame:
@@ -119,10 +127,12 @@ def contrasts(table: pd.DataFrame, params: Params, unit: str = "prompt_id") -> p
 
 def _comparable(params: Params, policies) -> list[tuple[str, str]]:
     """The pairs of policies to compare, where there are both: strategies with each other and with
-    the proxy, the proxy with the base policy."""
+    the proxy, remedies with the leading strategy and the proxy, the proxy with the base policy."""
     strategies: list[str] = [name for name in params.selection.strategies if name in policies]
     pairs = list(combinations(strategies, 2))
     pairs += [(name, "proxy") for name in strategies]
+    for remedy in params.evaluation.remedies:
+        pairs += [(leading(params), remedy), (remedy, "proxy")]
     pairs += [("proxy", "base")]
     return [(better, than) for better, than in pairs if better in policies and than in policies]
 

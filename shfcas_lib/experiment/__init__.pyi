@@ -5,6 +5,7 @@ from . import proxy_data as proxy_data
 from . import replication as replication
 from . import stages as stages
 from . import trained as trained
+from . import without_labels as without_labels
 from .checks import PromptCheck as PromptCheck
 from .checks import check as check
 from .notebooks import prepare_notebook as prepare_notebook

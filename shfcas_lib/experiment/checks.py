@@ -32,6 +32,8 @@ def check(params: Params, screen: PromptCheck | None = None) -> pd.DataFrame:
     prompts = load_prompts(params, screen)
     for mechanism in params.bias:
         _check_mechanism(mechanism, sorted(prompts["category"].unique()))
+    if params.evaluation.remedies:
+        attribute(params.evaluation.remedy_attribute)  # raises where the name leads nowhere
     if ":" in params.gold.kind and not params.gold.kind.startswith("model:"):
         imported(params.gold.kind, "gold.kind")
     if params.feedback.file and not places.user_path(params.feedback.file).is_file():

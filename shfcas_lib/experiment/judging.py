@@ -16,7 +16,7 @@ from shfcas_lib import bias, evaluation
 from shfcas_lib.analysis import agreement, diagnosis, examples, summary, without_gold
 from shfcas_lib.analysis.stats import Interval
 from shfcas_lib.conflict import conflict_table
-from shfcas_lib.experiment import proxy_data, replication, stages
+from shfcas_lib.experiment import proxy_data, replication, stages, without_labels
 from shfcas_lib.experiment.trained import sampled_policies, trained_claims, trained_policies
 from shfcas_lib.gold import gold_scores, gold_table
 from shfcas_lib.rewards import RewardModel
@@ -168,15 +168,29 @@ def roc_table(run: Run, conflict: pd.DataFrame) -> pd.DataFrame | None:
 
 
 def rewards(run: Run, backbone: Backbone | None) -> dict[str, RewardModel]:
-    """The rewards that are compared, in the figures' order: the proxy, one refined with the labels
-    of each strategy, and with gold the ceiling."""
+    """The rewards that are compared, in the figures' order: the proxy, the remedies that need no
+    labels, one refined with the labels of each strategy, and with gold the ceiling."""
     refined = stages.refined_rewards(run, backbone)
     compared = {"proxy": stages.proxy(run, backbone)}
+    compared |= _remedied(run, backbone, refined)
     compared |= {name: refined[name] for name in reversed(run.params.selection.strategies)}
     if run.params.gold.known:
         folder = run.folder / stages.PROXY / "clean"
         compared["clean"] = stages.finished_reward(run, folder, "clean", backbone)
     return compared
+
+
+def _remedied(
+    run: Run, backbone: Backbone | None, refined: dict[str, RewardModel]
+) -> dict[str, RewardModel]:
+    """The rewards of the run's remedies, kept below 04_evaluation/remedies."""
+    if not run.params.evaluation.remedies:
+        return {}
+    stage, setting = run.stage(EVALUATION) / "remedies", stages.setting(run, backbone)
+    evaluate = run.require(stages.PROXY, "pool_evaluate")
+    leading = refined[summary.leading(run.params)]
+    cautious = without_labels.cautious(setting, leading, evaluate, stage)
+    return without_labels.mended(setting, stage) | cautious
 
 
 def label_agreement(run: Run, proxy: RewardModel) -> pd.DataFrame | None:
@@ -208,8 +222,10 @@ def per_prompt(run: Run, scores: dict[str, np.ndarray]) -> pd.DataFrame:
 
 
 def over_optimisation(run: Run, scores: dict[str, np.ndarray]) -> pd.DataFrame:
-    """The over-optimisation curve, by gold or by the leading strategy's refined reward."""
+    """The over-optimisation curve, by gold or by the leading strategy's refined reward; without
+    conservative_kl, which goes along the proxy's."""
     pool, _, truth = _judged(run)
+    scores = {name: score for name, score in scores.items() if name != "conservative_kl"}
     betas, judge = run.params.evaluation.betas, summary.leading(run.params)
     if truth is None:
         make = lambda: without_gold.curve(pool, judge, scores, betas)  # noqa: E731
@@ -250,12 +266,13 @@ def trained(
     run: Run, backbone: Backbone | None, rewards: dict[str, RewardModel]
 ) -> pd.DataFrame | None:
     """Trained policies on the evaluation prompts, with answers of their own; None for the closed
-    form."""
+    form. Nobody trained a policy against the ceiling, nor against a remedy's reward."""
     params, stage = run.params, run.stage(EVALUATION)
     if params.policy.kind == "tilt":
         return None
     folder = run.folder / stages.FEEDBACK
-    adapters = {name: folder / f"policy_{name}" for name in rewards if name != "clean"}
+    untrained = ("clean", *params.evaluation.remedies)
+    adapters = {name: folder / f"policy_{name}" for name in rewards if name not in untrained}
     pool, _, truth = _judged(run)
     table = run.require(stages.PROXY, "prompts")
 

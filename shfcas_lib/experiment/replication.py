@@ -21,13 +21,13 @@ import numpy as np
 import pandas as pd
 
 from shfcas_lib import bias, evaluation, loop, policies, refine
-from shfcas_lib.analysis import diagnosis
+from shfcas_lib.analysis import diagnosis, summary
 from shfcas_lib.annotators.people import load_annotator
 from shfcas_lib.base.randomness import derive
 from shfcas_lib.conflict import conflict_table
 from shfcas_lib.data.preferences import preferences_from_gold
 from shfcas_lib.data.prompts import SPLITS, split
-from shfcas_lib.experiment import proxy_data
+from shfcas_lib.experiment import proxy_data, without_labels
 from shfcas_lib.experiment.trained import sampled_policies, trained_policies
 from shfcas_lib.feedback import SimulatedHuman
 from shfcas_lib.gold import load_gold
@@ -164,14 +164,15 @@ def replicates(
     """All of it for every seed, in memory. prompts: all prompts of the run; pool, gold: their
     completions and (rows,) gold.
 
-    Returns seed (0, 1, ...), policy (base, proxy, every strategy, clean) and the MEASURES, means
-    over that seed's evaluation prompts. The spread over seeds covers split, bias, fit and
-    selection; it does not cover the sampling of completions."""
+    Returns seed (0, 1, ...), policy (base, proxy, every remedy and strategy, clean) and the
+    MEASURES, means over that seed's evaluation prompts. The spread over seeds covers split, bias,
+    fit and selection; it does not cover the sampling of completions."""
     parts = []
     for k, seed in _counted(params):
         case = build_case(params, prompts, pool.assign(gold=gold), seed)
         fixed, refined = case.references, _refined(case)[0]
-        scores = {"proxy": fixed["proxy"], **refined, "clean": fixed["clean"]}
+        mended = _mended(case, runs.Memory())
+        scores = {"proxy": fixed["proxy"], **mended, **refined, "clean": fixed["clean"]}
         parts.append(measure(case, scores).assign(seed=k))
     return pd.concat(parts, ignore_index=True)
 
@@ -180,13 +181,15 @@ def references(
     params: Params, prompts: pd.DataFrame, pool: pd.DataFrame, folder: Path
 ) -> dict[str, pd.DataFrame]:
     """What a sweep's points share, for every seed: fits the rewards, keeps them in folder/<seed
-    number>, and returns the tables measures, curves, categories (of base, proxy, full and clean)
-    and predicts (does conflict predict the proxy's error, on evaluation prompts)."""
+    number>, and returns the tables measures, curves, categories (of base, proxy, full, clean and
+    the remedies that depend on no strategy) and predicts (does conflict predict the proxy's error,
+    on evaluation prompts)."""
     parts = []
     for k, seed in _counted(params):
         case = build_case(params, prompts, first(pool, params.sampling.n), seed, folder / str(k))
         conflict = conflict_table(case.evaluate, case.setting.proxy.score(case.evaluate))
-        tables = _tables(case, case.references)
+        mended = _mended(case, runs.Stage(folder / str(k), None) / "remedies")
+        tables = _tables(case, case.references | mended)
         tables["predicts"] = diagnosis.error_measures(conflict, case.evaluate)
         parts.append({name: table.assign(seed=k) for name, table in tables.items()})
     return _stacked(parts)
@@ -195,9 +198,10 @@ def references(
 def strategies(
     params: Params, prompts: pd.DataFrame, pool: pd.DataFrame, folder: Path
 ) -> dict[str, pd.DataFrame]:
-    """A sweep's point, for every seed: the tables measures, curves, categories (of the
-    strategies), rounds, and timing (seconds that selection took; the only table that differs when
-    a point is run again). folder: where `references` kept the rewards."""
+    """A sweep's point, for every seed: the tables measures, curves, categories (of the strategies,
+    and of conservative_kl, which follows the leading one), rounds, and timing (seconds that
+    selection took; the only table that differs when a point is run again). folder: where
+    `references` kept the rewards."""
     parts = []
     for k, seed in _counted(params):
         case = build_case(params, prompts, first(pool, params.sampling.n), seed, folder / str(k))
@@ -268,14 +272,24 @@ def _counted(params: Params):
 
 
 def _refined(case: Case) -> tuple[dict[str, np.ndarray], dict[str, loop.Outcome]]:
-    """Scores of the evaluation pool by each strategy's refined reward, and the outcomes."""
+    """Scores of the evaluation pool by each strategy's refined reward, before them by the remedy
+    that follows the leading one, and the outcomes."""
     outcomes: dict[str, loop.Outcome] = {}
     scores: dict[str, np.ndarray] = {}
     # the figures' order: the method last, just above the ceiling
     for name in reversed(case.setting.params.selection.strategies):
         outcomes[name] = loop.run_rounds(name, case.setting, case.human, runs.Memory())
         scores[name] = outcomes[name].reward.score(case.evaluate)
-    return scores, outcomes
+    leading = outcomes[summary.leading(case.setting.params)].reward
+    cautious = without_labels.cautious(case.setting, leading, case.evaluate, runs.Memory())
+    before = {name: reward.score(case.evaluate) for name, reward in cautious.items()}
+    return before | scores, outcomes
+
+
+def _mended(case: Case, stage: runs.Stage | runs.Memory) -> dict[str, np.ndarray]:
+    """Scores of the evaluation pool by the remedies that depend on no strategy."""
+    rewards = without_labels.mended(case.setting, stage)
+    return {name: reward.score(case.evaluate) for name, reward in rewards.items()}
 
 
 def _tables(case: Case, scores: dict[str, np.ndarray]) -> dict[str, pd.DataFrame]:

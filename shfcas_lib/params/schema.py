@@ -607,6 +607,15 @@ class Training(Block):
     )
 
 
+RemedyName = Literal[
+    "attribute_out",
+    "projection",
+    "ensemble_mean",
+    "ensemble_min",
+    "conservative_kl",
+]
+
+
 class Evaluation(Block):
     bootstrap: Annotated[int, Field(ge=100)] = Field(
         4000, description="resamples behind every interval"
@@ -627,6 +636,28 @@ class Evaluation(Block):
         [8.0, 4.0, 2.0, 1.0, 0.5, 0.25, 0.125, 0.0625],
         description="anchors of the over-optimisation curve",
     )
+    remedies: list[RemedyName] = Field(
+        [],
+        description=(
+            "remedies that need no labels, compared with the strategies: attribute_out, projection"
+            " (an attribute taken out of the proxy), ensemble_mean, ensemble_min (bootstrap"
+            " probes), conservative_kl (the proxy, followed as far as the refined reward); probe"
+            " only"
+        ),
+    )
+    remedy_attribute: str = Field(
+        "length",
+        description=(
+            "what attribute_out and projection take out: length, compliance, flattery, markdown,"
+            " keyword:WORD, or your own module:function"
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _each_remedy_once(self) -> Evaluation:
+        if len(set(self.remedies)) < len(self.remedies):
+            raise ValueError("a remedy is named twice")
+        return self
 
 
 class Params(Block):
@@ -702,6 +733,16 @@ class Params(Block):
                 "reward.proxy is a published model, which no preferences of this run trained: leave"
                 " bias empty, set evaluation.replicates to 0, and choose no strategy that weighs a"
                 " probe's uncertainty (targeted, uncertainty, bald, d_optimal)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _remedies_of_a_probe_alone(self) -> Params:
+        trained_here = self.reward.kind == "probe" and not self.reward.published
+        if self.evaluation.remedies and not trained_here:
+            raise ValueError(
+                f"evaluation.remedies: {self.evaluation.remedies[0]} mends a probe that is trained"
+                " here: expected reward.kind probe and reward.proxy trained, or no remedies"
             )
         return self
 

@@ -28,6 +28,8 @@ def of_run(params: Params) -> dict[str, str | None]:
             checksums[place] = digest
 
     attributes = [getattr(mechanism, "attribute", "") for mechanism in params.bias]
+    if params.evaluation.remedies:
+        attributes.append(params.evaluation.remedy_attribute)
     for name in [params.gold.kind, *attributes]:
         module = _own_module(name)
         spec = importlib.util.find_spec(module) if module else None

@@ -337,6 +337,7 @@ def _modules(params: Params, kind: str) -> list[str]:
     named = [params.gold.kind]
     if kind != "pool":
         named += [getattr(mechanism, "attribute", "") for mechanism in params.bias]
+        named += [params.evaluation.remedy_attribute] if params.evaluation.remedies else []
     functions = [name for name in named if re.fullmatch(r"[\w.]+:\w+", name)]
     prefixes = ("model:", "keyword:")
     return [name.partition(":")[0] for name in functions if not name.startswith(prefixes)]

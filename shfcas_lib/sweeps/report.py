@@ -24,11 +24,13 @@ from shfcas_lib.base import places, texts
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.randomness import rng
 from shfcas_lib.experiment import notebooks
+from shfcas_lib.remedies import REMEDIES
 from shfcas_lib.storage import files, provenance
 from shfcas_lib.sweeps.driver import is_done
 from shfcas_lib.sweeps.plan import SweepPlan
 
 REFERENCES = ("base", "proxy", "full", "clean")
+LABEL_FREE = (*REFERENCES, *REMEDIES)  # no budget changes them
 UNITS = ["setting", "budget", "pool", "seed"]
 _TABLES = ("measures", "curves", "categories", "rounds", "timing", "predicts", "trained")
 
@@ -167,17 +169,17 @@ def latest_sweep() -> Path:
 
 def strategies_of(measures: pd.DataFrame) -> list[str]:
     """The strategies among the policies, `random` last."""
-    names = [name for name in measures["policy"].drop_duplicates() if name not in REFERENCES]
+    names = [name for name in measures["policy"].drop_duplicates() if name not in LABEL_FREE]
     return sorted(names, key=lambda name: name == "random")
 
 
 def comparisons(
     measures: pd.DataFrame, value: str = "gold", against: str = "random"
 ) -> pd.DataFrame:
-    """Every strategy against one at the same budget, in each setting.
+    """Every strategy, and every remedy, against one strategy at the same budget, in each setting.
 
     Columns: setting, budget, and those of stats.compare. Holm's correction runs over the
-    strategies of one setting and budget. Empty where no setting has both.
+    policies compared in one setting and budget. Empty where no setting has both.
     """
     kept = measures[~measures["policy"].isin(REFERENCES) | (measures["policy"] == against)]
     parts = []
@@ -198,7 +200,8 @@ def matrix(measures: pd.DataFrame, value: str = "gold") -> pd.DataFrame:
     all pairs.
     """
     policies = set(measures["policy"])
-    names = [name for name in ["proxy", *reversed(strategies_of(measures))] if name in policies]
+    every = ["proxy", *REMEDIES, *reversed(strategies_of(measures))]
+    names = [name for name in every if name in policies]
     wide = measures.pivot(index=["pool", "seed"], columns="policy", values=value)
     pairs = [stats.paired(wide, *pair, 0, value) for pair in itertools.combinations(names, 2)]
     rows = [row for row in pairs if row]
@@ -229,7 +232,7 @@ def budget_curves(measures: pd.DataFrame) -> pd.DataFrame:
     several = measures.groupby("setting")["budget"].nunique()
     kept = measures[measures["setting"].isin(several[several > 1].index)]
     proxy = kept[kept["policy"] == "proxy"].drop_duplicates(["setting", "pool", "seed"])
-    parts = [kept[~kept["policy"].isin(REFERENCES)]]
+    parts = [kept[~kept["policy"].isin(LABEL_FREE)]]
     for setting, part in kept.groupby("setting"):
         start = proxy[proxy["setting"] == setting].assign(budget=0)
         parts += [start.assign(policy=policy) for policy in strategies_of(part)]

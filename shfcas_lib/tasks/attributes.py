@@ -72,7 +72,7 @@ def attribute(name: str) -> AttributeFunction:
     if kind == "keyword" and word:
         return lambda text: float(text.lower().count(word.lower()))
     if word:
-        return imported(name, "bias attribute")
+        return imported(name, "attribute")
     raise InputError(
-        f"bias attribute {name!r}: choose {', '.join(ATTRIBUTES)}, keyword:WORD or module:function"
+        f"attribute {name!r}: choose {', '.join(ATTRIBUTES)}, keyword:WORD or module:function"
     )

@@ -45,6 +45,19 @@ def test_contrasts_are_paired_differences_with_their_verdict(per_prompt):
     assert table["verdict"].tolist() == ["higher", "higher", "higher", "lower"]
 
 
+def test_remedies_are_compared_with_the_leading_strategy_and_the_proxy(per_prompt):
+    named = {"evaluation": {"remedies": ["projection", "ensemble_min"]}}
+    asked = SETTINGS.model_copy(update={"evaluation": reading.validate(named, "test").evaluation})
+    shf_cas = per_prompt[per_prompt["policy"] == "shf_cas"]
+    remedy = shf_cas.assign(policy="projection", gold=shf_cas["gold"] - 0.2)
+    table = summary.contrasts(pd.concat([per_prompt, remedy]), asked)
+    answer = summary.without_labels(table, asked).set_index(["better", "than"])
+    assert list(answer.index) == [("shf_cas", "projection"), ("projection", "proxy")]
+    assert answer["difference"].tolist() == pytest.approx([0.2, 0.3], abs=0.02)
+    assert answer["verdict"].tolist() == ["higher", "higher"]
+    assert summary.without_labels(table, SETTINGS) is None
+
+
 def test_contrasts_leave_out_what_a_unit_lacks(per_prompt):
     some = per_prompt.drop(per_prompt.index[(per_prompt["policy"] == "random")][:15])
     table = summary.contrasts(some, SETTINGS).set_index(["better", "than"])

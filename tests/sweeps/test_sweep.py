@@ -390,6 +390,14 @@ def test_a_change_of_a_file_or_module_of_the_users_makes_what_reads_it_new(tmp_p
     assert set(planned(tmp_path, cross={"seed": [0]}).jobs) == seen[-1]
 
 
+def test_an_attribute_that_a_remedy_takes_out_is_read_by_all_but_the_pools(base, tmp_path):
+    own = {"evaluation.remedies": ["projection"]}
+    own["evaluation.remedy_attribute"] = "tiny_gold:consonants"
+    plan = planned(tmp_path, set=own, cross={"seed": [0]})
+    reads = {job["kind"] for job in plan.jobs.values() if "tiny_gold" in job["inputs"]}
+    assert reads == {"cases", "point"}
+
+
 def test_axes_whose_last_names_are_alike_keep_their_whole_names(base, tmp_path):
     plan = planned(tmp_path, cross={"prompts.n": [50, 60], "sampling.n": [3, 4]})
     assert plan.points[0]["label"] == {"prompts.n": "50", "sampling.n": "3"}
@@ -467,6 +475,17 @@ def test_tables_of_a_sweep_with_or_without_random(policies):
     ) * (len(policies) - 1)
     assert len(report.efficiency(report.budget_curves(measures))) == (
         0 if "random" not in policies else len(policies) - 1
+    )
+
+
+def test_remedies_are_compared_and_buy_no_labels():
+    measures = measured(("proxy", "attribute_out", "random", "shf_cas"))
+    assert set(report.comparisons(measures)["policy"]) == {"attribute_out", "shf_cas"}
+    assert set(report.budget_curves(measures)["policy"]) == {"random", "shf_cas"}
+    here = report.rows_at(measures, "a", 10)
+    assert report.strategies_of(here) == ["shf_cas", "random"]
+    assert ("attribute_out", "shf_cas") in set(
+        report.matrix(here)[["policy", "against"]].itertuples(index=False, name=None)
     )
 
 
