@@ -229,7 +229,8 @@ def _preferences(setting: Setting, labels: list[pd.DataFrame]) -> pd.DataFrame:
     if not labels:
         return setting.observed.assign(weight=1.0)
     given = pd.concat(labels).dropna(subset=["label"])
-    return refine.merge(setting.observed, given, setting.params.reward.feedback_weight)
+    settings = setting.params.reward
+    return refine.merge(setting.observed, given, settings.feedback_weight, settings.grade_weight)
 
 
 def _next_pool(

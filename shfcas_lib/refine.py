@@ -1,6 +1,6 @@
 """The reward update: biased preferences and human labels go in, a refined reward comes out.
 
-    preferences = merge(observed, labels, weight=3.0)
+    preferences = merge(observed, labels, weight=3.0, much=2.0)
     reward = kept(stage / "round_1", params.reward, pool, preferences, seed)
 
 Where feedback speaks about a pair that the biased data also holds, feedback wins. A published
@@ -29,6 +29,7 @@ from shfcas_lib.base import processes
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.params.schema import Reward, Training
 from shfcas_lib.rewards import Corrected, Probe, Published, RewardModel
+from shfcas_lib.storage.labels import margin
 from shfcas_lib.training import trainer
 
 if TYPE_CHECKING:
@@ -46,16 +47,30 @@ class Adapter:
     training: Training = trainer.PLAIN
 
 
-def merge(biased: pd.DataFrame, labels: pd.DataFrame, weight: float) -> pd.DataFrame:
-    """One training set from observed biased preferences (prompt_id, i, j, label) and human labels
-    (the same columns).
+def grade_weight(labels: pd.DataFrame, much: float = 2.0) -> np.ndarray:
+    """(rows,): what the grade of a label multiplies its weight by.
 
-    Returns prompt_id, i, j, label, weight: 1 for a biased pair, `weight` for a human label;
-    sorted by id.
+    labels: grade (1 better, 2 much better, in between for several people, missing for a tie and
+    an ungraded label), or no such column. 1 for better and where there is no grade, `much` for
+    much better, in proportion between them.
+    """
+    return 1 + (much - 1) * margin(labels)
+
+
+def merge(
+    biased: pd.DataFrame, labels: pd.DataFrame, weight: float, much: float = 1.0
+) -> pd.DataFrame:
+    """One training set from observed biased preferences (prompt_id, i, j, label) and human labels
+    (the same columns, and grade where they are graded).
+
+    Returns prompt_id, i, j, label, weight, and grade where labels have it: the weight is 1 for a
+    biased pair, `weight` for a human label, `much` times that where it says much better; sorted
+    by id.
     """
     key = ["prompt_id", "i", "j"]
     given = biased[[*key, "label"]].assign(weight=1.0)
-    learnt = labels[[*key, "label"]].assign(weight=float(weight))
+    graded = [name for name in ("grade",) if name in labels]
+    learnt = labels[[*key, "label", *graded]].assign(weight=weight * grade_weight(labels, much))
     both = pd.concat([given, learnt])
     return both.drop_duplicates(key, keep="last").sort_values(key, ignore_index=True)
 
@@ -72,9 +87,9 @@ def fit(
     """Train the kind of reward that the parameters ask for.
 
     pool: a pool table that holds every completion named. preferences: prompt_id, i, j, label in
-    [0, 1], optional weight. base: the run's proxy; where it is a published model, what is trained
-    is a correction on top of it. checkpoints: a folder that a killed training goes on from.
-    Raises InputError for no preferences or a completion that is missing.
+    [0, 1], optional weight and grade. base: the run's proxy; where it is a published model, what
+    is trained is a correction on top of it. checkpoints: a folder that a killed training goes on
+    from. Raises InputError for no preferences or a completion that is missing.
     """
     if not isinstance(base, Published):
         return _train(settings, pool, preferences, seed, adapter, checkpoints, None)

@@ -86,7 +86,9 @@ def cross_validated(
     for k in sorted(set(fold.values())):
         rest, reward = labels[labels["prompt_id"].map(fold) != k], before
         if len(rest):
-            preferences = refine.merge(biased, rest, settings.feedback_weight)
+            preferences = refine.merge(
+                biased, rest, settings.feedback_weight, settings.grade_weight
+            )
             reward = refine.fit(settings, pool, preferences, 0, before)
         for name, table in judged.items():
             here = (table["prompt_id"].map(fold) == k).to_numpy()
