@@ -26,19 +26,18 @@ from shfcas_lib.base.randomness import rng
 from shfcas_lib.storage.labels import BETTER, MUCH_BETTER, SCALES, LabelStore, said
 
 # What each scale offers: (answer, key, words on the button).
-_PAIR = [
-    ("left", "ArrowLeft", "Left is better"),
-    ("tie", "=", "Tie"),
-    ("both_bad", "b", "Both bad"),
-    ("skip", "s", "Skip"),
-    ("right", "ArrowRight", "Right is better"),
-]
+_LEFT = ("left", "ArrowLeft", "Left is better")
+_RIGHT = ("right", "ArrowRight", "Right is better")
+_NEITHER = [("tie", "=", "Tie"), ("both_bad", "b", "Both bad"), ("skip", "s", "Skip")]
 CHOICES = {
-    "pair": _PAIR,
+    "pair": [_LEFT, *_NEITHER, _RIGHT],
+    # two rows: the sides, then the rest
     "graded": [
         ("much_left", "Shift+ArrowLeft", "Left is much better"),
-        *_PAIR,
+        _LEFT,
+        _RIGHT,
         ("much_right", "Shift+ArrowRight", "Right is much better"),
+        *_NEITHER,
     ],
     "safety": [
         ("safe", "1", "Safe"),
