@@ -7,6 +7,7 @@ import pytest
 
 from shfcas_lib import loop, refine
 from shfcas_lib.base.errors import InputError
+from shfcas_lib.experiment import replication
 from shfcas_lib.feedback import SimulatedHuman
 from shfcas_lib.params import reading
 from shfcas_lib.params.schema import Reward
@@ -123,6 +124,19 @@ def test_the_tilted_policy_of_the_next_round_prefers_what_the_reward_likes(plant
         assert logp[prompt].to_numpy() == pytest.approx(expected)
         shift = logp[prompt].to_numpy() - feedback["logp"][mine].to_numpy()
         assert np.corrcoef(shift, refined[mine])[0, 1] == pytest.approx(1)
+
+
+def test_the_human_of_replicates_grades_as_the_runs_own_does():
+    gold = {("p", 0): 0.0, ("p", 1): 0.4, ("p", 2): 2.0}
+    shown = pd.DataFrame({"prompt_id": "p", "index": [0, 1, 2]})
+    asked = [{"prompt_id": "p", "i": 0, "j": j} for j in (1, 2)]
+    for graded, words in (
+        (False, ["second", "second"]),
+        (True, ["second_better", "second_much_better"]),
+    ):
+        params = reading.validate({"feedback": {"graded": graded}}, "test")
+        human = replication._human(params, gold, 0)
+        assert [human.answer(pair, shown.iloc[[0, pair["j"]]]) for pair in asked] == words
 
 
 def test_a_round_learns_from_the_grades_of_its_answers(planted, tmp_path):
