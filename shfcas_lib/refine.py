@@ -69,7 +69,7 @@ def merge(
     """
     key = ["prompt_id", "i", "j"]
     given = biased[[*key, "label"]].assign(weight=1.0)
-    graded = [name for name in ("grade",) if name in labels]
+    graded = ["grade"] if "grade" in labels else []
     learnt = labels[[*key, "label", *graded]].assign(weight=weight * grade_weight(labels, much))
     both = pd.concat([given, learnt])
     return both.drop_duplicates(key, keep="last").sort_values(key, ignore_index=True)
