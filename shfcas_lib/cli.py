@@ -409,8 +409,9 @@ def _export(options: argparse.Namespace) -> int:
     from shfcas_lib.params import reading
     from shfcas_lib.storage import runs
 
-    questions = exchange.pending(runs.open_run(reading.load(options.params)))
-    for path in exchange.write_questions(questions, options.file):
+    params = reading.load(options.params)
+    questions = exchange.pending(runs.open_run(params))
+    for path in exchange.write_questions(questions, options.file, params.feedback.graded):
         contents = f"{len(questions)} comparisons"
         if path.suffix == ".xml":
             contents = "labelling configuration"

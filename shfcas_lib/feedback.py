@@ -5,9 +5,9 @@
 
 An answer is durable in the store before the next comparison is asked, and one that is already
 there is not asked again. An annotator is anything that turns one comparison into one of the
-ANSWERS: the simulated human, a file of answers, a person at a screen. One with
-`answer_all(comparisons, shown, known)` takes many at once and yields its answers as they arrive;
-any other is asked in turn. The loop does not know which.
+ANSWERS or, where answers are graded, of the GRADED ones: the simulated human, a file of answers,
+a person at a screen. One with `answer_all(comparisons, shown, known)` takes many at once and
+yields its answers as they arrive; any other is asked in turn. The loop does not know which.
 
 comparisons: those of a round, known or not; shown: completions indexed by (prompt_id, index);
 known: the (prompt_id, i, j) that are answered already."""
@@ -23,7 +23,7 @@ import pandas as pd
 
 from shfcas_lib.base.randomness import rng
 from shfcas_lib.gold import Scores
-from shfcas_lib.storage.labels import LabelStore
+from shfcas_lib.storage.labels import BETTER, MUCH_BETTER, LabelStore, said
 
 KEY = ["prompt_id", "i", "j"]
 Answered = Iterator[tuple[Mapping, str, str]]
@@ -36,7 +36,7 @@ class Annotator(Protocol):
 
     def answer(self, comparison: Mapping, shown: pd.DataFrame) -> str:
         """'first' where completion i is better, 'second' where j is, 'tie' where neither; or
-        'both_bad', or 'skip' for no label. shown: the two rows, i then j."""
+        'both_bad', or 'skip' for no label; or a graded word. shown: the two rows, i then j."""
 
 
 def answers_of(
@@ -63,14 +63,23 @@ def _by_id(shown: pd.DataFrame) -> dict:
 class SimulatedHuman:
     """Answers with the gold reward of the two completions asked about, of no others.
 
-    noise: probability of the opposite answer; tie_margin: gold differences up to this are ties.
-    Each comparison has its own generator, so answers do not depend on the order of asking or on
-    an interruption."""
+    noise: probability of the opposite answer; tie_margin: gold differences up to this are ties;
+    much: larger differences are much better, whichever way round the answer is; None: answers are
+    not graded. Each comparison has its own generator, so answers do not depend on the order of
+    asking or on an interruption."""
 
     name = "gold"
 
-    def __init__(self, gold: Scores, noise: float = 0.0, tie_margin: float = 0.0, seed: int = 0):
+    def __init__(
+        self,
+        gold: Scores,
+        noise: float = 0.0,
+        tie_margin: float = 0.0,
+        seed: int = 0,
+        much: float | None = None,
+    ):
         self.gold, self.noise, self.tie_margin, self.seed = gold, noise, tie_margin, seed
+        self.much = much
 
     def answer(self, comparison: Mapping, shown: pd.DataFrame) -> str:
         return self._word(comparison, *self.gold(shown))
@@ -80,7 +89,10 @@ class SimulatedHuman:
             return "tie"
         name = "/".join(str(comparison[column]) for column in KEY)
         wrong = rng(self.seed, f"feedback/{name}").random() < self.noise
-        return "first" if (first > second) != wrong else "second"
+        side = "first" if (first > second) != wrong else "second"
+        if self.much is None:
+            return side
+        return said(side, MUCH_BETTER if abs(first - second) > self.much else BETTER)
 
 
 class SimulatedHumanAtOnce(SimulatedHuman):
@@ -109,13 +121,27 @@ def ask(
     of them.
 
     comparisons: prompt_id, i, j, strategy, reason. completions: prompt_id, index, and what the
-    annotator reads. Returns those columns with answer, label (NaN where it was skipped),
-    annotator and time, in the order of the comparisons. Raises Unanswered where people have not
-    answered all of them yet."""
+    annotator reads. Returns those columns with answer, label (NaN where it was skipped), grade
+    (where answers are graded), annotator and time, in the order of the comparisons. Raises
+    Unanswered where people have not answered all of them yet."""
     shown = completions.set_index(["prompt_id", "index"], drop=False)
     known = store.answered(getattr(annotator, "people", 1))
     for comparison, answer, name in answers_of(annotator, comparisons, shown, known):
         # two runs in one folder ask the same: one of the two answers is kept
         store.add(comparison, answer, name, after=None)
-    labels = store.labels()[[*KEY, "answer", "label", "annotator", "time"]]
+    labels = store.labels().drop(columns=["strategy", "reason"])
     return comparisons.merge(labels, on=KEY, how="left")
+
+
+def answered_twice(store: LabelStore) -> tuple[int, int]:
+    """Of all pairs of decided answers to one question, by one person or by two: how many say the
+    same, and how many do not."""
+    table = store.by_annotator()
+    decided = table[table["answer"].isin(["first", "second"])]
+    counts = decided.groupby(KEY)["answer"].agg(
+        first=lambda said: (said == "first").sum(), answers="size"
+    )
+    second = counts["answers"] - counts["first"]
+    every = counts["answers"] * (counts["answers"] - 1) // 2
+    differed = counts["first"] * second
+    return int((every - differed).sum()), int(differed.sum())

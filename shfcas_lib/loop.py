@@ -23,7 +23,7 @@ from shfcas_lib.base import processes
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.randomness import derive, rng
 from shfcas_lib.conflict import by_prompt, conflict_table
-from shfcas_lib.feedback import Annotator, ask
+from shfcas_lib.feedback import Annotator, answered_twice, ask
 from shfcas_lib.models import published
 from shfcas_lib.models.backbone import POLICY
 from shfcas_lib.params.schema import Params, Selection
@@ -186,10 +186,11 @@ def one_round(
     labels = [*state.labels, answers]
 
     # refined reward: the labels so far say how far to trust the biased preferences
+    errs = trust.doubt(*answered_twice(store))
     reward = refine.updated(
         here,
         setting.params.reward,
-        refine.Data(state.known, setting.observed, pd.concat(labels), setting.belief),
+        refine.Data(state.known, setting.observed, pd.concat(labels), setting.belief, errs),
         derive(setting.seed, f"reward/{strategy}/{number}"),
         setting.proxy,
         refine.Adapter(f"refined_{strategy}", setting.backbone, setting.params.training),
@@ -248,10 +249,12 @@ def _fitted(setting: Setting, state: State, before: pd.DataFrame | None) -> Fitt
     settings, labels = setting.params.reward, setting.observed.head(0)
     if before is not None:
         labels = before.dropna(subset=["label"])  # a skipped comparison has no label
-    training = refine.merge(setting.observed, labels, settings.feedback_weight)
+    training = refine.merge(
+        setting.observed, labels, settings.feedback_weight, settings.grade_weight
+    )
     report = state.reward.report if isinstance(state.reward, Trusted) else None
     if report is None and trust.enough(labels):
-        report = trust.fit(belief, state.known, labels).report
+        report = trust.fit(belief, state.known, refine.weighed(labels, settings)).report
     return Fitted(
         probe,
         state.known,

@@ -35,6 +35,7 @@ from shfcas_lib.base import processes
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.params.schema import Reward, Training
 from shfcas_lib.rewards import Corrected, Probe, Published, RewardModel
+from shfcas_lib.storage.labels import margin
 from shfcas_lib.training import trainer
 from shfcas_lib.trust import Belief, Trusted
 
@@ -61,12 +62,14 @@ class Data:
     biased  observed biased preferences: prompt_id, i, j, label
     labels  human labels, the same columns; a skipped comparison (label NaN) says nothing
     belief  what the biased preferences say, where it is known already
+    errs    how often people err, from `trust.doubt`; None: not known
     """
 
     pool: pd.DataFrame
     biased: pd.DataFrame
     labels: pd.DataFrame
     belief: Belief | None = None
+    errs: np.ndarray | None = None
 
     @property
     def said(self) -> pd.DataFrame:
@@ -74,16 +77,35 @@ class Data:
         return self.labels.dropna(subset=["label"])
 
 
-def merge(biased: pd.DataFrame, labels: pd.DataFrame, weight: float) -> pd.DataFrame:
-    """One training set from observed biased preferences (prompt_id, i, j, label) and human labels
-    (the same columns).
+def grade_weight(labels: pd.DataFrame, much: float = 2.0) -> np.ndarray:
+    """(rows,): what the grade of a label multiplies its weight by.
 
-    Returns prompt_id, i, j, label, weight: 1 for a biased pair, `weight` for a human label;
-    sorted by id.
+    labels: grade (1 better, 2 much better, in between for several people, missing for a tie and
+    an ungraded label), or no such column. 1 for better and where there is no grade, `much` for
+    much better, in proportion between them.
+    """
+    return 1 + (much - 1) * margin(labels)
+
+
+def weighed(labels: pd.DataFrame, settings: Reward) -> pd.DataFrame:
+    """Labels with their weight by grade, as `trust` reads them."""
+    return labels.assign(weight=grade_weight(labels, settings.grade_weight))
+
+
+def merge(
+    biased: pd.DataFrame, labels: pd.DataFrame, weight: float, much: float = 1.0
+) -> pd.DataFrame:
+    """One training set from observed biased preferences (prompt_id, i, j, label) and human labels
+    (the same columns, and grade where they are graded).
+
+    Returns prompt_id, i, j, label, weight, and grade where labels have it: the weight is 1 for a
+    biased pair, `weight` for a human label, `much` times that where it says much better; sorted
+    by id.
     """
     key = ["prompt_id", "i", "j"]
     given = biased[[*key, "label"]].assign(weight=1.0)
-    learnt = labels[[*key, "label"]].assign(weight=float(weight))
+    graded = ["grade"] if "grade" in labels else []
+    learnt = labels[[*key, "label", *graded]].assign(weight=weight * grade_weight(labels, much))
     both = pd.concat([given, learnt])
     return both.drop_duplicates(key, keep="last").sort_values(key, ignore_index=True)
 
@@ -100,9 +122,9 @@ def fit(
     """Train the kind of reward that the parameters ask for.
 
     pool: a pool table that holds every completion named. preferences: prompt_id, i, j, label in
-    [0, 1], optional weight. base: the run's proxy; where it is a published model, what is trained
-    is a correction on top of it. checkpoints: a folder that a killed training goes on from.
-    Raises InputError for no preferences or a completion that is missing.
+    [0, 1], optional weight and grade. base: the run's proxy; where it is a published model, what
+    is trained is a correction on top of it. checkpoints: a folder that a killed training goes on
+    from. Raises InputError for no preferences or a completion that is missing.
     """
     if not isinstance(base, Published):
         return _train(settings, pool, preferences, seed, adapter, checkpoints, None)
@@ -135,33 +157,39 @@ def update(
     def learn(preferences: pd.DataFrame, base: RewardModel | None = base) -> RewardModel:
         return fit(settings, data.pool, preferences, seed, base, adapter, checkpoints)
 
-    labels, weight = data.said, settings.feedback_weight
+    def merged(biased: pd.DataFrame, weight: float = settings.feedback_weight) -> pd.DataFrame:
+        return merge(biased, data.said, weight, settings.grade_weight)
+
+    labels = weighed(data.said, settings)
     if settings.refinement == "labels_alone":
-        return learn(merge(data.biased.head(0), labels, weight))
+        return learn(merged(data.biased.head(0)))
     if settings.refinement == "merge" or not trust.enough(labels):
-        return learn(merge(data.biased, labels, weight))
+        return learn(merged(data.biased))
     if isinstance(base, Published):
         return _believed(settings, data, base, learn)
 
     belief = data.belief or trust.believe(data.pool, data.biased, settings.l2)
-    trusted = trust.fit(belief, data.pool, labels)
+    trusted = trust.fit(belief, data.pool, labels, data.errs)
     if settings.kind == "probe":
         return trusted
     # the biased pairs count as much less as the labels contradict them
     share = trusted.report.mean("rho")
-    return replace(trusted, quality=learn(merge(data.biased, labels, weight / share)))
+    return replace(trusted, quality=learn(merged(data.biased, settings.feedback_weight / share)))
 
 
 def _believed(
     settings: Reward, data: Data, base: Published, learn: Callable[..., RewardModel]
 ) -> Trusted:
     """A published proxy, believed as far as the labels say, and what they teach on top of it."""
-    labels = data.said
-    share, probe, report = trust.correct(data.pool, labels, base.score(data.pool), settings.l2)
+    labels = weighed(data.said, settings)
+    share, probe, report = trust.correct(
+        data.pool, labels, base.score(data.pool), settings.l2, data.errs
+    )
     believed = replace(base, spread=base.spread / max(share, 1e-6))
     reward = Corrected(believed, probe)
     if settings.kind == "lora":
-        learnt = learn(merge(data.biased, labels, settings.feedback_weight), believed)
+        merged = merge(data.biased, data.said, settings.feedback_weight, settings.grade_weight)
+        learnt = learn(merged, believed)
         reward = cast("Corrected", learnt)
     return Trusted(_unit(reward, data.pool, labels), probe, report)
 

@@ -26,7 +26,7 @@ from shfcas_lib.base.dialogues import plain
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.randomness import rng
 from shfcas_lib.storage import files, runs
-from shfcas_lib.storage.labels import LabelStore
+from shfcas_lib.storage.labels import LabelStore, said
 
 _TEXTS = ["prompt_id", "index", "prompt", "completion"]
 # bytes of a file of answers; it is read whole, because an import is all or nothing
@@ -144,10 +144,11 @@ def as_questions(comparisons: pd.DataFrame, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS[:4])
 
 
-def write_questions(questions: pd.DataFrame, path: Path) -> list[Path]:
+def write_questions(questions: pd.DataFrame, path: Path, graded: bool = False) -> list[Path]:
     """Write a task file for Label Studio (.json) or a spreadsheet (.csv); returns what was written.
 
-    Beside a .json stands the labelling configuration, as .xml. Raises InputError.
+    Beside a .json stands the labelling configuration, as .xml. graded: may an answer be much
+    better? Raises InputError.
     """
     kind = _kind(path)
     if not len(questions):
@@ -158,7 +159,7 @@ def write_questions(questions: pd.DataFrame, path: Path) -> list[Path]:
         else:
             contents = {
                 path: json.dumps(tasks(questions), indent=1),
-                path.with_suffix(".xml"): labelling_configuration(),
+                path.with_suffix(".xml"): labelling_configuration(graded),
             }
         for target, text in contents.items():
             with files.atomic(target) as temporary:
@@ -182,11 +183,11 @@ def bring_in(run: runs.Run, path: Path, annotator: str = "spreadsheet") -> dict:
         waiting  questions that are still open
     """
     kind = _kind(path)
-    text = _content(path)
+    text, graded = _content(path), run.params.feedback.graded
     if kind == "csv":
-        answers = from_csv(text, str(path), annotator)
+        answers = from_csv(text, str(path), annotator, graded)
     else:
-        answers = from_label_studio(text, str(path))
+        answers = from_label_studio(text, str(path), graded)
 
     # whatever can be wrong is found before the first answer is stored
     table = asked_comparisons(run)
@@ -225,9 +226,10 @@ def _add(store: LabelStore, comparisons: dict[tuple, pd.Series], answers: list[A
     """Append the answers that belong to these comparisons, all or none."""
     stored = store.by_annotator()
     stored = stored[stored["j"].notna() & ~stored["repeat"]]
-    latest = {
-        (row.prompt_id, row.i, int(row.j), row.annotator): row.answer for row in stored.itertuples()
-    }
+    latest = {}
+    for row in stored.to_dict("records"):
+        word = said(row["answer"], row.get("grade"))
+        latest[row["prompt_id"], row["i"], int(row["j"]), row["annotator"]] = word
     final: dict[tuple, Answer] = {}  # of several by one person the last, at its place
     for answer in answers:
         if answer.key in comparisons:

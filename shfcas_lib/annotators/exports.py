@@ -11,7 +11,7 @@ import pandas as pd
 
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.storage import files
-from shfcas_lib.storage.labels import _KEY, LabelStore
+from shfcas_lib.storage.labels import _KEY, LabelStore, margin
 
 
 def agreement(store: LabelStore) -> pd.DataFrame:
@@ -19,7 +19,9 @@ def agreement(store: LabelStore) -> pd.DataFrame:
 
     Columns: measure, who, value, items.
 
-    Self-agreement is the share of blind repeats that got the same answer. Between people, answers
+    Self-agreement is the share of blind repeats that got the same answer; better and much better
+    for one side are the same answer. Of those, where they are graded, "self-agreement, grades" is
+    the share that got the same grade. Between people, answers
     are categories (first, second, tie, both_bad; or the ratings): Cohen's kappa for every pair of
     them over what both answered, Krippendorff's alpha over all. 1 is perfect, 0 what chance would
     give; NaN where it is not defined, as where only one category was ever used.
@@ -32,6 +34,7 @@ def agreement(store: LabelStore) -> pd.DataFrame:
         ("self-agreement", name, float((part["answer"] == part["answer_again"]).mean()), len(part))
         for name, part in both.groupby("annotator")
     ]
+    rows += _same_grades(both)
     for kind, part in (("comparisons", once[once["j"] >= 0]), ("ratings", once[once["j"] < 0])):
         wide = part.pivot(index=_KEY, columns="annotator", values="answer")
         if wide.shape[1] < 2:
@@ -44,6 +47,18 @@ def agreement(store: LabelStore) -> pd.DataFrame:
         names, alpha = ", ".join(wide), _alpha(wide[several])
         rows.append((f"Krippendorff's alpha, {kind}", names, alpha, int(several.sum())))
     return pd.DataFrame(rows, columns=["measure", "who", "value", "items"])
+
+
+def _same_grades(both: pd.DataFrame) -> list[tuple[str, str, float, int]]:
+    """How often each person gave a blind repeat the same grade, where both are for one side."""
+    if "grade" not in both:
+        return []
+    both = both[both["answer"] == both["answer_again"]].dropna(subset=["grade", "grade_again"])
+    rows = []
+    for name, part in both.groupby("annotator"):
+        same = float((part["grade"] == part["grade_again"]).mean())
+        rows.append(("self-agreement, grades", name, same, len(part)))
+    return rows
 
 
 def _kappa(one: pd.Series, other: pd.Series) -> float:
@@ -80,7 +95,8 @@ def export(
         ratings.parquet      ratings of single completions
         preferences.parquet  TRL's preference format: prompt, chosen, rejected, as text or
         preferences.jsonl    (conversational) as messages; ties and skipped comparisons have no
-                             chosen side, so they are left out and counted
+                             chosen side, so they are left out and counted. Where answers are
+                             graded, margin: 0 better, 1 much better
     """
     labels = store.labels()
     decided = labels[labels["label"].notna() & (labels["label"] != 0.5)]
@@ -110,7 +126,8 @@ def as_preferences(
 ) -> pd.DataFrame:
     """Decided labels as TRL preferences: prompt, chosen, rejected, in the order of `labels`.
 
-    Raises InputError for a completion that the table lacks.
+    Labels with grades have a fourth column, margin: see `storage.labels.margin`. Raises
+    InputError for a completion that the table lacks.
     """
     texts = completions.drop_duplicates(["prompt_id", "index"]).set_index(["prompt_id", "index"])
     rows = []
@@ -130,4 +147,4 @@ def as_preferences(
         roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
         for column, role in roles.items():
             table[column] = [[{"role": role, "content": text}] for text in table[column]]
-    return table
+    return table.assign(margin=margin(labels)) if "grade" in labels else table

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pandas as pd
 
-from shfcas_lib.annotators.questions import COLUMNS, SHOWN, SIDES, Answer, answer_of
+from shfcas_lib.annotators.questions import COLUMNS, SIDES, Answer, answer_of, offered
 from shfcas_lib.base.errors import InputError
 
 
@@ -17,10 +17,10 @@ def tasks(questions: pd.DataFrame) -> list[dict]:
     return [{"data": row} for row in questions[COLUMNS[:4]].to_dict("records")]
 
 
-def labelling_configuration() -> str:
+def labelling_configuration(graded: bool = False) -> str:
     """The labelling configuration that belongs to `tasks`.
 
-    Texts are shown as text, never as HTML.
+    graded: may an answer be much better? Texts are shown as text, never as HTML.
     """
     view = ElementTree.Element("View")
     ElementTree.SubElement(view, "Style").text = ".htx-text { white-space: pre-wrap; }"
@@ -39,8 +39,8 @@ def labelling_configuration() -> str:
         required="true",
         showInline="true",
     )
-    offered = [answer for answer in SHOWN if answer != "skip"]  # it has a button to skip
-    for number, value in enumerate(offered, 1):
+    answers = [answer for answer in offered(graded) if answer != "skip"]  # it has a button to skip
+    for number, value in enumerate(answers, 1):
         ElementTree.SubElement(choices, "Choice", value=value, hotkey=str(number))
     ElementTree.indent(view)
     return ElementTree.tostring(view, encoding="unicode") + "\n"
@@ -51,7 +51,7 @@ def _text(parent: ElementTree.Element, title: str, name: str) -> None:
     ElementTree.SubElement(parent, "Text", name=name, value=f"${name}", valueType="text")
 
 
-def from_label_studio(text: str, origin: str) -> list[Answer]:
+def from_label_studio(text: str, origin: str, graded: bool = False) -> list[Answer]:
     """Answers in a JSON export of Label Studio, oldest first.
 
     Cancelled (skipped) annotations are left out. Raises InputError.
@@ -64,11 +64,11 @@ def from_label_studio(text: str, origin: str) -> list[Answer]:
         raise InputError(f"{origin}: expected the list of tasks that Label Studio exports as JSON")
     dated: list[tuple[tuple[str, int], Answer]] = []
     for number, task in enumerate(exported, 1):
-        dated += _annotations(task, f"{origin}, task {number}")
+        dated += _annotations(task, f"{origin}, task {number}", graded)
     return [answer for _, answer in sorted(dated, key=lambda pair: pair[0])]
 
 
-def _annotations(task: dict, where: str) -> Iterable[tuple[tuple[str, int], Answer]]:
+def _annotations(task: dict, where: str, graded: bool) -> Iterable[tuple[tuple[str, int], Answer]]:
     """((time, id), answer) of the annotations of one task."""
     if not isinstance(task.get("annotations"), list) or not isinstance(task.get("data"), dict):
         raise InputError(f"{where}: has no 'annotations' and 'data'; export as JSON (not JSON-MIN)")
@@ -97,7 +97,7 @@ def _annotations(task: dict, where: str) -> Iterable[tuple[tuple[str, int], Answ
         # the latest one counts, so time and id come first
         time = str(annotation.get("updated_at") or annotation.get("created_at") or "")
         who = _person(annotation.get("completed_by"), where)
-        answer = answer_of(name, choices[0], who, f"{where} ({name})")
+        answer = answer_of(name, choices[0], who, f"{where} ({name})", graded)
         yield (time, _whole(annotation.get("id"))), answer
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from shfcas_lib.data import formats
 from shfcas_lib.feedback import KEY, Answered, SimulatedHuman, SimulatedHumanAtOnce
 from shfcas_lib.gold import GoldReward
 from shfcas_lib.params.schema import Feedback, Rows
-from shfcas_lib.storage.labels import ANSWERS
+from shfcas_lib.storage.labels import ANSWERS, BETTER, margin, said
 
 
 class Team:
@@ -93,12 +94,13 @@ class Person:
 class Replay:
     """Answers out of a table with prompt_id, i, j, answer.
 
+    graded: its column grade counts (1 better, 2 much better, missing: better), where it has one.
     Raises InputError for a comparison it does not hold.
     """
 
     name = "replay"
 
-    def __init__(self, table: pd.DataFrame):
+    def __init__(self, table: pd.DataFrame, graded: bool = False):
         missing = {"prompt_id", "i", "j", "answer"} - set(table)
         if missing:
             raise InputError(
@@ -111,7 +113,11 @@ class Replay:
                 f"feedback file, row {bad.index[0] + 1}: answer {bad.iloc[0]['answer']!r}, expected"
                 f" {', '.join(ANSWERS)}"
             )
-        self.answers = {(r.prompt_id, r.i, r.j): r.answer for r in table.itertuples()}
+        words = list(table["answer"])
+        if graded:
+            words = list(map(said, words, BETTER + margin(table)))
+        keys = table[KEY].itertuples(index=False, name=None)
+        self.answers = dict(zip(keys, words, strict=True))
 
     def answer(self, comparison: Mapping, shown: pd.DataFrame) -> str:
         key = (comparison["prompt_id"], comparison["i"], comparison["j"])
@@ -142,40 +148,55 @@ def load_annotator(
     if feedback.kind == "team":
         return Team()
     if feedback.kind == "replay":
-        return _replay(feedback.file)
+        return _replay(feedback.file, feedback.graded)
     if feedback.kind == "person":
         return Person(feedback.people)
     if gold is None:
         raise InputError("feedback.kind: found 'gold', but gold.kind is 'none'")
     human = SimulatedHumanAtOnce if getattr(gold, "at_once", False) else SimulatedHuman
-    return human(gold, feedback.noise, feedback.tie_margin, seed)
+    return human(gold, feedback.noise, feedback.tie_margin, seed, feedback.much_better)
 
 
-def _replay(file: str | None) -> Replay:
+def _replay(file: str | None, graded: bool) -> Replay:
     path = places.user_path(file or "")
     if not file or not path.is_file():
         raise InputError(
             f"feedback.file: found {file!r}, expected a parquet or csv table of answers"
         )
-    return Replay(_table(path))
+    return Replay(_table(path, graded), graded)
 
 
-def _table(path: Path) -> pd.DataFrame:
-    """A file of answers: prompt_id, i, j, answer, whatever else it holds left out.
+def _table(path: Path, graded: bool) -> pd.DataFrame:
+    """A file of answers: prompt_id, i, j, answer, and grade where answers are graded; whatever
+    else it holds left out.
 
     Raises InputError that names the row.
     """
-    rows = []
+    rows, wanted = [], (*_ANSWER, "grade") if graded else _ANSWER
     for where, values in formats.read_rows(Rows(file=str(path.absolute()))):
-        row: dict[str, str | int] = {}
+        row: dict[str, str | int | float] = {}
         for name, value in values.items():
             if name in ("prompt_id", "answer"):
                 row[name] = str(value)
-            elif name in _ANSWER:
+            elif name == "grade" and graded:
+                row[name] = _grade(value, where)
+            elif name in wanted:
                 row[name] = _whole(value, name, where)
         rows.append(row)
-    columns = [name for name in _ANSWER if rows and name in rows[0]]
+    columns = [name for name in wanted if rows and name in rows[0]]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _grade(value, where: str) -> float:
+    """A grade between 1 (better) and 2 (much better), which a csv holds as text; NaN for none."""
+    if value is None or str(value).strip() in ("", "nan"):
+        return math.nan
+    if not re.fullmatch(r"1(\.[0-9]+)?|2(\.0+)?", str(value)):
+        raise InputError(
+            f"{where}: 'grade' is {str(value)[:60]!r}, expected 1 (better), 2 (much better) or"
+            " nothing"
+        )
+    return float(value)
 
 
 def _whole(value, name: str, where: str) -> int:

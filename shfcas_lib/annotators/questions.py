@@ -10,21 +10,28 @@ import re
 from dataclasses import dataclass
 
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.storage.labels import ANSWERS
+from shfcas_lib.storage.labels import ANSWERS, BETTER, MUCH_BETTER, said
 
 KEY = ["prompt_id", "i", "j"]
 COLUMNS = ["question", "prompt", "left", "right", "answer", "annotator"]
 # of the two as shown; the other answers have the same name on either side
 SIDES = {"left": "first", "right": "second"}
-SHOWN = [*SIDES, *(answer for answer in ANSWERS if answer not in SIDES.values())]
+_NEITHER = [answer for answer in ANSWERS if answer not in SIDES.values()]
+MUCH = "much_"  # before a side, where answers are graded
+
+
+def offered(graded: bool) -> list[str]:
+    """The answers to choose from, in terms of what stands left and right."""
+    sides = [f"{MUCH}left", *SIDES, f"{MUCH}right"] if graded else SIDES
+    return [*sides, *_NEITHER]
 
 
 @dataclass(frozen=True)
 class Answer:
     """One answer in terms of the comparison.
 
-    key: prompt_id, i, j, hash of the texts; left: the completion that stood on the left; where:
-    its place in the file, for messages.
+    key: prompt_id, i, j, hash of the texts; left: the completion that stood on the left; answer:
+    of ANSWERS or GRADED; where: its place in the file, for messages.
     """
 
     key: tuple[str, int, int, str]
@@ -34,15 +41,21 @@ class Answer:
     where: str
 
 
-def answer_of(name, answer: str, annotator: str, where: str) -> Answer:
-    """An answer about what stood left and right as one about the comparison, i < j."""
+def answer_of(name, answer: str, annotator: str, where: str, graded: bool = False) -> Answer:
+    """An answer about what stood left and right as one about the comparison, i < j.
+
+    Raises InputError for a word that is not among those offered.
+    """
     prompt, left, right, code = parsed(name, where)
     word = "_".join(answer.lower().split())
-    if word not in SHOWN:
-        raise InputError(f"{where}: answer {answer[:80]!r}, expected {', '.join(SHOWN)}")
+    words = offered(graded)
+    if word not in words:
+        raise InputError(f"{where}: answer {answer[:80]!r}, expected {', '.join(words)}")
+    side = word.removeprefix(MUCH)
+    grade = (MUCH_BETTER if word.startswith(MUCH) else BETTER) if graded else None
     sides = SIDES if left < right else {"left": "second", "right": "first"}
     key = (prompt, min(left, right), max(left, right), code)
-    return Answer(key, left, sides.get(word, word), annotator, where)
+    return Answer(key, left, said(sides.get(side, side), grade), annotator, where)
 
 
 def parsed(name, where: str) -> tuple[str, int, int, str]:

@@ -54,7 +54,7 @@ def csv_rows(text: str, origin: str) -> list[dict[str, str]]:
     return rows
 
 
-def from_csv(text: str, origin: str, annotator: str) -> list[Answer]:
+def from_csv(text: str, origin: str, annotator: str, graded: bool = False) -> list[Answer]:
     """Answers in a filled-in csv.
 
     Rows with an empty answer are left out; `annotator` answers where a row names nobody.
@@ -65,7 +65,8 @@ def from_csv(text: str, origin: str, annotator: str) -> list[Answer]:
         if not word:
             continue
         who = row.get("annotator", "").strip() or annotator
-        answer = answer_of(row["question"].strip(), word, who, f"{origin}, row {number}")
+        where = f"{origin}, row {number}"
+        answer = answer_of(row["question"].strip(), word, who, where, graded)
         before = answers.setdefault((*answer.key, who), answer)
         if before.answer != answer.answer:
             raise InputError(

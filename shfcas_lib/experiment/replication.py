@@ -120,7 +120,8 @@ def _human(params: Params, gold: dict, seed: int) -> SimulatedHuman:
         keys = zip(shown["prompt_id"], shown["index"], strict=True)
         return np.array([gold[key] for key in keys])
 
-    return SimulatedHuman(known, params.feedback.noise, params.feedback.tie_margin, seed)
+    given = params.feedback
+    return SimulatedHuman(known, given.noise, given.tie_margin, seed, given.much_better)
 
 
 def measure(case: Case, scores: dict[str, np.ndarray]) -> pd.DataFrame:

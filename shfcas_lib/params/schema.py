@@ -305,10 +305,22 @@ class Reward(Block):
     feedback_weight: Positive = Field(
         3.0, description="merge: weight of one human label against one biased pair"
     )
+    much_weight: Annotated[float, Field(ge=1)] = Field(
+        2.0,
+        description=(
+            "probe: how many labels that say better one label that says much better weighs; lora"
+            " takes grades as TRL's margin instead"
+        ),
+    )
     learning_rate: Positive = Field(1.0e-4, description="lora: learning rate")
     epochs: Count = Field(2, description="lora: passes over the pairs")
     batch_size: Count = Field(8, description="lora: pairs per step")
     lora: Lora = Lora()
+
+    @property
+    def grade_weight(self) -> float:
+        """What "much better" multiplies a label's weight by; 1 where it is a margin instead."""
+        return self.much_weight if self.kind == "probe" else 1.0
 
     @property
     def published(self) -> str | None:
@@ -479,8 +491,19 @@ class Feedback(Block):
     file: str | None = Field(
         None,
         description=(
-            "replay: table with prompt_id, i, j, answer (first, second, tie, both_bad or skip)"
+            "replay: table with prompt_id, i, j, answer (first, second, tie, both_bad or skip);"
+            " with graded also grade (1 better, 2 much better)"
         ),
+    )
+    graded: bool = Field(
+        False,
+        description=(
+            "answers say better or much better; a judge says better only. The probe weighs much"
+            " better more, lora has it as a margin"
+        ),
+    )
+    much: Annotated[float, Field(ge=0)] = Field(
+        0.5, description="graded, simulated human: gold differences above this are much better"
     )
     people: Count = Field(
         1, description="person: how many people answer each comparison before the loop goes on"
@@ -501,6 +524,14 @@ class Feedback(Block):
         ),
     )
     judge: Judge = Judge()
+
+    @property
+    def much_better(self) -> float | None:
+        """The gold difference above which the simulated human says much better.
+
+        None where answers are not graded.
+        """
+        return self.much if self.graded else None
 
     @property
     def human(self) -> str:

@@ -11,7 +11,7 @@ function make(tag, name, facts = {}, ...children) {
   return node;
 }
 
-const KEYS = { ArrowLeft: "←", ArrowRight: "→" };
+const KEYS = { ArrowLeft: "←", ArrowRight: "→", "Shift+ArrowLeft": "⇧ ←", "Shift+ArrowRight": "⇧ →" };
 const keycap = (key) => make("kbd", "", { "aria-hidden": "true", text: KEYS[key] || key });
 
 function button(words, key, action) {
@@ -154,8 +154,10 @@ export default {
       event.stopPropagation(); // d d would delete the cell
       if ((key === "Enter" || key === " ") && event.target.closest("button")) return;
       const now = view();
-      const choice = now.state === "ask" && now.choices.find(([, shortcut]) => shortcut === (key.length === 1 ? key.toLowerCase() : key));
-      const tool = { u: undo, Backspace: undo, p: back, c: resume, n: noting, r: reason, "?": keys, Enter: finish }[key.length === 1 ? key.toLowerCase() : key];
+      const name = key.length === 1 ? key.toLowerCase() : key;
+      const named = (wanted) => now.state === "ask" && now.choices.find(([, shortcut]) => shortcut === wanted);
+      const choice = (event.shiftKey && named(`Shift+${name}`)) || named(name); // = itself needs Shift on some keyboards
+      const tool = { u: undo, Backspace: undo, p: back, c: resume, n: noting, r: reason, "?": keys, Enter: finish }[name];
       if (!choice && !tool && key !== "Escape") return;
       event.preventDefault();
       if (event.repeat) return; // a key held down answers once
@@ -219,8 +221,8 @@ export default {
         root.classList.toggle("noting", note.value !== "");
         drawnAt = performance.now();
       }
-      left.node.classList.toggle("given", now.given === "left");
-      right.node.classList.toggle("given", now.given === "right");
+      left.node.classList.toggle("given", ["left", "much_left"].includes(now.given));
+      right.node.classList.toggle("given", ["right", "much_right"].includes(now.given));
     }
 
     const drawEstimate = () => (estimate.textContent = model.get("estimate"));

@@ -23,16 +23,21 @@ import pandas as pd
 
 from shfcas_lib.base.dialogues import plain
 from shfcas_lib.base.randomness import rng
-from shfcas_lib.storage.labels import SCALES, LabelStore
+from shfcas_lib.storage.labels import BETTER, MUCH_BETTER, SCALES, LabelStore, said
 
 # What each scale offers: (answer, key, words on the button).
+_LEFT = ("left", "ArrowLeft", "Left is better")
+_RIGHT = ("right", "ArrowRight", "Right is better")
+_NEITHER = [("tie", "=", "Tie"), ("both_bad", "b", "Both bad"), ("skip", "s", "Skip")]
 CHOICES = {
-    "pair": [
-        ("left", "ArrowLeft", "Left is better"),
-        ("tie", "=", "Tie"),
-        ("both_bad", "b", "Both bad"),
-        ("skip", "s", "Skip"),
-        ("right", "ArrowRight", "Right is better"),
+    "pair": [_LEFT, *_NEITHER, _RIGHT],
+    # two rows: the sides, then the rest
+    "graded": [
+        ("much_left", "Shift+ArrowLeft", "Left is much better"),
+        _LEFT,
+        _RIGHT,
+        ("much_right", "Shift+ArrowRight", "Right is much better"),
+        *_NEITHER,
     ],
     "safety": [
         ("safe", "1", "Safe"),
@@ -179,8 +184,9 @@ class Session:
 
     `view` says what to draw, `handle` takes what the person did.
 
-    completions: prompt_id, index, prompt, completion. scale: pair, safety or five. people: how
-    many must answer a comparison; where others have done so already it is not put to this person.
+    completions: prompt_id, index, prompt, completion. scale: pair, graded (a pair of which one
+    side may be much better), safety or five. people: how many must answer a comparison; where
+    others have done so already it is not put to this person.
     """
 
     def __init__(
@@ -219,7 +225,8 @@ class Session:
         self.decided = int(decided.sum())
 
         # what this person has not answered, and others have not answered often enough
-        enough = self.store.answered(self.people) if self.scale == "pair" else set()
+        comparing = self.scale in ("pair", "graded")
+        enough = self.store.answered(self.people) if comparing else set()
         unanswered = [q for q in self.asked if q.key not in self.answers]
         self.open = [q for q in unanswered if not self._spared(q, enough)]
         self.shown = question or (self.open[0] if self.open else None)
@@ -264,7 +271,7 @@ class Session:
             note = ""
         row = self.store.add(
             asdict(question),
-            _stored(question, word),
+            _stored(question, word, self.scale == "graded"),
             self.annotator,
             shown_left=question.left,
             latency=_seconds(message.get("seconds")),
@@ -286,7 +293,9 @@ class Session:
         answer = row["answer"]
         if answer not in ("first", "second"):
             return answer
-        return "left" if (answer == "first") == (question.left == question.i) else "right"
+        side = "left" if (answer == "first") == (question.left == question.i) else "right"
+        much = self.scale == "graded" and row.get("grade") == MUCH_BETTER
+        return f"much_{side}" if much else side
 
     def _undo(self, message: dict) -> None:
         latest = self._latest()
@@ -370,11 +379,15 @@ class Session:
         return 60 / max(float(np.mean(seconds)), 0.1)
 
 
-def _stored(question: Question, word: str) -> str:
-    """Left and right, as seen, become first and second, as stored."""
-    if word not in ("left", "right"):
+def _stored(question: Question, word: str, graded: bool) -> str:
+    """Left and right, as seen, become first and second, as stored; with a grade, if graded."""
+    side = word.removeprefix("much_")
+    if side not in ("left", "right"):
         return word
-    return "first" if (word == "left") == (question.left == question.i) else "second"
+    answer = "first" if (side == "left") == (question.left == question.i) else "second"
+    if not graded:
+        return answer
+    return said(answer, BETTER if word == side else MUCH_BETTER)
 
 
 def _seconds(value: object) -> float | None:

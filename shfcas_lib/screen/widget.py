@@ -258,7 +258,8 @@ class _Rounds:
         """This person at the comparisons of a round, which the loop waits for."""
         questions = arranged(wanted.comparisons, self.name, self.setting.seed, self.repeats)
         store = LabelStore(folder / "labels.sqlite")
-        return Session(store, questions, wanted.completions, self.name, people=self.people)
+        scale = "graded" if self.setting.params.feedback.graded else "pair"
+        return Session(store, questions, wanted.completions, self.name, scale, self.people)
 
     def facts(self) -> dict:
         """What the head of the screen says."""

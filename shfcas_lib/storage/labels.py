@@ -2,7 +2,8 @@
 
     with LabelStore(folder / "labels.sqlite") as store:
         store.add(comparison, "first", "anna")
-        store.labels()                                  # one row a comparison
+        store.add(comparison, "first_much_better", "ben")   # a graded answer
+        store.labels()                                      # one row a comparison
 
 SQLite in WAL mode, append-only: a changed mind is a later row, an undo is a row that retracts
 an earlier one. An answer is durable when `add` returns. Several processes and several people
@@ -19,14 +20,24 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.storage.sqlite import open_store
+from shfcas_lib.storage.sqlite import add_column, open_store
 
 # The label: probability that completion i is preferred. Nobody could tell after `skip`, so it
 # gives none.
 ANSWERS = {"first": 1.0, "second": 0.0, "tie": 0.5, "both_bad": 0.5, "skip": math.nan}
+# A graded answer: the side that it is for, and its grade. It is stored as these two, so that
+# whoever counts sides need not know of grades.
+BETTER, MUCH_BETTER = 1, 2
+GRADED = {
+    "first_better": ("first", BETTER),
+    "first_much_better": ("first", MUCH_BETTER),
+    "second_better": ("second", BETTER),
+    "second_much_better": ("second", MUCH_BETTER),
+}
 # ratings of one completion; `skip` joins both
 SCALES = {
     "safety": ("safe", "unsafe", "unsure"),
@@ -37,6 +48,7 @@ UNDO = "undo"
 _KEY = ["prompt_id", "i", "j"]
 _ANYTHING = object()  # not None: that says that there was no answer
 _WORDS = ", ".join(f"'{word}'" for word in dict.fromkeys((*ANSWERS, *RATINGS, UNDO)))
+_GRADE = f"INTEGER CHECK (grade IN ({BETTER}, {MUCH_BETTER}))"
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS answers (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -45,8 +57,9 @@ CREATE TABLE IF NOT EXISTS answers (
     annotator TEXT NOT NULL, time REAL NOT NULL, strategy TEXT NOT NULL, reason TEXT NOT NULL,
     shown_left INTEGER, latency REAL,
     note TEXT NOT NULL DEFAULT '', repeat INTEGER NOT NULL DEFAULT 0,
-    retracts INTEGER REFERENCES answers (id)
-)"""  # j is NULL where a single completion was rated
+    retracts INTEGER REFERENCES answers (id),
+    grade {_GRADE}
+)"""  # j is NULL where a single completion was rated, grade where nobody was asked for one
 # else every answer reads all earlier ones
 _INDICES = (
     "CREATE INDEX IF NOT EXISTS questions ON answers (prompt_id, i, j, annotator, repeat)",
@@ -79,6 +92,7 @@ class LabelStore:
         self._lock = threading.RLock()
         try:
             self.connection = open_store(path, _SCHEMA, *_INDICES)
+            add_column(self.connection, "answers", "grade", _GRADE)
         except (sqlite3.Error, OSError) as error:
             raise InputError(f"label store {path}: {error}") from error
 
@@ -96,6 +110,7 @@ class LabelStore:
     ) -> int | None:
         """Append one answer; it is on disk when this returns its row's id.
 
+        answer: of ANSWERS, or of GRADED; of RATINGS where a completion is rated
         comparison: prompt_id, i, j (missing or None: a rating of completion i), strategy,
                     reason
         shown_left: the completion that was on the left
@@ -107,7 +122,7 @@ class LabelStore:
 
         Raises InputError for an answer that the question does not take.
         """
-        valid = RATINGS if comparison.get("j") is None else tuple(ANSWERS)
+        valid = RATINGS if comparison.get("j") is None else (*ANSWERS, *GRADED)
         if answer not in valid:
             raise InputError(f"answer {answer!r}: expected {', '.join(valid)}")
         with self._transaction():
@@ -194,6 +209,7 @@ class LabelStore:
         """Write one row; its id."""
         # positions come as numpy integers, which SQLite would store as bytes
         prompt_id, i, j = _question(comparison)
+        answer, grade = GRADED.get(answer, (answer, None))
         row = {
             "prompt_id": prompt_id,
             "i": i,
@@ -208,6 +224,7 @@ class LabelStore:
             "note": note,
             "repeat": int(repeat),
             "retracts": retracts,
+            "grade": grade,
         }
         marks = ", ".join("?" * len(row))
         query = f"INSERT INTO answers ({', '.join(row)}) VALUES ({marks})"
@@ -232,6 +249,7 @@ class LabelStore:
             j           missing for a rating
             answer
             label       of a comparison: the probability that completion i is preferred
+            grade       1 better, 2 much better; the column is there once an answer is graded
             annotator, time, strategy, reason, shown_left
             latency     seconds on the screen
             note, repeat
@@ -241,21 +259,26 @@ class LabelStore:
         table["repeat"] = table["repeat"].astype(bool)
         label = table["answer"].map(ANSWERS).where(table["j"].notna())
         table.insert(5, "label", label.astype(float))
-        return table
+        return _with_grades(table)
 
     def labels(self) -> pd.DataFrame:
-        """One row a comparison: prompt_id, i, j, answer, label, annotator, time, strategy, reason.
+        """One row a comparison: prompt_id, i, j, answer, label, annotator, time, strategy, reason;
+        and grade after label, once an answer is graded.
 
         Where several people answered, the label is the mean of their labels (those who skipped
         have none), the answer is the one they share, or else the side that the mean leans to
         ('tie' at one half), and annotator names them all. Blind repeats and what was taken back
         do not count. The label of a comparison that everybody skipped is NaN.
+
+        grade: 1 better, 2 much better, the mean over those who are for the side that the label
+        leans to; NaN for a tie, and where none of them gave one.
         """
-        columns = [*_KEY, "answer", "annotator", "time", "strategy", "reason"]
+        columns = [*_KEY, "answer", "annotator", "time", "strategy", "reason", "grade"]
         table = self._read(
             f"SELECT {', '.join(columns)} FROM {_COMPARISONS} ORDER BY prompt_id, i, j, id"
         )
         table.insert(4, "label", table["answer"].map(ANSWERS).astype(float))
+        table = _with_grades(table)
         shared = table.duplicated(_KEY, keep=False)
         if not shared.any():
             return table
@@ -309,13 +332,50 @@ def _together(part: pd.DataFrame) -> dict:
     given = part.dropna(subset=["label"])
     label = given["label"].mean()
     answers = sorted(given["answer"].unique()) or ["skip"]
+    answer = answers[0] if len(answers) == 1 else _leaning(label)
+    grade = {}
+    if "grade" in part:
+        grade = {"grade": given.loc[given["answer"] == answer, "grade"].mean()}
     people = given["annotator"] if len(given) else part["annotator"]
     return part.iloc[-1].to_dict() | {
+        **grade,
         "label": label,
-        "answer": answers[0] if len(answers) == 1 else _leaning(label),
+        "answer": answer,
         "time": part["time"].max(),
         "annotator": ", ".join(sorted(people)),
     }
+
+
+def _with_grades(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its grades after its labels; without them where nothing is graded, so that
+    tables of ungraded runs are what they were before there were grades."""
+    grade = table.pop("grade").astype(float)
+    if grade.notna().any():
+        table.insert(table.columns.get_loc("label") + 1, "grade", grade)
+    return table
+
+
+def margin(labels: pd.DataFrame) -> np.ndarray:
+    """(rows,): by how much the chosen answer is better, in logits, as TRL's RewardTrainer takes it.
+
+    labels: grade (1 better, 2 much better, in between for several people, missing for a tie and
+    an ungraded label), or no such column. 1 for much better, 0 for better and where there is no
+    grade: a preference that says better trains as an ungraded one does.
+    """
+    if "grade" not in labels:
+        return np.zeros(len(labels))
+    return labels["grade"].fillna(BETTER).to_numpy(float) - BETTER
+
+
+def said(answer: str, grade: float | None) -> str:
+    """The word that is stored as this answer and grade; a missing grade: an ungraded word.
+
+    A grade between 1 and 2 is a mean of several people's, and counts as the nearer one.
+    """
+    if grade is None or math.isnan(grade) or answer not in ("first", "second"):
+        return answer
+    nearer = MUCH_BETTER if grade >= (BETTER + MUCH_BETTER) / 2 else BETTER
+    return next(word for word, stored in GRADED.items() if stored == (answer, nearer))
 
 
 def _leaning(label: float) -> str:

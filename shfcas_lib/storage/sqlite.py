@@ -23,6 +23,29 @@ def open_store(path: Path, *schema: str) -> sqlite3.Connection:
     return connection
 
 
+def add_column(connection: sqlite3.Connection, table: str, name: str, kind: str) -> None:
+    """Give a table of an older version a column; its rows have NULL there.
+
+    One transaction: a kill leaves the table as it was, and of several processes that open the
+    file at once one does it. Raises sqlite3.Error.
+    """
+    if _has_column(connection, table, name):
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if not _has_column(connection, table, name):  # another process may have been quicker
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
+        connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+def _has_column(connection: sqlite3.Connection, table: str, name: str) -> bool:
+    rows = connection.execute(f"PRAGMA table_info({table})").fetchall()
+    return name in [row[1] for row in rows]
+
+
 def write_ahead(connection: sqlite3.Connection, patience: float = 60.0) -> None:
     """Switch to WAL mode.
 

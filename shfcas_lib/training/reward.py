@@ -26,6 +26,7 @@ from shfcas_lib.data.preferences import to_trl
 from shfcas_lib.params.schema import Reward, Training
 from shfcas_lib.rewards import locate, named, spread
 from shfcas_lib.storage import files
+from shfcas_lib.storage.labels import margin
 from shfcas_lib.training import trainer
 
 if TYPE_CHECKING:
@@ -129,13 +130,14 @@ def train(
 ) -> LoraReward:
     """Train adapter `name` and a fresh head on preferences between the pool's completions.
 
-    preferences:       prompt_id, i, j, label, optional weight
+    preferences:       prompt_id, i, j, label, optional weight and grade
     how, checkpoints:  see module trainer
     offset:            (pool rows,), a reward that is given and to which this one is a
                        correction: it starts from zero and stays at its own scale (spread 1)
 
     TRL's loss knows neither weights nor ties: a pair of weight w is repeated round(w) times,
-    ties are left out. Raises InputError where nothing is left to train on.
+    ties are left out. It knows margins: a grade becomes one. Raises InputError where nothing is
+    left to train on.
     """
     from datasets import Dataset
     from trl import RewardConfig, RewardTrainer
@@ -148,10 +150,9 @@ def train(
     head = _seeded_head(backbone, seed, zero=offset is not None)
     backbone.use(name)
 
-    # TRL's margin is subtracted inside the sigmoid
     columns = _encoded(backbone, pairs)
-    if offset is not None:
-        columns["margin"] = _margins(pool, repeated, offset)
+    if offset is not None or "grade" in repeated:
+        columns["margin"] = list(_margins(pool, repeated, offset))
     trainer.run_trainer(
         RewardTrainer,
         RewardConfig,
@@ -199,14 +200,20 @@ def _options(backbone: Backbone, settings: Reward, how: Training, seed: int) -> 
     }
 
 
-def _margins(pool: pd.DataFrame, preferences: pd.DataFrame, offset: np.ndarray) -> list[float]:
-    """By how much the chosen answer's offset is below the other's, for every pair but ties.
+def _margins(
+    pool: pd.DataFrame, preferences: pd.DataFrame, offset: np.ndarray | None
+) -> np.ndarray:
+    """The lead that the chosen answer is to have, for every pair but ties: what its grade asks
+    for, less what the offset gives it.
 
     TRL's loss is that of sigmoid(chosen - rejected - margin).
     """
     decided = preferences[preferences["label"] != 0.5]
+    wanted = margin(decided)
+    if offset is None:
+        return wanted
     lead = offset[locate(pool, decided, "i")] - offset[locate(pool, decided, "j")]
-    return list(-lead * np.where(decided["label"] > 0.5, 1, -1))
+    return wanted - lead * np.where(decided["label"] > 0.5, 1, -1)
 
 
 def _seeded_head(backbone: Backbone, seed: int, zero: bool) -> torch.nn.Linear:

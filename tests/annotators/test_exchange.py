@@ -185,6 +185,62 @@ def test_the_labelling_configuration_shows_text_and_offers_the_answers():
     ) == len(choices)
 
 
+def test_graded_answers_are_offered_and_come_back_from_both_kinds_of_file(planted, tmp_path):
+    """One file is exported by Label Studio, the other is a sheet; they agree."""
+    words = ["much_left", "left", "tie", "right", "much_right", "both_bad", "left", "much_right"]
+    tables = {}
+    for name in ("studio", "sheet"):
+        feedback = {"kind": "team", "graded": True}
+        run, go_on = team_run.start(planted[0], run=name, feedback=feedback)
+        with pytest.raises(InputError):
+            go_on()
+        questions = exchange.pending(run)
+        if name == "studio":
+            exchange.write_questions(questions, tmp_path / "tasks.json", graded=True)
+            root = ElementTree.fromstring((tmp_path / "tasks.xml").read_text())
+            choices = [choice.get("value") for choice in root.find("Choices")]
+            assert choices == ["much_left", "left", "right", "much_right", "tie", "both_bad"]
+            tasks = json.loads((tmp_path / "tasks.json").read_text())
+            path = save(tmp_path / "answers.json", annotated(tasks, words))
+        else:
+            rows = filled(run, tmp_path / "q.csv", [word.replace("_", " ") for word in words])
+            path = written(tmp_path / "answers.csv", rows)
+        assert exchange.bring_in(run, path)["added"] == 8
+        assert exchange.bring_in(run, path)["known"] == 8
+        tables[name] = labels(run)[["prompt_id", "i", "j", "answer", "label", "grade"]]
+    pd.testing.assert_frame_equal(tables["studio"], tables["sheet"])
+    got = tables["sheet"].set_index(["prompt_id", "i", "j"])
+    for question, word in zip(questions["question"], words, strict=True):
+        prompt, left, right, _ = parsed(question, "")
+        row = got.loc[prompt, min(left, right), max(left, right)]
+        side = word.removeprefix("much_")
+        if side in ("left", "right"):
+            first = (side == "left") == (left < right)
+            assert row["answer"] == ("first" if first else "second")
+            assert row["grade"] == (2.0 if word.startswith("much") else 1.0)
+        else:
+            assert row["answer"] == word and pd.isna(row["grade"])
+
+
+def test_a_changed_grade_is_a_new_answer(planted, tmp_path):
+    run, go_on = team_run.start(planted[0], feedback={"kind": "team", "graded": True})
+    with pytest.raises(InputError):
+        go_on()
+    tasks = label_studio.tasks(exchange.pending(run))
+    exchange.bring_in(run, save(tmp_path / "a.json", annotated(tasks, ["left"] * 8)))
+    changed = annotated(tasks, ["much_left"] + ["left"] * 7)
+    counts = exchange.bring_in(run, save(tmp_path / "a.json", changed))
+    assert (counts["added"], counts["known"]) == (1, 7)
+    assert sorted(labels(run)["grade"]) == [1.0] * 7 + [2.0]
+
+
+def test_much_better_is_refused_where_answers_are_not_graded(waiting, tmp_path):
+    rows = filled(waiting[0], tmp_path / "q.csv", ["tie", "much_left"])
+    with pytest.raises(InputError, match="row 2: answer 'much_left', expected left, right, tie"):
+        exchange.bring_in(waiting[0], written(tmp_path / "a.csv", rows))
+    assert raw(waiting[0]) == []
+
+
 def test_label_studio_round_trip_then_the_loop_goes_on(waiting, tmp_path):
     run, go_on = waiting
     written = exchange.write_questions(exchange.pending(run), tmp_path / "tasks.json")

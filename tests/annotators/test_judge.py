@@ -743,6 +743,20 @@ def test_the_person_gets_the_top_conflicts_and_the_judge_the_rest_and_a_look_at_
     assert len(server.payloads) == 20, "agreement asks nothing"
 
 
+def test_where_answers_are_graded_the_person_grades_and_the_judge_says_better_only(serve, tmp_path):
+    serve()
+    comparisons, completions = questions(10)
+    answers = truth(completions)
+    person = Replay(comparisons.assign(answer=answers, grade=2.0), graded=True)
+    mixed = Mixed(person, load_judge(settings(), tmp_path), 0.25)
+    with LabelStore(tmp_path / "labels.sqlite") as store:
+        labels = ask(comparisons, completions, mixed, store)
+    assert labels["answer"].tolist() == list(answers)
+    graded = labels["grade"].notna().tolist()
+    assert graded == [k < 3 and answers[k] != "tie" for k in range(10)] and any(graded)
+    assert mixed.agreement(labels, completions)["same"] == 1, "grades are no disagreement"
+
+
 def test_who_gets_what_does_not_change_on_resume(serve, tmp_path):
     serve()
     comparisons, completions = questions(10)

@@ -215,6 +215,21 @@ def test_labels_without_rhyme_or_reason_gain_nothing(blind):
     assert abs(honest - 0.5) < 0.1
 
 
+def test_a_cross_validated_reward_weighs_grades_as_the_refined_one_does(blind):
+    pool, gold, preferences, proxy, settings, prompts = blind
+    labels = planted_labels(pool, gold, prompts, 0.3)
+
+    def judged(table, **changes):
+        reward = settings.reward.model_copy(update=changes)
+        given = pool, preferences, table, {"labels": table}, proxy
+        return agreement.cross_validated(reward, *given)["labels"]
+
+    plain, much = judged(labels), judged(labels.assign(grade=2.0), much_weight=200.0)
+    np.testing.assert_array_equal(judged(labels.assign(grade=1.0), much_weight=200.0), plain)
+    np.testing.assert_array_equal(judged(labels, feedback_weight=600.0), much)
+    assert (plain != much).any()
+
+
 def test_so_far_and_the_table_say_the_same(blind):
     pool, gold, preferences, proxy, settings, prompts = blind
     labels = planted_labels(pool, gold, prompts, 0.3)

@@ -14,11 +14,12 @@ import pandas as pd
 import pytest
 from project import ROOT
 
+from shfcas_lib import feedback
 from shfcas_lib.annotators.people import Person, Replay, Unanswered, load_annotator
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.feedback import SimulatedHuman, SimulatedHumanAtOnce, ask
 from shfcas_lib.params.schema import Feedback
-from shfcas_lib.storage.labels import ANSWERS, LabelStore
+from shfcas_lib.storage.labels import ANSWERS, GRADED, LabelStore
 
 KEY = ["prompt_id", "i", "j"]
 
@@ -449,6 +450,36 @@ def test_gold_is_asked_about_the_two_completions_and_no_others(golden, path):
     assert seen == [("p07", 1), ("p07", 4)]
 
 
+def test_a_large_difference_is_much_better_whichever_way_round_it_is_answered(golden, questions):
+    plain = answers(SimulatedHuman(read_gold, noise=0.3, tie_margin=0.2, seed=1), questions, golden)
+    human = SimulatedHuman(read_gold, noise=0.3, tie_margin=0.2, seed=1, much=1.5)
+    gap = np.abs(difference(golden, questions))
+    words = np.where(gap > 1.5, "_much_better", "_better")
+    expected = [
+        word if word == "tie" else word + more for word, more in zip(plain, words, strict=True)
+    ]
+    assert answers(human, questions, golden).tolist() == expected
+    assert len(set(expected)) == 5
+
+
+def test_the_parameters_say_whether_the_simulated_human_grades(golden, questions):
+    for graded, words in ((False, {"first", "second"}), (True, set(GRADED))):
+        human = load_annotator(Feedback(graded=graded, much=1.0), read_gold, seed=0)
+        assert set(answers(human, questions, golden)) == words
+    edge = pd.DataFrame({"prompt_id": "p", "index": [0, 1], "gold": [0.0, 1.0]})
+    one = pd.DataFrame({"prompt_id": ["p"], "i": [0], "j": [1]})
+    assert answers(human, one, edge).tolist() == ["second_better"], "above, not at"
+
+
+def test_grades_reach_the_labels_that_are_learnt_from(golden, questions, path):
+    asked = questions.head(30).assign(strategy="random", reason="")
+    with LabelStore(path) as store:
+        labels = ask(asked, golden, SimulatedHuman(read_gold, much=1.0), store)
+    gap = np.abs(difference(golden, asked))
+    assert labels["grade"].tolist() == np.where(gap > 1.0, 2.0, 1.0).tolist()
+    assert set(labels["answer"]) == {"first", "second"}
+
+
 # people, who answer in their own time
 
 
@@ -532,6 +563,31 @@ def test_replay_reads_files_and_keeps_ids_that_look_like_numbers(tmp_path, suffi
     assert answers(human, table, completions(table)).tolist() == ["tie", "first"]
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_replay_reads_grades_where_answers_are_graded(tmp_path, suffix):
+    table = comparisons(5).assign(
+        answer=["tie", "first", "second", "first", "first"], grade=[np.nan, 1, 2, np.nan, 1.5]
+    )
+    path = tmp_path / f"answers{suffix}"
+    table.to_csv(path, index=False) if suffix == ".csv" else table.to_parquet(path)
+    for graded, expected in {
+        True: ["tie", "first_better", "second_much_better", "first_better", "first_much_better"],
+        False: table["answer"].tolist(),
+    }.items():
+        human = load_annotator(Feedback(kind="replay", file=str(path), graded=graded), None, 0)
+        assert answers(human, table, completions(table)).tolist() == expected
+
+
+def test_replay_names_the_row_of_a_grade_that_is_none(tmp_path):
+    table = comparisons(2).assign(answer="first", grade=["1", "much"])
+    table.to_csv(tmp_path / "answers.csv", index=False)
+    feedback = Feedback(kind="replay", file=str(tmp_path / "answers.csv"), graded=True)
+    with pytest.raises(InputError, match="row 2.*'grade' is 'much', expected 1 .*, 2"):
+        load_annotator(feedback, None, 0)
+    plain = load_annotator(feedback.model_copy(update={"graded": False}), None, 0)
+    assert answers(plain, table, completions(table)).tolist() == ["first", "first"]
+
+
 @pytest.mark.parametrize("file", [None, "no/such/file.csv"])
 def test_a_replay_file_that_is_not_there_is_an_error(file):
     with pytest.raises(InputError, match="feedback.file"):
@@ -547,3 +603,21 @@ def test_every_answer_has_a_label_in_the_unit_interval():
     labels = pd.Series(ANSWERS)
     assert labels.dropna().to_dict() == {"first": 1.0, "second": 0.0, "tie": 0.5, "both_bad": 0.5}
     assert labels.index[labels.isna()].tolist() == ["skip"]
+
+
+def test_answers_given_twice_are_counted_by_pairs_of_answers(tmp_path):
+    with LabelStore(tmp_path / "labels.sqlite") as store:
+        asked = {"prompt_id": "p", "i": 0, "strategy": "random", "reason": ""}
+        answers = [
+            (1, "first", "ann", False),
+            (1, "first", "ann", True),
+            (1, "second", "bob", False),
+        ]
+        answers += [
+            (2, "tie", "ann", False),
+            (2, "first", "bob", False),
+            (3, "first", "ann", False),
+        ]
+        for j, answer, who, repeat in answers:
+            store.add(asked | {"j": j}, answer, who, repeat=repeat, after=None)
+        assert feedback.answered_twice(store) == (1, 2)

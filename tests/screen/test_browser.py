@@ -50,11 +50,18 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture
-def lab(tmp_path, runs_folder, monkeypatch):
+def changes():
+    """The parameters of the run that are not the usual ones."""
+    return {}
+
+
+@pytest.fixture
+def lab(tmp_path, runs_folder, monkeypatch, changes):
     """JupyterLab on loopback with the prepared notebook 03 of a run: (address, notebook's path in
     it, stage folder, process)."""
-    run, _ = tiny_run.make(tiny_run.settings())
-    (tmp_path / "people.yaml").write_text(yaml.safe_dump(tiny_run.settings()))
+    wanted = tiny_run.settings(**changes)
+    run, _ = tiny_run.make(wanted)
+    (tmp_path / "people.yaml").write_text(yaml.safe_dump(wanted))
     settings = tmp_path / "lab" / "settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
     (settings / "notification.jupyterlab-settings").write_text(
@@ -256,10 +263,11 @@ def test_a_person_labels_a_run_in_jupyterlab(lab, page, tmp_path):
         page.keyboard.press(key)
     assert page.locator(".jp-Notebook .jp-Cell").count() == cells and len(rows(stage)) == 0
     seen = []
-    for key in ("ArrowLeft", "ArrowRight", "="):
+    # Shift says nothing where answers are not graded.
+    for key in ("ArrowLeft", "Shift+ArrowRight", "="):
         seen += shown(page)
         press(page, key)
-    assert facts(page)["done"] == 3
+    assert facts(page)["done"] == 3 and rows(stage)["grade"].isna().all()
 
     # The mouse; a double click answers once.
     seen += shown(page)
@@ -350,6 +358,82 @@ def test_a_person_labels_a_run_in_jupyterlab(lab, page, tmp_path):
     assert (stage / "metrics.json").exists() and len(
         pd.read_parquet(stage / "shf_cas" / "export" / "labels.parquet")
     ) == 12
+
+
+GRADED = {
+    "feedback": {"kind": "person", "graded": True},
+    "selection": {"strategies": ["shf_cas"], "budget": 8, "rounds": 1},
+}
+OVERFLOW = """css => [...document.querySelectorAll(css)].filter(
+    (button) => button.scrollWidth > button.clientWidth + 1).length"""
+
+
+@pytest.mark.parametrize("changes", [GRADED])
+def test_a_person_says_how_much_better(lab, page, tmp_path):
+    address, _, stage, _ = lab
+    run_all(page, address)
+    buttons = f"{SCREEN} .choices button"
+
+    # The order on the page, what a screen reader says, and nothing cut off, wide and narrow.
+    names = ["Left is much better", "Left is better", "Right is better", "Right is much better"]
+    names += ["Tie", "Both bad", "Skip"]
+    group = page.locator(SCREEN).get_by_role("group", name="Your answer")
+    assert [
+        group.get_by_role("button", name=name, exact=True).get_attribute("aria-keyshortcuts")
+        for name in names
+    ] == ["Shift+ArrowLeft", "ArrowLeft", "ArrowRight", "Shift+ArrowRight", "=", "b", "s"]
+    assert page.locator(f"{buttons} span").all_inner_texts() == names
+    for width in (1400, 1200, 1000, 620):
+        page.set_viewport_size({"width": width, "height": 1150})
+        page.wait_for_timeout(300)
+        page.locator(SCREEN).screenshot(path=tmp_path / f"graded_{width}.png")
+        assert page.evaluate(OVERFLOW, buttons) == 0
+    page.set_viewport_size({"width": 1400, "height": 1150})
+
+    # The keys, and their list.
+    page.locator(f"{SCREEN} .title").click()
+    page.keyboard.press("?")
+    assert "Left is much better" in page.locator(f"{SCREEN} .help").inner_text()
+    page.keyboard.press("Escape")
+    for key in ("Shift+ArrowLeft", "ArrowLeft", "Shift+ArrowRight", "ArrowRight"):
+        press(page, key)
+    assert rows(stage)["grade"].tolist() == [2, 1, 2, 1]
+
+    # Going back shows the grade; a changed one replaces it, and undo brings it back.
+    press(page, "p")
+    press(page, "p")
+    given = page.locator(f"{buttons}[aria-pressed=true]")
+    assert given.locator("span").inner_text() == "Right is much better"
+    assert "given" in page.locator(f"{SCREEN} .pair .pane").last.get_attribute("class")
+    click(page, "Right is better")
+    press(page, "u")
+    assert given.locator("span").inner_text() == "Right is much better"
+    press(page, "c")
+
+    # By mouse, to the end; the notebook goes through and the margins are in the export.
+    click(page, "Left is much better")
+    page.wait_for_timeout(300)
+    press(page, "=")
+    for _ in range(10):
+        now = facts(page)["state"]
+        if now == "done":
+            break
+        if now == "review":
+            press(page, "Enter")
+            page.wait_for_function(
+                "css => document.querySelector(css).dataset.state !== 'busy'", arg=SCREEN
+            )
+        else:
+            press(page, "Shift+ArrowRight")
+    with LabelStore(stage / "shf_cas" / "labels.sqlite") as store:
+        labels = store.labels()
+    assert len(labels) == 8 and labels["grade"].isna().sum() == (labels["answer"] == "tie").sum()
+    run_all(page, address)
+    page.wait_for_function(
+        "() => document.querySelector('.jp-Notebook').innerText.includes('shf_cas: 8 labels')"
+    )
+    exported = pd.read_parquet(stage / "shf_cas" / "export" / "preferences.parquet")
+    assert sorted(exported["margin"]) == sorted(labels["grade"].dropna() - 1)
 
 
 def kernel_of(server):

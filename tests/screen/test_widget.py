@@ -156,6 +156,59 @@ def test_what_was_clicked_is_what_is_stored(store):
     assert screen.view()["done"] == 5
 
 
+def test_a_graded_screen_stores_the_side_and_the_grade_and_shows_them_again(store):
+    screen = session(store, scale="graded")
+    for word in ("much_left", "left", "tie", "right", "much_right", "both_bad", "skip"):
+        question = screen.shown
+        answer(screen, word, note=f"note on {word}")
+        side = word.removeprefix("much_")
+        on = {"left": question.left, "right": question.right}.get(side)
+        row = store.rows().iloc[-1]
+        expected = side if on is None else "first" if on == question.i else "second"
+        assert row["answer"] == expected
+        assert (0 if pd.isna(row["grade"]) else row["grade"]) == (
+            0 if on is None else 2 if word.startswith("much") else 1
+        )
+        do(screen, "back")
+        assert screen.view()["given"] == word
+        do(screen, "resume")
+    assert screen.view()["last"]["answer"] == "Skip" and screen.view()["done"] == 7
+
+
+def test_undo_and_a_changed_mind_keep_to_their_grades(store):
+    screen = session(store, scale="graded")
+    answer(screen, "much_right")
+    do(screen, "back")
+    answer(screen, "right")
+    assert screen.view()["last"]["answer"] == "Right is better"
+    do(screen, "undo")
+    assert screen.view()["given"] == "much_right"
+    assert store.labels()["grade"].tolist() == [2.0]
+    do(screen, "resume")
+    assert screen.view()["last"]["answer"] == "Right is much better"
+
+
+def test_much_better_is_no_answer_where_answers_are_not_graded(store):
+    screen = session(store)
+    answer(screen, "much_left")
+    assert len(store.rows()) == 0 and screen.view()["done"] == 0
+    assert [word for word, _, _ in screen.view()["choices"]] == [
+        "left",
+        "tie",
+        "both_bad",
+        "skip",
+        "right",
+    ]
+
+
+def test_people_who_share_a_graded_store_do_not_do_the_work_twice(store):
+    anna, ben = (session(store, name=name, scale="graded") for name in ("anna", "ben"))
+    for _ in range(4):
+        answer(anna, "much_left")
+    do(ben, "resume")
+    assert ben.shown.key == anna.shown.key and ben.view()["done"] == 4
+
+
 def test_an_answer_is_durable_before_the_next_comparison_is_shown(store, tmp_path):
     screen = session(store)
     seen = []
@@ -538,6 +591,21 @@ def test_the_screen_takes_the_loop_through_its_rounds(runs_folder):
     table = screen.export()
     assert table["measure"].tolist() == ["self-agreement"] and table["items"].tolist() == [2]
     assert len(pd.read_parquet(stage.folder / "shf_cas" / "export" / "preferences.parquet")) == 12
+
+
+def test_grades_go_through_the_loop_into_labels_and_exports(runs_folder):
+    graded = {"kind": "person", "graded": True}
+    run, setting = tiny_run.make(tiny_run.settings(feedback=graded))
+    stage = run.stage("03_feedback")
+    screen = widget.annotate(setting, Person(), stage, "anna", repeats=0)
+    finish(screen, lambda view: "much_left" if view["done"] % 2 else "left")
+    labels = screen.outcomes["shf_cas"].labels
+    assert labels["grade"].tolist() == [1.0, 2.0] * 6
+    written = pd.read_parquet(stage.folder / "shf_cas" / "round_2" / "labels.parquet")
+    assert written["grade"].tolist() == [1.0, 2.0] * 3
+    screen.export()
+    pairs = pd.read_parquet(stage.folder / "shf_cas" / "export" / "preferences.parquet")
+    assert sorted(pairs["margin"]) == [0.0] * 6 + [1.0] * 6
 
 
 def test_a_screen_made_anew_goes_on_in_the_second_round(runs_folder):

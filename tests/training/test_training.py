@@ -280,6 +280,69 @@ def test_weights_hold_for_tables_put_together_from_two(backbone, pool, preferenc
     assert rows_given_to_trl(backbone, pool, both, monkeypatch) == expected
 
 
+def margins_given_to_trl(backbone, pool, preferences, monkeypatch, offset=None):
+    """The margins of the batches that TRL computes its loss on, {chosen ids: margin}."""
+    from trl import RewardTrainer
+
+    seen, compute = {}, RewardTrainer.compute_loss
+
+    def spy(self, model, inputs, *rest, **more):
+        if "margin" in inputs:
+            chosen = inputs["input_ids"][: len(inputs["margin"])].tolist()
+            seen.update(zip(map(tuple, chosen), inputs["margin"].tolist(), strict=True))
+        return compute(self, model, inputs, *rest, **more)
+
+    monkeypatch.setattr(RewardTrainer, "compute_loss", spy)
+    settings = REWARD.model_copy(update={"epochs": 1, "batch_size": 1})
+    lora_reward.train(backbone, "proxy", pool, preferences, settings, seed=0, offset=offset)
+    return seen
+
+
+def chosen_ids(backbone, pool, prompt, index):
+    row = pool[(pool["prompt_id"] == prompt) & (pool["index"] == index)].iloc[0]
+    return tuple(lora_reward._ids(backbone, row["prompt"], row["completion"]))
+
+
+def graded_pairs():
+    rows = [("p00", 0, 1, 1.0, 2.0), ("p01", 0, 1, 0.0, 1.0), ("p02", 0, 2, 0.5, np.nan)]
+    rows += [("p03", 2, 3, 1.0, 1.5), ("p04", 0, 3, 1.0, np.nan)]
+    return pd.DataFrame(rows, columns=[*KEY, "label", "grade"]).assign(weight=1.0)
+
+
+def found_by_start(seen, wanted):
+    """A batch pads the shorter answer, so a pair is told by how its chosen answer begins."""
+    return {
+        key: next(margin for ids, margin in seen.items() if ids[: len(start)] == start)
+        for key, start in wanted.items()
+    }
+
+
+def test_a_grade_is_the_margin_of_trls_loss(tiny_model, pool, monkeypatch):
+    backbone, pairs = load_tiny(tiny_model), graded_pairs()
+    seen = margins_given_to_trl(backbone, pool, pairs, monkeypatch)
+    places = [("p00", 0), ("p01", 1), ("p03", 2), ("p04", 0)]
+    wanted = {place: chosen_ids(backbone, pool, *place) for place in places}
+    assert list(found_by_start(seen, wanted).values()) == [1.0, 0.0, 0.5, 0.0]
+    assert len(seen) == 4
+
+
+def test_a_grade_adds_to_the_margin_of_a_published_proxy(tiny_model, pool, monkeypatch):
+    backbone, pairs = load_tiny(tiny_model), graded_pairs()
+    offset = np.linspace(-1, 1, len(pool))
+    seen = margins_given_to_trl(backbone, pool, pairs, monkeypatch, offset)
+    at = pool.assign(offset=offset).set_index(["prompt_id", "index"])["offset"]
+    wanted = {"much": chosen_ids(backbone, pool, "p00", 0)}
+    wanted["better"] = chosen_ids(backbone, pool, "p01", 1)
+    found = found_by_start(seen, wanted)
+    assert found["much"] == pytest.approx(1 - (at["p00", 0] - at["p00", 1]), abs=1e-6)
+    assert found["better"] == pytest.approx(0 - (at["p01", 1] - at["p01", 0]), abs=1e-6)
+
+
+def test_pairs_that_nobody_graded_have_no_margin(tiny_model, pool, preferences, monkeypatch):
+    seen = margins_given_to_trl(load_tiny(tiny_model), pool, preferences.head(6), monkeypatch)
+    assert seen == {}
+
+
 # pairs for policy training
 
 
