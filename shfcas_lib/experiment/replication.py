@@ -181,13 +181,14 @@ def references(
 ) -> dict[str, pd.DataFrame]:
     """What a sweep's points share, for every seed: fits the rewards, keeps them in folder/<seed
     number>, and returns the tables measures, curves, categories (of base, proxy, full and clean)
-    and predicts (does conflict predict the proxy's error, on evaluation prompts)."""
+    and predicts (does conflict predict the proxy's error, on evaluation prompts, and what its
+    placebo predicts)."""
     parts = []
     for k, seed in _counted(params):
         case = build_case(params, prompts, first(pool, params.sampling.n), seed, folder / str(k))
         conflict = conflict_table(case.evaluate, case.setting.proxy.score(case.evaluate))
         tables = _tables(case, case.references)
-        tables["predicts"] = diagnosis.error_measures(conflict, case.evaluate)
+        tables["predicts"] = diagnosis.error_measures(conflict, case.evaluate, seed)
         parts.append({name: table.assign(seed=k) for name, table in tables.items()})
     return _stacked(parts)
 

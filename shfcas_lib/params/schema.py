@@ -346,6 +346,8 @@ StrategyName = Literal[
     "pacs",
     "kendall",
     "pacs_difference",
+    "placebo",
+    "extreme_reward",
     "random",
     "random_prompts",
     "margin",
