@@ -214,7 +214,7 @@ class _Measure:
     """
 
     name: str
-    statistic: Callable[[Resamples, np.ndarray, np.ndarray], np.ndarray]
+    statistic: Callable[[Resamples, np.ndarray, list[np.ndarray]], np.ndarray]
     prompt: pd.Series
     error: np.ndarray
     score: np.ndarray
@@ -222,11 +222,10 @@ class _Measure:
 
     def levels(self, drawn: Resamples) -> tuple[np.ndarray, np.ndarray]:
         """The statistic and its chance level in every resample, (1 + resamples,) each."""
-        found = self.statistic(drawn, self.error, self.score)
+        found = self.statistic(drawn, self.error, [self.score])
         if not self.placebos:
             return found, np.full(len(found), 0.5)
-        shuffles = [self.statistic(drawn, self.error, score) for score in self.placebos]
-        return found, np.mean(shuffles, 0)
+        return found, self.statistic(drawn, self.error, self.placebos)
 
 
 def _error_measures(conflict: pd.DataFrame, gold: pd.DataFrame, seed: int) -> list[_Measure]:
@@ -304,14 +303,14 @@ def roc_table(conflict: pd.DataFrame, gold: pd.DataFrame, seed: int) -> pd.DataF
 def _mean_roc(positive: pd.Series, scores: list[np.ndarray]) -> pd.DataFrame:
     """The mean of several ROC curves, at a hundred and one false positive rates, and mean area."""
     grid = np.linspace(0, 1, 101)
-    heights = []
+    curves = []
     for score in scores:
         points = stats.roc_curve(positive, score)
         x, y = points["false_positive_rate"], points["true_positive_rate"]
-        heights.append(np.interp(grid, x, y))
+        curves.append(np.interp(grid, x, y))
+    heights = np.r_[0.0, np.mean(curves, 0)[1:]]  # from the corner
     area = np.mean([stats.roc_auc(positive, score) for score in scores])
-    mean = {"false_positive_rate": grid, "true_positive_rate": np.mean(heights, 0), "area": area}
-    return pd.DataFrame(mean)
+    return pd.DataFrame({"false_positive_rate": grid, "true_positive_rate": heights, "area": area})
 
 
 def hand_label_agreement() -> str:

@@ -2,7 +2,7 @@
 comes out.
 
     resamples = draw(table["prompt_id"], rng(seed, "predicts"), 1000)
-    areas = resamples.area(table["wrong"], table["score"])      # (1001,), the sample itself first
+    areas = resamples.area(table["wrong"], [table["score"]])    # (1001,), the sample itself first
 
 A bootstrap over prompts repeats whole prompts. How the rows of two prompts compare is the same in
 every resample, so it is counted once; a resample only says how often each prompt counts. The
@@ -12,6 +12,7 @@ their time, which is what makes placebos beside every measure affordable.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,38 +31,42 @@ class Resamples:
     cluster: np.ndarray
     counts: np.ndarray
 
-    def area(self, positive: ArrayLike, score: ArrayLike) -> np.ndarray:
-        """Area under the ROC curve in every resample, (1 + resamples,); ties count one half. NaN
-        where a resample has one class alone. positive, score: (rows,)."""
-        positive, score = np.asarray(positive, bool), np.asarray(score, float)
-        # wins[a, b]: positives of cluster a that lie above a negative of cluster b
-        above = self._below(score[positive], score[~positive], self.cluster[~positive])
-        wins = self._per_cluster(self.cluster[positive], above)
-        size = np.bincount(self.cluster, minlength=len(wins))
-        positives = np.bincount(self.cluster[positive], minlength=len(wins))
-        pairs = (self.counts @ positives) * (self.counts @ (size - positives))
-        won = np.einsum("ra,ab,rb->r", self.counts, wins, self.counts, optimize=True)
+    def area(self, positive: ArrayLike, scores: Sequence[ArrayLike]) -> np.ndarray:
+        """Area under the ROC curve in every resample, (1 + resamples,), the mean over `scores`;
+        ties count one half. NaN where a resample has one class alone.
+
+        positive: (rows,); scores: one or several, (rows,) each."""
+        positive = np.asarray(positive, bool)
+        sides = self.cluster[positive], self.cluster[~positive]
+        # wins[a, b]: how often a positive of cluster a lies above a negative of cluster b
+        wins = np.zeros((self.counts.shape[1],) * 2)
+        for score in np.asarray(scores, float):
+            above = self._below(score[positive], score[~positive], sides[1])
+            np.add.at(wins, sides[0], above / len(scores))
+        positives, negatives = (np.bincount(side, minlength=len(wins)) for side in sides)
+        pairs = (self.counts @ positives) * (self.counts @ negatives)
+        won = ((self.counts @ wins) * self.counts).sum(1)
         return np.divide(won, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
 
-    def correlation(self, first: ArrayLike, second: ArrayLike) -> np.ndarray:
-        """Spearman's rank correlation in every resample, (1 + resamples,); NaN where a side does
-        not vary. first, second: (rows,)."""
+    def correlation(self, values: ArrayLike, scores: Sequence[ArrayLike]) -> np.ndarray:
+        """Spearman's rank correlation in every resample, (1 + resamples,), the mean over `scores`;
+        NaN where a side does not vary. values: (rows,); scores: one or several, (rows,) each."""
+        if not len(self.cluster):
+            return np.full(len(self.counts), np.nan)
         weight = self.counts[:, self.cluster]
-        one, other = self._ranks(first, weight), self._ranks(second, weight)
-        moments = []
-        for left, right in ((one, other), (one, one), (other, other)):
-            moments.append(np.einsum("rn,rn,rn->r", weight, left, right))
-        product, squares = moments[0], moments[1] * moments[2]
-        varies = squares > 1e-9
-        root = np.sqrt(squares, where=varies, out=np.ones_like(squares))
-        return np.where(varies, product / root, np.nan)
+        one = self._ranks(values, weight)
+        found = [np.einsum("rn,rn->r", one, self._ranks(score, weight)) for score in scores]
+        return np.mean(found, 0)
 
     def _ranks(self, values: ArrayLike, weight: np.ndarray) -> np.ndarray:
-        """Ranks of the rows in every resample, less their mean: (1 + resamples, rows)."""
+        """Ranks of the rows in every resample, less their mean, so that the squares of a resample
+        sum to one: (1 + resamples, rows), each row times the root of its weight."""
         values = np.asarray(values, float)
         ranks = self.counts @ self._below(values, values, self.cluster).T
         mean = np.einsum("rn,rn->r", weight, ranks) / np.maximum(weight.sum(1), 1)
-        return ranks - mean[:, None]
+        ranks = (ranks - mean[:, None]) * np.sqrt(weight)
+        size = np.sqrt(np.einsum("rn,rn->r", ranks, ranks))
+        return ranks / np.where(size > 1e-6, size, np.nan)[:, None]
 
     def _below(self, values: np.ndarray, others: np.ndarray, cluster: np.ndarray) -> np.ndarray:
         """(values, clusters): how many of each cluster's others lie below a value, equal ones
@@ -72,12 +77,6 @@ class Resamples:
             sides = (np.searchsorted(own, values, side) for side in ("left", "right"))
             below[:, k] = sum(sides) / 2
         return below
-
-    def _per_cluster(self, cluster: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """Sums of the rows of each cluster: (rows, columns) to (clusters, columns)."""
-        sums = np.zeros((self.counts.shape[1], values.shape[1]))
-        np.add.at(sums, cluster, values)
-        return sums
 
 
 def draw(clusters: pd.Series, generator: np.random.Generator, resamples: int) -> Resamples:
