@@ -192,13 +192,15 @@ def error_measures(conflict: pd.DataFrame, gold: pd.DataFrame, seed: int) -> pd.
 
 
 def as_text(predicts: pd.DataFrame) -> pd.DataFrame:
-    """`predicts_error` for people: measure, value, placebo, above it, verdict."""
-    shown = {"measure": predicts["measure"]}
+    """`predicts_error` for people: value, placebo, above it and verdict, by measure (the index: a
+    notebook would cut its words in a column)."""
+    shown = {}
     for title, name in {"value": "value", "placebo": "chance", "above it": "above"}.items():
         ends = ("low", "high") if name == "value" else (f"{name}_low", f"{name}_high")
         limits = predicts[[name, *ends]].itertuples(index=False)
         shown[title] = [str(stats.Interval(*row)) for row in limits]
-    return pd.DataFrame(shown | {"verdict": predicts["verdict"]})
+    shown["verdict"] = predicts["verdict"].to_list()
+    return pd.DataFrame(shown, index=pd.Index(predicts["measure"]))
 
 
 @dataclass(frozen=True)
