@@ -38,13 +38,14 @@ class Resamples:
         positive: (rows,); scores: one or several, (rows,) each."""
         positive = np.asarray(positive, bool)
         sides = self.cluster[positive], self.cluster[~positive]
-        # wins[a, b]: how often a positive of cluster a lies above a negative of cluster b
+        # wins[a, b]: how often a positive of cluster a lies above a negative of cluster b. Halves
+        # and whole numbers, whose sums are exact: threads cannot change them.
         wins = np.zeros((self.counts.shape[1],) * 2)
         for score in np.asarray(scores, float):
             above = self._below(score[positive], score[~positive], sides[1])
-            np.add.at(wins, sides[0], above / len(scores))
+            np.add.at(wins, sides[0], above)
         positives, negatives = (np.bincount(side, minlength=len(wins)) for side in sides)
-        pairs = (self.counts @ positives) * (self.counts @ negatives)
+        pairs = (self.counts @ positives) * (self.counts @ negatives) * len(scores)
         won = ((self.counts @ wins) * self.counts).sum(1)
         return np.divide(won, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
 
