@@ -7,7 +7,8 @@ comes out.
 A bootstrap over prompts repeats whole prompts. How the rows of two prompts compare is the same in
 every resample, so it is counted once; a resample only says how often each prompt counts. The
 numbers are those of `stats.roc_auc` and `stats.spearman` on the repeated rows, in a fraction of
-their time, which is what makes placebos beside every measure affordable.
+their time, which is what makes placebos beside every measure affordable. Memory: a few arrays of
+resamples x rows.
 """
 
 from __future__ import annotations
