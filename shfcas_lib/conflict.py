@@ -16,6 +16,8 @@ import pandas as pd
 
 from shfcas_lib.base.errors import InputError
 
+COLUMNS = ["prompt_id", "index", "reward", "logp", "z_reward", "z_logp", "pacs"]
+COLUMNS += ["kendall", "mean_abs_pacs", "degenerate"]
 SMALLEST_STD = 1e-6
 # prompts taken at a time: what they need stays in the processor's cache, and memory stays bounded
 BLOCK = 16384
@@ -106,6 +108,28 @@ def conflict_table(
     return pd.concat([_same_size(part, n) for n, part in table.groupby(size)]).sort_values(
         ["prompt_id", "index"], ignore_index=True
     )
+
+
+def shuffled(conflict: pd.DataFrame, generator: np.random.Generator) -> pd.DataFrame:
+    """The placebo of a conflict table: the same rewards, and the same log-probabilities dealt out
+    anew among the completions of each prompt.
+
+    Everything else is recomputed from them, so z(r) and z(l) keep their values within a prompt and
+    nothing is left of what the policy knows. What this table still shows comes from extreme
+    rewards: that is the chance level of conflict. Raises what `conflict_table` raises."""
+    table = conflict.sort_values(["prompt_id", "index"], ignore_index=True)
+    prompt = pd.factorize(table["prompt_id"])[0]
+    dealt = np.lexsort((generator.random(len(table)), prompt))
+    logp = table["logp"].to_numpy()[dealt]
+    return conflict_table(table, table["reward"].to_numpy(), logp)
+
+
+def means(conflict: pd.DataFrame) -> dict[str, float]:
+    """kendall and mean_abs_pacs of a conflict table, means over its prompts that are not
+    degenerate: in those there is nothing to compare. NaN where all are."""
+    prompts = by_prompt(conflict)
+    kept = prompts[~prompts["degenerate"]]
+    return {name: float(kept[name].mean()) for name in ("kendall", "mean_abs_pacs")}
 
 
 def by_prompt(conflict: pd.DataFrame) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from shfcas_lib import refine, trust
 from shfcas_lib.base import processes
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.randomness import derive, rng
-from shfcas_lib.conflict import by_prompt, conflict_table
+from shfcas_lib.conflict import conflict_table, means
 from shfcas_lib.feedback import Annotator, answered_twice, ask
 from shfcas_lib.models import published
 from shfcas_lib.models.backbone import POLICY
@@ -124,8 +124,9 @@ class Outcome:
 
     rewards   the refined reward of each round
     labels    all labels
-    rounds    one row a round: round, labels, kendall and mean_abs_pacs of the pool it chose from,
-              contradicted (share of decided labels against the reward of that round), ties
+    rounds    one row a round: round, labels, kendall and mean_abs_pacs of the pool it chose from
+              (means over prompts that are not degenerate), contradicted (share of decided labels
+              against the reward of that round), ties
     pool      all completions that took part
     seconds   that selection took (0 where it was read back)
     """
@@ -350,12 +351,10 @@ def _summary(number: int, conflict: pd.DataFrame, labels: pd.DataFrame) -> dict:
     label = labels["label"].to_numpy()
     decided = label != 0.5
     wrong = decided & (np.sign(first - second) != np.sign(label - 0.5))
-    prompts = by_prompt(conflict)
     return {
         "round": number,
         "labels": len(labels),
-        "kendall": prompts["kendall"].mean(),
-        "mean_abs_pacs": prompts["mean_abs_pacs"].mean(),
+        **means(conflict),
         "contradicted": wrong.sum() / max(1, decided.sum()),
         "ties": 1 - decided.mean() if len(labels) else 0.0,
     }

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from shfcas_lib.base.errors import InputError
+from shfcas_lib.conflict import COLUMNS as SCORES
 from shfcas_lib.params.schema import Selection
 from shfcas_lib.strategies import STRATEGIES, Fitted, View
 
@@ -76,7 +77,8 @@ def select(
             " left to ask"
         )
     wanted = len(pairs) if budget is None else budget
-    chosen = STRATEGIES[strategy](pairs, wanted, generator, View(settings, strategy, fitted))
+    view = View(settings, strategy, fitted, conflict[SCORES])
+    chosen = STRATEGIES[strategy](pairs, wanted, generator, view)
     rank = range(1, len(chosen) + 1)
     chosen = chosen.assign(rank=rank, strategy=strategy, reason=_reason(chosen))
     return chosen[COLUMNS].reset_index(drop=True)

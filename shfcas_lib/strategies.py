@@ -6,6 +6,7 @@ before, sorted by id. None of them sees gold. Ties are broken by id.
 
 Ours                        targeted
 SHF-CAS and its parts       shf_cas, shf_cas_threshold, pacs, kendall, pacs_difference
+Luck instead of knowledge   placebo, extreme_reward
 Chance                      random, random_prompts
 What the proxy doubts       margin, uncertainty, bald, d_optimal
 Its favourites              best_of
@@ -15,7 +16,7 @@ Negative control            low_conflict
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -23,7 +24,7 @@ import pandas as pd
 from numpy.random import Generator
 from scipy.special import entr, expit
 
-from shfcas_lib import policies, rewards, trust
+from shfcas_lib import conflict, policies, rewards, trust
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.params.schema import Selection
 from shfcas_lib.trust import Belief, Report
@@ -65,6 +66,8 @@ class View:
     settings: Selection
     strategy: str
     fitted: Fitted | None = None
+    # the conflict table of every completion, whether its pairs were asked about or not
+    scores: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def need_fitted(self) -> Fitted:
         """The fitted probe. Raises InputError where the reward is no probe."""
@@ -112,6 +115,21 @@ def pacs_difference(pairs: Pairs, budget: int, generator: Generator, view: View)
     return _largest(pairs, lambda p: (p["pacs_i"] - p["pacs_j"]).abs(), budget)
 
 
+def placebo(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
+    """SHF-CAS with the policy's log-probabilities shuffled within each prompt: the chance level of
+    conflict. What it gains over `random`, SHF-CAS owes to extreme rewards."""
+    table = conflict.shuffled(view.scores, generator)
+    first, second = (table.iloc[rewards.locate(table, pairs, side)] for side in ("i", "j"))
+    of_prompt = {name: first[name].to_numpy() for name in ("kendall", "mean_abs_pacs")}
+    of_pair = {"pacs_i": first["pacs"].to_numpy(), "pacs_j": second["pacs"].to_numpy()}
+    return shf_cas(pairs.assign(**of_prompt, **of_pair), budget, generator, view)
+
+
+def extreme_reward(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
+    """The largest |z(r)_i| + |z(r)_j|: half of |PACS|, without the policy."""
+    return _largest(pairs, lambda p: p["z_reward_i"].abs() + p["z_reward_j"].abs(), budget)
+
+
 def random(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
     """The first baseline: pairs drawn uniformly."""
     return pairs.iloc[generator.permutation(len(pairs))[:budget]]
@@ -126,7 +144,7 @@ def random_prompts(pairs: Pairs, budget: int, generator: Generator, view: View) 
 
 
 def margin(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
-    """Uncertainty sampling (Lewis and Gale 1994): the pairs whose rewards differ least."""
+    """Margin sampling (Lewis and Gale 1994): the pairs whose rewards differ least."""
     return _largest(pairs, lambda p: -(p["reward_i"] - p["reward_j"]).abs(), budget)
 
 
@@ -152,7 +170,7 @@ def bald(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
     node, weight = np.polynomial.hermite_e.hermegauss(16)  # E over a standard normal
     p = expit(mean[:, None] + np.sqrt(variance)[:, None] * node)
     weight = weight / weight.sum()
-    gain = _uncertainty(p @ weight) - _uncertainty(p) @ weight
+    gain = _entropy(p @ weight) - _entropy(p) @ weight
     return _largest(pairs, lambda t: pd.Series(gain, t.index), budget)
 
 
@@ -226,6 +244,8 @@ STRATEGIES: dict[str, StrategyFunction] = {
     "pacs": pacs,
     "kendall": kendall,
     "pacs_difference": pacs_difference,
+    "placebo": placebo,
+    "extreme_reward": extreme_reward,
     "random": random,
     "random_prompts": random_prompts,
     "margin": margin,
@@ -301,12 +321,17 @@ def _few_enough(pairs: Pairs, budget: int, generator: Generator) -> Pairs:
 
 def _top_prompts(pairs: pd.DataFrame, budget: int, settings: Selection) -> pd.DataFrame:
     """Pairs of the top share of prompts by K, ties broken by id; of more prompts where these hold
-    fewer pairs than the budget."""
+    fewer pairs than the budget.
+
+    In a degenerate prompt there is no ranking to reverse, though ties give it K 1/2: the share is
+    one of the others, and degenerate prompts come last."""
     by_prompt = pairs.groupby("prompt_id")
-    prompts = by_prompt.agg(kendall=("kendall", "first"), pairs=("i", "size")).reset_index()
-    prompts = prompts.sort_values(["kendall", "prompt_id"], ascending=[False, True])
+    first = by_prompt[["degenerate", "kendall"]].first()
+    prompts = first.assign(pairs=by_prompt.size()).reset_index()
+    order = ["degenerate", "kendall", "prompt_id"]
+    prompts = prompts.sort_values(order, ascending=[True, False, True])
     enough = int(np.searchsorted(prompts["pairs"].cumsum(), budget)) + 1
-    share = int(np.ceil(settings.top_share * len(prompts)))
+    share = int(np.ceil(settings.top_share * (~prompts["degenerate"]).sum()))
     kept = prompts["prompt_id"].head(max(enough, share))
     return pairs[pairs["prompt_id"].isin(kept)]
 
@@ -350,7 +375,7 @@ def _differences(values: np.ndarray, pool: pd.DataFrame, pairs: pd.DataFrame) ->
     return values[rewards.locate(pool, pairs, "i")] - values[rewards.locate(pool, pairs, "j")]
 
 
-def _uncertainty(p: np.ndarray) -> np.ndarray:
+def _entropy(p: np.ndarray) -> np.ndarray:
     """Entropy of a yes-or-no answer, in nats."""
     p = np.clip(p, 0, 1)  # a mean over quadrature nodes can leave [0, 1] by rounding
     return entr(p) + entr(1 - p)

@@ -2,6 +2,7 @@ from . import agreement as agreement
 from . import diagnosis as diagnosis
 from . import examples as examples
 from . import figures as figures
+from . import resamples as resamples
 from . import stats as stats
 from . import summary as summary
 from . import without_gold as without_gold

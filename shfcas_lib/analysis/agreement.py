@@ -114,7 +114,8 @@ def table(
         labels                     decided ones
         value, low, high           share of pairs ranked as labelled
         gain, gain_low, gain_high  over the proxy; missing for the proxy itself
-        verdict                    higher, lower, not significant; nothing for the proxy
+        p, p_holm                  bootstrap, of the gain; corrected over all gains of the table
+        verdict                    of the gain, see `stats.verdicts`; nothing for the proxy
 
     None where the reward is no probe (cross-validation would train it anew in each of five folds),
     or no strategy has ten decided labels on five prompts.
@@ -139,14 +140,16 @@ def table(
             share = _interval(agreed[asked], part, params, f"{asked}/{reward}")
             row = (asked, reward, len(part), share.value, share.low, share.high)
             if reward == "proxy":
-                rows.append((*row, np.nan, np.nan, np.nan, ""))
+                rows.append((*row, np.nan, np.nan, np.nan, np.nan))
                 continue
             difference = agreed[asked] - right["proxy"][asked]
             gain = _interval(difference, part, params, f"{asked}/{reward}/gain")
-            rows.append((*row, gain.value, gain.low, gain.high, stats.direction(gain)))
+            rows.append((*row, gain.value, gain.low, gain.high, gain.p))
     columns = ["asked", "reward", "labels", "value", "low", "high"]
-    columns += ["gain", "gain_low", "gain_high", "verdict"]
-    return pd.DataFrame(rows, columns=columns)
+    found = pd.DataFrame(rows, columns=[*columns, "gain", "gain_low", "gain_high", "p"])
+    gains = stats.verdicts(found[found["reward"] != "proxy"], prefix="gain_")
+    found = found.join(gains[["p_holm", "verdict"]])
+    return found.fillna({"verdict": ""})
 
 
 def agrees(reward: RewardModel, pool: pd.DataFrame, labels: pd.DataFrame) -> np.ndarray:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from shfcas_lib.analysis import stats
 from shfcas_lib.analysis.agreement import NEEDS
 from shfcas_lib.base import texts
 from shfcas_lib.storage import files
@@ -44,6 +43,8 @@ COLOURS = {
     "ensemble_mean": "#6699cc",
     "ensemble_min": "#004488",
     "conservative_kl": "#8c7aa9",
+    "placebo": "#44aa99",
+    "extreme_reward": "#cc6677",
 }
 LABELS = {
     "base": "base policy",
@@ -68,6 +69,8 @@ LABELS = {
     "ensemble_mean": "ensemble mean",
     "ensemble_min": "ensemble minimum",
     "conservative_kl": "proxy at the same KL",
+    "placebo": "placebo (shuffled log-probabilities)",
+    "extreme_reward": "extreme rewards",
 }
 PAPER = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5}  # under text
 # matplotlib's stubs want these keys as literals of their own
@@ -83,6 +86,8 @@ _NEEDS = {
     "proxy_errors": "gold, or preferences of your own that did not train the proxy",
     "attribute_pull": "gold, or an attribute that bias injects",
     "label_agreement": NEEDS,
+    "error_roc": "gold that tells completions apart",
+    "kendall_by_category": "a prompt that is not degenerate",
 }
 
 
@@ -263,7 +268,10 @@ def pacs_distribution(table: pd.DataFrame):
 
 @figure_function
 def kendall_by_category(table: pd.DataFrame):
-    """K by category. table: prompt_id, category, kendall."""
+    """K by category. table: prompt_id, category, kendall, of prompts that are not degenerate; None
+    where it is empty."""
+    if not len(table):
+        return None
     import seaborn as sns
 
     order = list(table.groupby("category")["kendall"].mean().sort_values(ascending=False).index)
@@ -290,20 +298,21 @@ def kendall_by_category(table: pd.DataFrame):
 def error_roc(table: pd.DataFrame):
     """Does conflict predict the proxy's error?
 
-    table: score_name, positive (the proxy ranks the pair wrongly), score.
+    table: score_name, placebo (log-probabilities shuffled), false_positive_rate,
+    true_positive_rate, area.
     """
-    figure, axes = subplots(5, 4.6)
-    colours = ("#009e73", "#e69f00", "#56b4e9")  # three scores at most
-    scores = table.groupby("score_name", sort=False)
-    for (name, part), colour in zip(scores, colours, strict=False):
-        points = stats.roc_curve(part["positive"], part["score"])
-        area = stats.roc_auc(part["positive"], part["score"])
+    figure, axes = subplots(5.6, 5.2)
+    names = list(dict.fromkeys(table["score_name"]))
+    colours = dict(zip(names, ("#009e73", "#e69f00", "#56b4e9"), strict=True))
+    for (name, placebo), part in table.groupby(["score_name", "placebo"], sort=False):
+        title = "   shuffled" if placebo else name
         axes.plot(
-            points["false_positive_rate"],
-            points["true_positive_rate"],
-            color=colour,
-            linewidth=2.2,
-            label=f"{name}: area {area:.2f}",
+            part["false_positive_rate"],
+            part["true_positive_rate"],
+            color=colours[name],
+            linewidth=1.3 if placebo else 2.2,
+            linestyle="--" if placebo else "-",
+            label=f"{title}: area {part['area'].iloc[0]:.2f}",
         )
     axes.plot([0, 1], [0, 1], color="0.5", linestyle=":")
     axes.set(
@@ -314,7 +323,7 @@ def error_roc(table: pd.DataFrame):
         ylim=(0, 1),
         aspect="equal",
     )
-    axes.legend(loc="lower right", frameon=True)
+    axes.legend(loc="lower right", frameon=True, fontsize=9.5)
     return figure
 
 

@@ -7,7 +7,7 @@ the same seed agree.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -21,22 +21,17 @@ Columns = Mapping[str, np.ndarray]  # the columns of a table, each of shape (row
 
 @dataclass(frozen=True)
 class Interval:
-    """A point estimate with its interval; `level` is the two-sided coverage aimed at."""
+    """A point estimate with its interval; `level` is the two-sided coverage aimed at, `p` the
+    two-sided bootstrap p-value of 0 being the truth, where one was asked for."""
 
     value: float
     low: float
     high: float
     level: float = 0.95
+    p: float = field(default=float("nan"), compare=False)
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-def direction(interval: Interval) -> str:
-    """'higher' or 'lower' where the interval is clear of 0, else 'not significant'."""
-    if interval.low > 0:
-        return "higher"
-    return "lower" if interval.high < 0 else "not significant"
 
 
 def mean_interval(
@@ -87,10 +82,7 @@ def cluster_interval(
         draws[k] = statistic(_Resample(columns, np.concatenate([groups[g] for g in chosen])))
 
     # a resample can lack what the statistic needs, such as a second class
-    draws = draws[np.isfinite(draws)]
-    if not len(draws):
-        return Interval(value, np.nan, np.nan, level)
-    return Interval(value, *_percentiles(draws, level), level)
+    return from_draws(value, draws, level)
 
 
 class _Resample(Mapping[str, np.ndarray]):
@@ -117,6 +109,21 @@ def _rows_by_cluster(clusters: pd.Series) -> list[np.ndarray]:
     return np.split(order, starts)[1:]
 
 
+def from_draws(value: float, draws: ArrayLike, level: float = 0.95) -> Interval:
+    """The percentile interval of a statistic from its bootstrap draws, (resamples,), with its p.
+
+    p is twice the share of draws on the far side of 0, never below 2 / (draws + 1) and never
+    above 1. Draws that are not finite are left out; the limits are NaN where none is left.
+    """
+    finite = np.asarray(draws, float)
+    finite = finite[np.isfinite(finite)]
+    if not len(finite):
+        return Interval(value, np.nan, np.nan, level)
+    far = min((finite <= 0).sum(), (finite >= 0).sum())
+    p = min(1.0, float(2 * (far + 1) / (len(finite) + 1)))
+    return Interval(value, *_percentiles(finite, level), level, p)
+
+
 def _percentiles(draws: np.ndarray, level: float) -> tuple[float, float]:
     """Both ends of the percentile interval that holds a share `level` of the draws."""
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
@@ -140,7 +147,7 @@ def cluster_mean(
     sums, sizes = groups.sum().to_numpy(), groups.size().to_numpy()
     drawn = generator.integers(0, len(sums), (resamples, len(sums)))
     means = sums[drawn].sum(1) / sizes[drawn].sum(1)
-    return Interval(float(np.mean(values)), *_percentiles(means, level), level)
+    return from_draws(float(np.mean(values)), means, level)
 
 
 def spearman(first: ArrayLike, second: ArrayLike) -> float:
@@ -307,7 +314,7 @@ def compare(
     rows = [row for row in compared if row]
     columns = list(rows[0]) if rows else ["policy", "against", *_PAIRED]
     result = pd.DataFrame(rows, columns=columns)
-    return verdicts(result, level).drop(columns="against")
+    return verdicts(result, level=level).drop(columns="against")
 
 
 _PAIRED = [
@@ -359,21 +366,29 @@ def paired(
     }
 
 
-def verdicts(result: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
-    """Add p_holm, corrected over the rows, and verdict to rows of `paired`.
+def verdicts(
+    result: pd.DataFrame, within: str | None = None, prefix: str = "", level: float = 0.95
+) -> pd.DataFrame:
+    """Add p_holm and verdict to rows of differences: the one rule behind the words *higher*,
+    *lower* and *not significant*.
+
+    result: p, low and high, one row a difference; agree and pools where there are pools.
+    within: the column that names each row's family, over which Holm's correction runs; None: all
+    rows are one. prefix: how low and high begin where they have a longer name ('gain_').
 
     verdict: 'higher' or 'lower' where p_holm < 1 - level, the interval does not hold 0, and every
     pool agrees in sign; else 'not significant'. (Wilcoxon's test takes units of one pool for
     independent; with few pools the other two conditions keep a difference between pools from
     passing for one between policies.)
     """
-    result = result.assign(p_holm=holm(result["p"]) if len(result) else [])
-    significant = result["p_holm"] < 1 - level
-    off_zero = (result["low"] > 0) | (result["high"] < 0)
-    agreed = result["agree"] == result["pools"]
-    direction = np.where(result["difference"] > 0, "higher", "lower")
-    clear = significant & off_zero & agreed
-    return result.assign(verdict=np.where(clear, direction, "not significant"))
+    family = np.zeros(len(result)) if within is None else result[within]
+    p_holm = result["p"].astype(float).groupby(family).transform(holm)
+    clear = p_holm < 1 - level
+    if "pools" in result:
+        clear &= result["agree"] == result["pools"]
+    above, below = result[f"{prefix}low"] > 0, result[f"{prefix}high"] < 0
+    words = np.select([clear & above, clear & below], ["higher", "lower"], "not significant")
+    return result.assign(p_holm=p_holm, verdict=words)
 
 
 _EFFICIENCY = [

@@ -107,8 +107,8 @@ def contrasts(table: pd.DataFrame, params: Params, unit: str = "prompt_id") -> p
     bootstrap intervals.
 
     Columns: better (the policy named first), than, measure, difference, low, high, p (Wilcoxon,
-    two-sided, uncorrected), units, verdict: 'higher', 'lower' or 'not significant', by whether
-    the interval holds 0."""
+    two-sided), units, p_holm and verdict (`stats.verdicts`, corrected over the contrasts of one
+    measure)."""
     rows = []
     for measure in measures_of(table):
         wide = table.pivot(index=unit, columns="policy", values=measure)
@@ -120,9 +120,9 @@ def contrasts(table: pd.DataFrame, params: Params, unit: str = "prompt_id") -> p
             interval = stats.mean_interval(values, draw, params.evaluation.bootstrap)
             p = stats.wilcoxon_p(values)
             limits = (interval.value, interval.low, interval.high)
-            rows.append((better, than, measure, *limits, p, len(values), stats.direction(interval)))
-    columns = ["better", "than", "measure", "difference", "low", "high", "p", "units", "verdict"]
-    return pd.DataFrame(rows, columns=columns)
+            rows.append((better, than, measure, *limits, p, len(values)))
+    columns = ["better", "than", "measure", "difference", "low", "high", "p", "units"]
+    return stats.verdicts(pd.DataFrame(rows, columns=columns), within="measure")
 
 
 def _comparable(params: Params, policies) -> list[tuple[str, str]]:
@@ -176,6 +176,8 @@ def headline(
 
     by_pacs = predicts["measure"].str.startswith("wrong pairs found by |PACS|")
     area = predicts[by_pacs].iloc[0]
-    text = str(stats.Interval(area["value"], area["low"], area["high"]))
-    numbers["wrong pairs found by |PACS|, area under ROC (0.5: chance)"] = text
+    found = stats.Interval(area["value"], area["low"], area["high"])
+    chance = stats.Interval(area["chance"], area["chance_low"], area["chance_high"])
+    text = f"{found}; placebo {chance}: {area['verdict']}"
+    numbers["wrong pairs found by |PACS|, area under ROC"] = text
     return numbers

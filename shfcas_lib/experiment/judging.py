@@ -156,12 +156,19 @@ def predicts_error(run: Run, conflict: pd.DataFrame) -> pd.DataFrame | None:
     )
 
 
+def above_chance(predicts: pd.DataFrame | None) -> pd.DataFrame | None:
+    """`predicts_error` for a cell to show, each number beside its placebo; without gold one printed
+    line says what is left out."""
+    text = None if predicts is None else diagnosis.as_text(predicts)
+    return rounded(text, "does conflict know where the proxy is wrong?")
+
+
 def roc_table(run: Run, conflict: pd.DataFrame) -> pd.DataFrame | None:
     """The table behind the ROC figure; None without gold."""
     if not run.params.gold.known:
         return None
     truth = run.require(stages.PROXY, "gold_evaluate")
-    return diagnosis.roc_table(diagnosis.pair_errors(conflict, truth))
+    return diagnosis.roc_table(conflict, truth, run.params.seed)
 
 
 # --- notebook 04: rewards, policies, and what labels changed

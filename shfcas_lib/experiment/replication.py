@@ -184,14 +184,14 @@ def references(
     """What a sweep's points share, for every seed: fits the rewards, keeps them in folder/<seed
     number>, and returns the tables measures, curves, categories (of base, proxy, full, clean and
     the remedies that depend on no strategy) and predicts (does conflict predict the proxy's error,
-    on evaluation prompts)."""
+    on evaluation prompts, and what its placebo predicts)."""
     parts = []
     for k, seed in _counted(params):
         case = build_case(params, prompts, first(pool, params.sampling.n), seed, folder / str(k))
         conflict = conflict_table(case.evaluate, case.setting.proxy.score(case.evaluate))
         mended = _mended(case, runs.Stage(folder / str(k), None) / "remedies")
         tables = _tables(case, case.references | mended)
-        tables["predicts"] = diagnosis.error_measures(conflict, case.evaluate)
+        tables["predicts"] = diagnosis.error_measures(conflict, case.evaluate, seed)
         parts.append({name: table.assign(seed=k) for name, table in tables.items()})
     return _stacked(parts)
 

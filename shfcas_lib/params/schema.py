@@ -366,6 +366,8 @@ StrategyName = Literal[
     "pacs",
     "kendall",
     "pacs_difference",
+    "placebo",
+    "extreme_reward",
     "random",
     "random_prompts",
     "margin",

@@ -120,9 +120,9 @@ def _numbers(axes, value: np.ndarray, clear: np.ndarray, limit: float) -> None:
 
 @figure_function
 def error_areas(table: pd.DataFrame):
-    """Does conflict find the proxy's wrong pairs?
+    """Does conflict find the proxy's wrong pairs, and better than its placebo?
 
-    table: setting, measure, value, low, high: area under ROC.
+    table: setting, measure, value, low, high: area under ROC; chance: that of the placebo.
     """
     settings = list(dict.fromkeys(table["setting"]))
     figure, axes = subplots(9.5, 1.2 + 0.55 * len(settings))
@@ -147,11 +147,18 @@ def error_areas(table: pd.DataFrame):
             color=colours.get(measure, "#555555"),
             label=measure,
         )
+        axes.scatter(
+            part["chance"],
+            [settings.index(s) + shift for s in part["setting"]],
+            marker="|",
+            s=70,
+            color=colours.get(measure, "#555555"),
+        )
     axes.axvline(0.5, color="0.5", linestyle=":")
     axes.set(
         yticks=range(len(settings)),
         yticklabels=settings,
-        xlabel="area under ROC (0.5: chance)",
+        xlabel="area under ROC (stroke: chance, the same with log-probabilities shuffled)",
         title="Which number knows where the proxy ranks a pair wrongly?",
     )
     axes.set_ylim(len(settings) - 0.5, -0.5)

@@ -278,6 +278,29 @@ def bands(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*by, "value", "low", "high"])
 
 
+def predictions(predicts: pd.DataFrame) -> pd.DataFrame:
+    """Does conflict know where the proxy is wrong, and better than its placebo?
+
+    One row for each setting and measure: setting, measure, value and its nested interval low,
+    high, chance (the placebo's mean), above, above_low, above_high (value over placebo, paired by
+    pool and seed), p, p_holm and verdict (`stats.verdicts`, corrected over the measures of one
+    setting), pools and agree. Units without a value are left out.
+    """
+    key = ["setting", "pool", "seed", "measure"]
+    every = predicts.drop_duplicates(key).dropna(subset=["value", "chance"])
+    rows = []
+    for (setting, measure), part in every.groupby(["setting", "measure"], sort=False):
+        both = part.set_index(["pool", "seed"])[["value", "chance"]]
+        above = stats.paired(both, "value", "chance", 0, measure)
+        named = {"setting": setting, "measure": measure, "chance": both["chance"].mean()}
+        rows.append(named | (above or {}))
+    columns = {"difference": "above", "low": "above_low", "high": "above_high"}
+    facts = ["setting", "measure", "chance", *columns, "p", "pools", "agree"]
+    found = pd.DataFrame(rows, columns=facts).rename(columns=columns)
+    table = bands(every, ["setting", "measure"], "value").merge(found, on=["setting", "measure"])
+    return stats.verdicts(table, within="setting", prefix="above_")
+
+
 def gains(categories: pd.DataFrame) -> pd.DataFrame:
     """Gold gained over the proxy, per category.
 

@@ -1,11 +1,14 @@
 """Means, contrasts and headlines of figures of merit, against values made by hand."""
 
+from typing import get_args
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from shfcas_lib.analysis import summary
+from shfcas_lib.analysis import stats, summary
 from shfcas_lib.params import reading
+from shfcas_lib.params.schema import StrategyName
 
 SETTINGS = reading.validate({"selection": {"strategies": ["shf_cas", "random"]}}, "test")
 POLICIES = {"base": 0.0, "proxy": -0.2, "random": 0.1, "shf_cas": 0.3, "clean": 0.5}
@@ -70,23 +73,47 @@ def test_a_difference_that_may_be_nothing_is_not_significant(per_prompt):
     noise = np.random.default_rng(1).normal(scale=0.1, size=len(same))
     table = summary.contrasts(same.assign(gold=same["gold"] + noise), SETTINGS)
     assert (table["verdict"] == "not significant").sum() >= 3
-    assert ((table["low"] <= 0) == (table["verdict"] != "higher")).all()
+    assert ((table["low"] > 0) | (table["verdict"] != "higher")).all()
+
+
+def test_among_many_contrasts_of_nothing_one_small_p_is_not_significant():
+    """Twelve strategies that are all alike: 78 contrasts with one another and the proxy. Some
+    interval is clear of 0 by luck, which the correction knows."""
+    names = list(get_args(StrategyName))[:12]
+    settings = reading.validate({"selection": {"strategies": names}}, "test")
+    draw = np.random.default_rng(1)
+    rows = [(name, f"p{k:02d}", draw.normal()) for name in [*names, "proxy"] for k in range(40)]
+    table = summary.contrasts(pd.DataFrame(rows, columns=["policy", "prompt_id", "gold"]), settings)
+    assert len(table) == 78
+    lucky = (table["p"] < 0.05) & ((table["low"] > 0) | (table["high"] < 0))
+    assert lucky.any() and (table["verdict"] == "not significant").all()
+
+
+def test_contrasts_are_corrected_over_those_of_one_measure(per_prompt):
+    gap = np.random.default_rng(4).normal(size=len(per_prompt))
+    table = summary.contrasts(per_prompt.assign(gap=gap), SETTINGS)
+    for _, part in table.groupby("measure"):
+        np.testing.assert_allclose(part["p_holm"], stats.holm(part["p"]))
+    alone = summary.contrasts(per_prompt, SETTINGS)
+    pd.testing.assert_frame_equal(table[table["measure"] == "gold"], alone)
 
 
 def test_the_headline_over_prompts_and_over_seeds(per_prompt):
     name = "wrong pairs found by |PACS|, area under ROC"
-    predicts = pd.DataFrame({"measure": [name], "value": [0.6], "low": [0.5], "high": [0.7]})
+    found = {"measure": name, "value": 0.6, "low": 0.5, "high": 0.7}
+    placebo = {"chance": 0.47, "chance_low": 0.45, "chance_high": 0.49, "verdict": "higher"}
+    predicts = pd.DataFrame([found | placebo])
     numbers = summary.headline(per_prompt, None, predicts, SETTINGS)
     assert list(numbers) == [
         "gold reward, base policy (40 prompts)",
         "gain of the biased proxy over the base policy",
         "gain of shf_cas over the proxy",
         "gain of shf_cas over random at the same budget",
-        "wrong pairs found by |PACS|, area under ROC (0.5: chance)",
+        name,
     ]
     gain = gold_of(per_prompt, "shf_cas") - gold_of(per_prompt, "proxy")
     assert numbers["gain of shf_cas over the proxy"].startswith(f"{gain.mean():.3f} [")
-    assert numbers[f"{name} (0.5: chance)"] == "0.600 [0.500, 0.700]"
+    assert numbers[name] == "0.600 [0.500, 0.700]; placebo 0.470 [0.450, 0.490]: higher"
 
     repeats = per_prompt.rename(columns={"prompt_id": "seed"})
     over_seeds = summary.headline(per_prompt, repeats, predicts, SETTINGS)

@@ -192,6 +192,9 @@ def test_labels_that_teach_raise_the_agreement_and_the_interval_says_so(blind):
     assert (table.xs("shf_cas", level="reward")["verdict"] == "higher").all() and (
         table.xs("proxy", level="reward")["verdict"] == ""
     ).all()
+    gains = table.drop(index="proxy", level="reward")
+    np.testing.assert_allclose(gains["p_holm"], stats.holm(gains["p"]))
+    assert table.xs("proxy", level="reward")[["p", "p_holm"]].isna().all(axis=None)
     row = table.loc["random", "shf_cas"]
     assert (
         row["labels"] == len(labels["random"])

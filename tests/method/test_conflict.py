@@ -13,7 +13,14 @@ from scipy.stats import kendalltau
 
 from shfcas_lib import conflict
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.conflict import by_prompt, conflict_table, kendall_distance, pacs
+from shfcas_lib.conflict import (
+    by_prompt,
+    conflict_table,
+    kendall_distance,
+    means,
+    pacs,
+    shuffled,
+)
 
 REPEATABLE = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
@@ -330,3 +337,56 @@ def test_a_value_that_is_not_finite_names_prompt_and_completion(scored, column, 
         pool.loc[row, "logp"] = value
     with pytest.raises(InputError, match=f"{column} of completion 2 of prompt p4 is {value}"):
         conflict_table(pool, reward)
+
+
+# the placebo
+
+
+@pytest.fixture
+def opposed():
+    """Conflict of 40 prompts x 6 completions that the policy ranks in the opposite order."""
+    reward = np.random.default_rng(2).normal(size=240)
+    ids = np.repeat([f"p{k:02d}" for k in range(40)], 6)
+    pool = pd.DataFrame({"prompt_id": ids, "index": np.tile(range(6), 40), "logp": -reward})
+    return conflict_table(pool, reward)
+
+
+def test_a_shuffled_table_keeps_what_each_side_says_of_a_prompt_and_no_more(opposed):
+    luck = shuffled(opposed, np.random.default_rng(0))
+    assert list(luck) == list(opposed) and len(luck) == len(opposed)
+    pd.testing.assert_series_equal(luck["z_reward"], opposed["z_reward"])
+    for prompt, part in luck.groupby("prompt_id"):
+        before = opposed[opposed["prompt_id"] == prompt]
+        assert sorted(part["logp"]) == sorted(before["logp"])
+        np.testing.assert_allclose(np.sort(part["z_logp"]), np.sort(before["z_logp"]))
+    # the opposite order is gone: K falls from 1 to that of unrelated rankings
+    assert opposed["kendall"].eq(1).all() and abs(luck["kendall"].mean() - 0.5) < 0.08
+    again = conflict_table(luck[["prompt_id", "index", "logp"]], luck["reward"].to_numpy())
+    pd.testing.assert_frame_equal(luck, again)
+
+
+def test_a_shuffle_is_the_generators_and_does_not_depend_on_the_order_of_rows(opposed):
+    one, same, other = (shuffled(opposed, np.random.default_rng(k)) for k in (0, 0, 1))
+    pd.testing.assert_frame_equal(one, same)
+    assert not one["logp"].equals(other["logp"])
+    mixed = opposed.sample(frac=1, random_state=0)
+    pd.testing.assert_frame_equal(shuffled(mixed, np.random.default_rng(0)), one)
+
+
+def test_a_shuffle_deals_every_log_probability_to_every_completion_equally_often(opposed):
+    one = opposed[opposed["prompt_id"] == "p00"]
+    generator, taken = np.random.default_rng(0), np.zeros((6, 6))
+    for _ in range(300):
+        luck = shuffled(one, generator)["logp"].to_numpy()
+        taken += luck[:, None] == one["logp"].to_numpy()
+    assert (np.abs(taken - 50) < 5 * np.sqrt(300 * 5 / 36)).all()
+
+
+def test_means_count_the_prompts_in_which_there_is_something_to_rank():
+    rows = [("a", 0, -1.0), ("a", 1, -2.0), ("flat", 0, -3.0), ("flat", 1, -3.0), ("one", 0, -1.0)]
+    pool = pd.DataFrame(rows, columns=["prompt_id", "index", "logp"])
+    found = conflict_table(pool, np.array([0.0, 1.0, 0.0, 1.0, 5.0]))
+    assert by_prompt(found)["degenerate"].tolist() == [False, True, True]
+    assert means(found) == {"kendall": 1.0, "mean_abs_pacs": 2.0}
+    rest = found[found["degenerate"]]
+    assert all(np.isnan(value) for value in means(rest).values())

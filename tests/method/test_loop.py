@@ -5,9 +5,13 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 from project import ROOT
+
+from shfcas_lib import loop
+from shfcas_lib.conflict import conflict_table
 
 # A whole experiment on random features, no language model: pool, preferences, bias, proxy, two
 # strategies, evaluation.
@@ -147,3 +151,12 @@ def test_no_comparison_is_asked_twice(undisturbed):
             ]
         )
         assert not labels.duplicated(["prompt_id", "i", "j"]).any()
+
+
+def test_a_round_reports_the_conflict_of_prompts_that_can_be_ranked():
+    rows = [("a", 0, -1.0), ("a", 1, -2.0), ("flat", 0, -3.0), ("flat", 1, -3.0)]
+    pool = pd.DataFrame(rows, columns=["prompt_id", "index", "logp"])
+    conflict = conflict_table(pool, np.array([0.0, 1.0, 0.0, 1.0]))
+    labels = pd.DataFrame({"prompt_id": ["a"], "i": [0], "j": [1], "label": [1.0]})
+    found = loop._summary(1, conflict, labels)
+    assert (found["kendall"], found["mean_abs_pacs"], found["contradicted"]) == (1.0, 2.0, 1.0)

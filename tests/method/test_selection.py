@@ -12,7 +12,7 @@ import pytest
 
 from shfcas_lib import policies, strategies, trust
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.conflict import by_prompt, conflict_table
+from shfcas_lib.conflict import by_prompt, conflict_table, shuffled
 from shfcas_lib.params.schema import Params, Selection
 from shfcas_lib.rewards import fit_probe, locate
 from shfcas_lib.selection import all_pairs, select
@@ -160,9 +160,10 @@ def test_an_unknown_strategy_lists_the_valid_names(conflict):
 def test_no_strategy_is_handed_gold(conflict, strategy, monkeypatch):
     seen, chosen_by = [], STRATEGIES[strategy]
 
-    def spy(pairs, *rest):
+    def spy(pairs, budget, generator, view):
         seen.extend(pairs.columns)
-        return chosen_by(pairs, *rest)
+        assert "gold" not in view.scores
+        return chosen_by(pairs, budget, generator, view)
 
     monkeypatch.setitem(STRATEGIES, strategy, spy)
     choose(strategy, conflict.assign(gold=1.0), 5)
@@ -250,6 +251,82 @@ def test_the_whole_pool_can_be_asked(conflict):
     assert sorted(keys(choose("shf_cas", conflict, 120, Selection(top_share=0.1)))) == keys(
         all_pairs(conflict)
     )
+
+
+# degenerate prompts: one side finds all completions alike, and ties give them K 1/2
+
+
+@pytest.fixture
+def with_degenerate():
+    """Three degenerate prompts, first by id, and four in which K is 0 or 1/6: below theirs."""
+    flat, falling = [1.0, 1.0, 1.0, 1.0], [-1.0, -2.0, -3.0, -4.0]
+    prompts = {"a": (flat, falling), "b": (falling, flat), "c": (flat, flat)}
+    agreeing, almost = [4.0, 3.0, 2.0, 1.0], [4.0, 3.0, 1.0, 2.0]
+    prompts |= {"w": (agreeing, falling), "x": (almost, falling)}
+    prompts |= {"y": (agreeing, falling), "z": (almost, falling)}
+    return table(prompts)
+
+
+@pytest.mark.parametrize("strategy", ["shf_cas", "kendall", "placebo"])
+def test_degenerate_prompts_come_last_whatever_their_kendall(with_degenerate, strategy):
+    ranked = by_prompt(with_degenerate).set_index("prompt_id")["kendall"]
+    assert (ranked[["a", "b", "c"]] == 0.5).all() and (ranked[list("wxyz")] < 0.5).all()
+    chosen = choose(strategy, with_degenerate, 24, Selection(top_share=0.01))
+    assert set(chosen["prompt_id"]) == set("wxyz")  # all their pairs, although the others rank 1/2
+    beyond = choose(strategy, with_degenerate, 25, Selection(top_share=0.01))
+    assert set(beyond["prompt_id"]) == set("wxyz") | {"a"}
+
+
+@pytest.mark.parametrize("strategy", ["shf_cas", "kendall"])
+def test_the_top_share_is_one_of_the_prompts_that_can_be_ranked(with_degenerate, strategy):
+    """Half of four prompts, not half of seven; prompts of one completion have no pair at all."""
+    chosen = choose(strategy, with_degenerate, 12, Selection(top_share=0.5))
+    assert set(chosen["prompt_id"]) == {"x", "z"}
+    single = table({"s": ([1.0], [-1.0])})
+    both = pd.concat([with_degenerate, single], ignore_index=True)
+    assert keys(choose(strategy, both, 12, Selection(top_share=0.5))) == keys(chosen)
+
+
+def test_the_threshold_form_never_asks_about_a_degenerate_prompt(with_degenerate):
+    chosen = choose("shf_cas_threshold", with_degenerate, None, Selection(delta=0.0, tau=0.0))
+    assert set(chosen["prompt_id"]) == {"x", "z"}  # of w and y every PACS is 0, too
+
+
+# the arms that tell luck from knowledge
+
+
+def test_the_placebo_is_shf_cas_on_shuffled_log_probabilities(conflict):
+    asked = choose("random", conflict, 30, seed=5)
+    for seed in range(3):
+        luck = shuffled(conflict, np.random.default_rng(seed))
+        for before in (None, asked):
+            expected = choose("shf_cas", luck, 20, asked=before)
+            chosen = choose("placebo", conflict, 20, asked=before, seed=seed)
+            assert keys(chosen) == keys(expected)
+            assert chosen["reason"].tolist() == expected["reason"].tolist()
+
+
+def test_the_placebo_is_not_shf_cas_and_draws_anew_for_another_seed(conflict):
+    found = [keys(choose("placebo", conflict, 20, seed=seed)) for seed in range(3)]
+    assert keys(choose("shf_cas", conflict, 20)) not in found
+    assert found[0] != found[1] != found[2]
+
+
+def test_the_placebo_is_shf_cas_where_there_is_nothing_to_shuffle():
+    """One log-probability for all completions of a prompt: dealt out anew, it is the same."""
+    generator = np.random.default_rng(0)
+    prompts = {f"p{k}": (generator.normal(size=4), np.full(4, -9.0 - k)) for k in range(6)}
+    same = table(prompts)
+    assert keys(choose("placebo", same, 10)) == keys(choose("shf_cas", same, 10))
+
+
+def test_extreme_reward_takes_the_largest_rewards_and_ignores_the_policy(conflict):
+    z = conflict.set_index(["prompt_id", "index"])["z_reward"].abs()
+    pairs = keys(all_pairs(conflict))
+    expected = sorted(pairs, key=lambda k: (-(z[k[0], k[1]] + z[k[0], k[2]]), k))[:15]
+    assert keys(choose("extreme_reward", conflict, 15)) == expected
+    luck = shuffled(conflict, np.random.default_rng(4))
+    assert keys(choose("extreme_reward", luck, 15)) == expected
 
 
 # SHF-CAS, threshold form
@@ -571,7 +648,7 @@ def test_selection_time_grows_no_worse_than_linearly_in_the_pool(strategy):
         pool, conflict = pool_of(prompts)
         pairs, view = (
             all_pairs(conflict),
-            View(SETTINGS, strategy, dataclasses.replace(fitted(), pool=pool)),
+            View(SETTINGS, strategy, dataclasses.replace(fitted(), pool=pool), conflict),
         )
         best = np.inf
         for _ in range(3):

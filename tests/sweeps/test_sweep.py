@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 import faces
@@ -501,6 +502,44 @@ def test_the_matrix_says_the_same_on_both_sides():
             other["p_holm"],
             mirror[other["verdict"]],
         )
+
+
+def predicted(chance, pools=3, seeds=8):
+    """The table `predicts` of a sweep: in setting a one measure lies .05 above its chance level
+    and one at it, in setting b both lie at it. chance: of a pool and a seed."""
+    draw, rows = np.random.default_rng(0), []
+    for setting, (pool, seed) in product("ab", product(range(pools), range(seeds))):
+        for measure, above in {"knows": 0.05 * (setting == "a"), "does not": 0.0}.items():
+            level = chance(pool, seed)
+            value = level + above + draw.normal(0, 0.01)
+            rows.append((setting, measure, 10, pool, seed, value, level))
+    columns = ["setting", "measure", "budget", "pool", "seed", "value", "chance"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+@pytest.mark.parametrize("chance", [lambda pool, seed: 0.4 + 0.02 * seed, lambda *_: 0.5])
+def test_a_prediction_is_compared_with_its_placebo_pool_by_pool_and_seed_by_seed(chance):
+    """The second chance level is the constant that older tables have."""
+    table = predicted(chance)
+    found = report.predictions(pd.concat([table, table])).set_index(["setting", "measure"])
+    assert found["verdict"].to_dict() == {
+        ("a", "knows"): "higher",
+        ("a", "does not"): "not significant",
+        ("b", "knows"): "not significant",
+        ("b", "does not"): "not significant",
+    }
+    row = found.loc["a", "knows"]
+    assert row["above"] == pytest.approx(0.05, abs=0.01) and row["pools"] == 3
+    assert row["chance"] == pytest.approx(table["chance"].mean())
+    # what varies from seed to seed in both is no error of the difference
+    assert row["above_high"] - row["above_low"] < 0.02
+
+
+def test_a_prediction_that_is_not_defined_is_left_out():
+    table = predicted(lambda *_: 0.5)
+    table.loc[table["measure"] == "knows", "value"] = float("nan")
+    assert set(report.predictions(table)["measure"]) == {"does not"}
+    assert len(report.predictions(table.head(0))) == 0
 
 
 def test_bands_leave_out_units_without_a_value():
