@@ -55,6 +55,30 @@ def mean_interval(
     return Interval(values.mean(), *_percentiles(means, level), level)
 
 
+def ratio_interval(
+    numerator: ArrayLike,
+    denominator: ArrayLike,
+    generator: np.random.Generator,
+    resamples: int = 4000,
+    level: float = 0.95,
+) -> Interval:
+    """Ratio of two means over the same independent units with a percentile bootstrap interval.
+
+    numerator, denominator: (units,). Raises InputError for no units or a value that is not finite.
+    """
+    both = np.stack([np.asarray(numerator, float), np.asarray(denominator, float)])
+    if not both.size or not np.isfinite(both).all():
+        raise InputError(
+            f"ratio_interval: found shape {both.shape}, expected at least one finite value per unit"
+        )
+    drawn = generator.integers(0, both.shape[1], (resamples, both.shape[1]))
+    above, below = both[:, drawn].mean(-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = above / below
+    value = float(both[0].mean() / both[1].mean()) if both[1].mean() else float("nan")
+    return Interval(value, *_percentiles(ratios[np.isfinite(ratios)], level), level)
+
+
 def cluster_interval(
     table: pd.DataFrame,
     cluster: str,

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from shfcas_lib import bias, evaluation
-from shfcas_lib.analysis import agreement, diagnosis, examples, summary, without_gold
+from shfcas_lib.analysis import agreement, diagnosis, examples, summary, way, without_gold
 from shfcas_lib.analysis.stats import Interval
 from shfcas_lib.conflict import conflict_table
 from shfcas_lib.experiment import proxy_data, replication, stages, without_labels
@@ -263,10 +263,25 @@ def replicates(run: Run) -> pd.DataFrame | None:
 
     def make() -> pd.DataFrame:
         truth = gold_scores(everything, table, params)
-        return replication.replicates(params, table, everything, truth)
+        tables = replication.replicates(params, table, everything, truth)
+        stage.table("way", lambda: tables["way"])
+        return tables["replicates"]
 
     with stage.timed("replicates"):
         return stage.table("replicates", make)
+
+
+def way_back(run: Run) -> pd.DataFrame | None:
+    """How much of what the flaw cost labels undo (`way.shares`); None where there are no
+    replicates, or no cost that is clear of 0."""
+    table = _waypoints(run)
+    back = None if table is None else way.shares(table, run.params)
+    return None if back is None or not len(back) else back
+
+
+def _waypoints(run: Run) -> pd.DataFrame | None:
+    """Gold along the way, of `replication.waypoints`; None where there are no replicates."""
+    return run.require(EVALUATION, "way") if run.params.evaluation.replicates else None
 
 
 def trained(
@@ -313,7 +328,9 @@ def headline(
     """The numbers that matter, as text. table: `per_prompt`."""
     if run.params.gold.known:
         predicts = run.require(stages.CONFLICT, "predicts_error")
-        return summary.headline(table, repeats, predicts, run.params)
+        numbers = summary.headline(table, repeats, predicts, run.params)
+        along = _waypoints(run)
+        return numbers if along is None else numbers | way.headline(along, run.params)
     return without_gold.headline(means(run, table), changed, agreed, run.params)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,16 +51,14 @@ class Case:
     human: SimulatedHuman
     evaluate: pd.DataFrame
     clean: RewardModel
-    full: RewardModel
+    full: RewardModel | None = None
 
     @property
     def references(self) -> dict[str, np.ndarray]:
-        """Scores of the evaluation pool by what no strategy changes: proxy, full and clean."""
-        return {
-            "proxy": self.setting.proxy.score(self.evaluate),
-            "full": self.full.score(self.evaluate),
-            "clean": self.clean.score(self.evaluate),
-        }
+        """Scores of the evaluation pool by what no strategy changes: proxy, clean, and full where
+        the case has it."""
+        known = {"proxy": self.setting.proxy, "full": self.full, "clean": self.clean}
+        return {name: reward.score(self.evaluate) for name, reward in known.items() if reward}
 
 
 def seeds(params: Params) -> list[int]:
@@ -72,10 +71,15 @@ def _seed(params: Params, k: int) -> int:
 
 
 def build_case(
-    params: Params, prompts: pd.DataFrame, pool: pd.DataFrame, seed: int, folder: Path | None = None
+    params: Params,
+    prompts: pd.DataFrame,
+    pool: pd.DataFrame,
+    seed: int,
+    folder: Path | None = None,
+    full: bool = True,
 ) -> Case:
     """Split, bias and fit once more with `seed`. Rewards are read from `folder` where it holds
-    them, else fitted (and kept there)."""
+    them, else fitted (and kept there). full: with the reward of a label for every pair."""
     stage = runs.Stage(folder, None) if folder else runs.Memory()
 
     # the split and the biased preferences
@@ -102,15 +106,12 @@ def build_case(
 
     # the human and the ceilings, who know gold
     gold = pool.set_index(["prompt_id", "index"])["gold"].to_dict()
+    case = Case(setting, _human(params, gold, seed), evaluate, fit("clean", train, clean))
+    if not full:
+        return case
     labels = _every_label(setting.askable, gold)
     everything = refine.merge(observed, labels, params.reward.feedback_weight)
-    return Case(
-        setting,
-        _human(params, gold, seed),
-        evaluate,
-        fit("clean", train, clean),
-        fit("full", pd.concat([train, feedback]), everything),
-    )
+    return dataclasses.replace(case, full=fit("full", setting.known, everything))
 
 
 def _human(params: Params, gold: dict, seed: int) -> SimulatedHuman:
@@ -161,21 +162,60 @@ def categories(case: Case, scores: dict[str, np.ndarray]) -> pd.DataFrame:
 
 def replicates(
     params: Params, prompts: pd.DataFrame, pool: pd.DataFrame, gold: np.ndarray
-) -> pd.DataFrame:
+) -> dict[str, pd.DataFrame]:
     """All of it for every seed, in memory. prompts: all prompts of the run; pool, gold: their
-    completions and (rows,) gold.
+    completions and (rows,) gold. Two tables, means over each seed's evaluation prompts:
 
-    Returns seed (0, 1, ...), policy (base, proxy, every remedy and strategy, clean) and the
-    MEASURES, means over that seed's evaluation prompts. The spread over seeds covers split, bias,
-    fit and selection; it does not cover the sampling of completions."""
+    replicates  seed (0, 1, ...), policy (base, proxy, every remedy and strategy, clean) and the
+                MEASURES
+    way         seed, policy (proxy, clean, every strategy), refinement, labels so far, gold
+
+    The spread over seeds covers split, bias, fit and selection; it does not cover the sampling of
+    completions."""
     parts = []
     for k, seed in _counted(params):
-        case = build_case(params, prompts, pool.assign(gold=gold), seed)
-        fixed, refined = case.references, _refined(case)[0]
+        case = build_case(params, prompts, pool.assign(gold=gold), seed, full=False)
+        fixed, (refined, outcomes) = case.references, _refined(case)
         mended = _mended(case, runs.Memory())
         scores = {"proxy": fixed["proxy"], **mended, **refined, "clean": fixed["clean"]}
-        parts.append(measure(case, scores).assign(seed=k))
-    return pd.concat(parts, ignore_index=True)
+        tables = {"replicates": measure(case, scores), "way": waypoints(case, outcomes)}
+        parts.append({name: table.assign(seed=k) for name, table in tables.items()})
+    return _stacked(parts)
+
+
+def waypoints(case: Case, outcomes: dict[str, loop.Outcome]) -> pd.DataFrame:
+    """Gold along the way from the proxy to clean labels: policy, refinement, labels, gold. After
+    every round by the run's refinement; of random and SHF-CAS labels also by `merge`."""
+    settings = case.setting.params.reward
+    gold = partial(_tilted_gold, case)
+    fixed = case.references
+    rows = [("proxy", "", 0, gold(fixed["proxy"])), ("clean", "", 0, gold(fixed["clean"]))]
+    for name, outcome in outcomes.items():
+        counts = outcome.rounds["labels"].cumsum()
+        for count, reward in zip(counts, outcome.rewards, strict=True):
+            score = reward.score(case.evaluate)
+            rows.append((name, settings.refinement, int(count), gold(score)))
+        if name in ("random", "shf_cas") and settings.refinement != "merge":
+            for count in counts:
+                score = _merged(case, outcome, int(count)).score(case.evaluate)
+                rows.append((name, "merge", int(count), gold(score)))
+    return pd.DataFrame(rows, columns=["policy", "refinement", "labels", "gold"])
+
+
+def _tilted_gold(case: Case, score: np.ndarray) -> float:
+    """Mean gold of the policy tilted by a score of the evaluation pool."""
+    ids = case.evaluate["prompt_id"].to_numpy()
+    weights = policies.tilt(ids, score, case.setting.params.policy.beta)
+    table = policies.per_prompt(ids, weights, {"gold": case.evaluate["gold"].to_numpy()})
+    return float(table["gold"].mean())
+
+
+def _merged(case: Case, outcome: loop.Outcome, count: int) -> RewardModel:
+    """The reward that the first labels of an outcome give by `merge`."""
+    setting = case.setting
+    settings = setting.params.reward.model_copy(update={"refinement": "merge"})
+    data = refine.Data(outcome.pool, setting.observed, outcome.labels.head(count))
+    return refine.update(settings, data, setting.seed)
 
 
 def references(
