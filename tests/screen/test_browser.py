@@ -53,8 +53,10 @@ pytestmark = pytest.mark.skipif(
 def lab(tmp_path, runs_folder, monkeypatch):
     """JupyterLab on loopback with the prepared notebook 03 of a run: (address, notebook's path in
     it, stage folder, process)."""
-    run, _ = tiny_run.make(tiny_run.settings())
-    (tmp_path / "people.yaml").write_text(yaml.safe_dump(tiny_run.settings()))
+    values = tiny_run.settings()
+    values["selection"] |= {"random_share": 0.4}
+    run, _ = tiny_run.make(values)
+    (tmp_path / "people.yaml").write_text(yaml.safe_dump(values))
     settings = tmp_path / "lab" / "settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
     (settings / "notification.jupyterlab-settings").write_text(
@@ -322,6 +324,8 @@ def test_a_person_labels_a_run_in_jupyterlab(lab, page, tmp_path):
     assert (
         facts(page)["state"] == "done" and "reward is refined" in page.locator(SCREEN).inner_text()
     )
+    said = page.locator(f"{SCREEN} .estimate")
+    assert said.inner_text().startswith("The proxy orders ") and said.is_visible()
 
     # Everything was text: every completion came out as it went in, and nothing in it ran or
     # became an element.

@@ -1,0 +1,318 @@
+"""How wrong is the proxy: coverage over planted runs, whatever the strategy and whenever somebody
+looks; what the report says and when it says nothing."""
+
+import json
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_run
+
+from shfcas_lib import loop, refine
+from shfcas_lib.analysis import sequence, stopping
+from shfcas_lib.feedback import SimulatedHuman
+from shfcas_lib.rewards import locate
+
+RUNS = 500
+LOST = np.log(20)  # a bettor who has this much says that the share is not 5% to be the truth
+
+
+def population(prompts, share, ties=0.0, n=4):
+    """All pairs of some prompts' completions, of which chance leaves `ties` undecided and a reward
+    orders `share` of the others as labelled: pool, pairs with right and decided."""
+    ids = [f"p{k:03d}" for k in range(prompts)]
+    pool = pd.DataFrame({"prompt_id": np.repeat(ids, n), "index": np.tile(range(n), prompts)})
+    pairs = pd.DataFrame(
+        [(p, i, j) for p in ids for i, j in combinations(range(n), 2)],
+        columns=["prompt_id", "i", "j"],
+    )
+    generator = np.random.default_rng(7)
+    order = generator.permutation(len(pairs))
+    decided = order >= round(ties * len(pairs))
+    right = np.zeros(len(pairs), bool)
+    some = np.flatnonzero(decided)
+    right[some[: round(share * len(some))]] = True
+    return pool, pairs.assign(right=right, decided=decided)
+
+
+def asked(pairs, budgets, share, seed):
+    """What a strategy asks that finds the reward's errors first, beside a random share, as
+    `stopping.asked` gives it: all answered."""
+    generator = np.random.default_rng(seed)
+    right, decided = pairs["right"].to_numpy(), pairs["decided"].to_numpy()
+    left, rows, drawn = np.argsort(right, kind="stable"), [], []  # errors first
+    for budget in budgets:
+        chance = generator.permutation(left)[: round(share * budget)]
+        rest = left[~np.isin(left, chance)]
+        part = np.concatenate([chance, rest[: budget - len(chance)]])
+        left = left[~np.isin(left, part)]
+        place = generator.permutation(budget)
+        rows.append(part[place])
+        drawn.append(place < len(chance))
+    rows, number = np.concatenate(rows), np.repeat(np.arange(len(budgets)) + 1, budgets)
+    return pd.DataFrame(
+        {
+            "pair": rows,
+            "right": right[rows],
+            "drawn": np.concatenate(drawn),
+            "round": number,
+            "answered": True,
+            "label": np.where(decided[rows], 1.0, 0.5),
+        }
+    )
+
+
+def draws_of(pool, table):
+    return stopping.drawn(pool, table, table["right"].to_numpy(float))
+
+
+def truth(pairs):
+    return pairs.loc[pairs["decided"], "right"].mean()
+
+
+def missed(pool, pairs, budgets, share):
+    """How often the truth is out at one moment at least, over planted runs; and the estimates."""
+    lost, values = 0, []
+    for seed in range(RUNS):
+        draws = draws_of(pool, asked(pairs, budgets, share, seed))
+        lost += sequence.log_capital(draws, np.array([truth(pairs)])).max() >= LOST
+        values.append(sequence.estimate(draws))
+    return lost / RUNS, np.array(values)
+
+
+@pytest.mark.parametrize("right", [0.05, 0.5, 0.95])
+@pytest.mark.parametrize(
+    ("prompts", "budgets", "share"),
+    [(200, [40, 40], 0.2), (200, [80], 1.0), (17, [20, 20, 20], 0.2)],
+    ids=["chosen pairs", "all random", "a small pool"],
+)
+def test_the_truth_is_covered_at_every_moment_of_95_runs_in_100(right, prompts, budgets, share):
+    pool, pairs = population(prompts, right)
+    lost, values = missed(pool, pairs, budgets, share)
+    assert lost <= 0.05
+    error = values.std(ddof=1) / np.sqrt(RUNS)
+    assert abs(values.mean() - truth(pairs)) < 3.5 * error, "the estimate is unbiased"
+
+
+def test_ties_and_skips_are_covered_too():
+    pool, pairs = population(100, 0.7, ties=0.6)
+    lost, values = missed(pool, pairs, [40, 40], 0.5)
+    assert lost <= 0.05 and abs(values.mean() - truth(pairs)) < 0.02
+
+
+def test_the_gain_of_a_later_reward_is_covered_on_what_was_not_asked_before():
+    """Judged by labels of the second round alone: a difference of two rewards, within -1 and 1."""
+    pool, pairs = population(100, 0.6, ties=0.2)
+    better = np.random.default_rng(3).random(len(pairs)) < 0.75
+    gain, lost = better.astype(float) - pairs["right"], 0
+    for seed in range(RUNS):
+        table = asked(pairs, [40, 60], 0.4, seed)
+        rest = np.setdiff1d(np.arange(len(pairs)), table["pair"][table["round"] == 1])
+        true = gain[rest][pairs["decided"][rest]].mean()
+        value = gain[table["pair"]].to_numpy()
+        draws = stopping.drawn(pool, table, value, since=2, bounds=(-1.0, 1.0))
+        assert len(draws) == 24 and draws.size == len(rest)
+        lost += sequence.log_capital(draws, np.array([true])).max() >= LOST
+    assert lost / RUNS <= 0.05
+
+
+def test_labels_that_a_strategy_chose_would_be_no_fair_sample():
+    """What the 500 runs above would find if chosen pairs passed as drawn ones."""
+    pool, pairs = population(200, 0.7)
+    out = 0
+    for seed in range(50):
+        table = asked(pairs, [40, 40], 0.2, seed).assign(drawn=True)
+        out += sequence.log_capital(draws_of(pool, table), np.array([0.7])).max() >= LOST
+    assert out == 50
+
+
+def test_what_is_seen_midway_is_the_beginning_of_what_is_seen_later():
+    """Every look is one moment of the same sequence, which is covered as a whole."""
+    pool, pairs = population(30, 0.6, ties=0.2)
+    table = asked(pairs, [20, 20], 0.3, 1)
+    whole = draws_of(pool, table)
+    for count in range(0, 41):
+        early = table.assign(answered=np.arange(40) < count)
+        early["label"] = early["label"].where(early["answered"])
+        if count <= 20:  # the second round is not chosen yet
+            early = early[early["round"] == 1]
+        some = draws_of(pool, early)
+        assert len(some) == (table["drawn"] & (np.arange(40) < count)).sum()
+        assert (some.before == whole.before[: len(some)]).all()
+        assert some.now[0] == count
+
+
+def test_a_drawn_pair_that_waits_holds_back_those_behind_it():
+    pool, pairs = population(30, 0.6)
+    table = asked(pairs, [20], 1.0, 1)
+    table["answered"] = np.arange(20) != 7
+    assert len(draws_of(pool, table)) == 7
+
+
+def test_the_interval_is_made_of_the_shares_that_are_not_out():
+    pool, pairs = population(40, 0.6, ties=0.1)
+    for seed in range(20):
+        draws = draws_of(pool, asked(pairs, [30, 30], 0.4, seed))
+        found, grid = sequence.interval(draws), np.linspace(0, 1, 1001)
+        kept = grid[sequence.log_capital(draws, grid).max(0) < LOST]
+        least, most = sequence.certain(draws)
+        low, high = max(kept.min(), least), min(kept.max(), most)
+        assert found.low <= low <= found.low + 0.006
+        assert found.high - 0.006 <= high <= found.high
+        assert found.low <= found.value <= found.high
+
+
+def test_all_pairs_asked_leave_no_doubt():
+    pool, pairs = population(10, 0.7, ties=0.2)
+    for share in (0.2, 1.0):
+        draws = draws_of(pool, asked(pairs, [30, 30], share, 3))
+        found = sequence.interval(draws)
+        assert found.low == found.value == found.high == pytest.approx(truth(pairs))
+
+
+def test_the_capital_is_a_fair_game_at_the_truth():
+    """Over all orders in which three pairs of four can be drawn, nobody wins on average."""
+    pool, pairs = population(4, 0.5, n=2)
+    pairs = pairs.assign(right=[True, False, True, True], decided=[True, True, False, True])
+    table = pairs.assign(drawn=True, round=1, answered=True)
+    table["label"] = np.where(table["decided"], 1.0, 0.5)
+    ends = []
+    for first in range(4):
+        for second in set(range(4)) - {first}:
+            draws = draws_of(pool, table.iloc[[first, second]])
+            ends.append(np.exp(sequence.log_capital(draws, np.array([2 / 3]))[-1, 0]))
+    assert np.mean(ends) == pytest.approx(1.0)
+
+
+def test_the_forecast_is_near_what_comes():
+    pool, pairs = population(200, 0.6)
+    forecasts, widths = [], []
+    for seed in range(20):
+        table = asked(pairs, [100], 0.4, seed)
+        some = draws_of(pool, table.assign(answered=np.arange(100) < 50))
+        more = len(draws_of(pool, table)) - len(some)
+        forecasts.append(sequence.forecast(some, more))
+        widths.append(sequence.interval(draws_of(pool, table)))
+    width = [np.mean([x.high - x.low for x in found]) for found in (forecasts, widths)]
+    assert width[0] == pytest.approx(width[1], rel=0.1)
+
+
+# the report
+
+
+def human_of(setting):
+    """A simulated human, who prefers the completion with the larger first feature."""
+    features = np.stack(setting.feedback["features"])[:, 0]
+
+    def gold(shown):
+        named = pd.DataFrame({"prompt_id": shown["prompt_id"], "i": shown["index"]})
+        return features[locate(setting.feedback, named.reset_index(drop=True), "i")]
+
+    return SimulatedHuman(gold)
+
+
+def finished(strategy, **selection):
+    """A run of a strategy over two rounds: setting, folder, table of `stopping.asked`."""
+    chosen = {"strategies": [strategy], "budget": 40, "rounds": 2} | selection
+    run, setting = tiny_run.make(tiny_run.settings(selection=chosen), hostile=False)
+    stage = run.stage("03_feedback") / strategy
+    outcome = loop.run_rounds(strategy, setting, human_of(setting), stage)
+    return setting, stage.folder, stopping.asked(stage.folder, outcome.labels)
+
+
+def test_the_report_judges_the_proxy_and_the_reward_of_the_round_before(runs_folder):
+    setting, folder, table = finished("shf_cas", random_share=0.25)
+    assert table["drawn"].tolist().count(True) == 10 and table["answered"].all()
+    found = stopping.report(setting, "shf_cas", folder, table)
+    assert json.loads(json.dumps(found)) == found
+    assert (found["pairs"], found["drawn"]) == (9 * 6, 10)
+
+    # by hand: what the reward of round 1 says of the labels drawn in round 2
+    reward = refine.read(setting.params.reward, folder / "round_1")
+    score = setting.feedback.assign(r=reward.score(setting.feedback))
+    score = score.set_index(["prompt_id", "index"])["r"]
+    pairs = setting.feedback.merge(setting.feedback, on="prompt_id", suffixes=("_i", "_j"))
+    pairs = pairs[pairs["index_i"] < pairs["index_j"]]
+    first = [score[key] for key in zip(pairs["prompt_id"], pairs["index_i"], strict=True)]
+    second = [score[key] for key in zip(pairs["prompt_id"], pairs["index_j"], strict=True)]
+    wins = np.array([f[0] for f in pairs["features_i"]]) > [f[0] for f in pairs["features_j"]]
+    pairs["right"] = (np.array(first) > np.array(second)) == wins
+    pairs = pairs.rename(columns={"index_i": "i", "index_j": "j"})
+    judged = table[table["round"] == 2].merge(pairs, on=["prompt_id", "i", "j"])
+    drawn = judged[judged["drawn"]]
+    assert found["refined"]["value"] == pytest.approx(drawn["right"].mean(), abs=0.006)
+    old = table.loc[table["round"] == 1, ["prompt_id", "i", "j"]].merge(pairs)
+    left = pairs["right"].sum() - old["right"].sum()
+    assert found["refined"]["low"] <= left / (54 - 20) <= found["refined"]["high"]
+    assert 0 <= found["changed"] <= 1 and found["narrower"][1] <= found["narrower"][0]
+
+    words = stopping.suggestion(found)
+    assert words.startswith("The proxy orders ") and "of all 54 pairs" in words
+    assert "(10 labels drawn by chance" in words and "; the refined reward " in words
+    assert "Another 20 labels are expected to narrow ±" in words
+    assert "the last 20 changed the order of" in words
+
+
+def test_a_proxy_that_is_right_and_one_that_is_wrong_are_told_apart(runs_folder):
+    setting, folder, table = finished("random", rounds=1)
+    scored = setting.feedback[["prompt_id", "index"]]
+    features = np.stack(setting.feedback["features"])[:, 0]
+    for sign, low, high in ((1, 0.8, 1), (-1, 0, 0.2)):
+        conflict = scored.assign(reward=sign * features)
+        conflict.to_parquet(folder / "round_1" / "conflict.parquet")
+        found = stopping.report(setting, "random", folder, table)
+        assert low <= found["proxy"]["low"] <= found["proxy"]["high"] <= high
+        assert found["refined"] is None and "refined" not in stopping.suggestion(found)
+
+
+def test_labels_that_cannot_say_it_get_a_sentence_and_no_number(runs_folder):
+    setting, folder, table = finished("shf_cas")
+    found = stopping.report(setting, "shf_cas", folder, table)
+    assert set(found) == {"strategy", "needs"}
+    words = stopping.suggestion(found)
+    assert "selection.random_share" in words and "%" not in words
+    mixed = setting.params.feedback.model_copy(update={"kind": "mixed"})
+    params = setting.params.model_copy(update={"feedback": mixed})
+    shared = loop.Setting(**(vars(setting) | {"params": params}))
+    assert "person and a judge" in stopping.suggestion(
+        stopping.report(shared, "random", folder, table)
+    )
+
+
+def test_nothing_is_said_before_a_drawn_pair_is_decided(runs_folder):
+    setting, folder, table = finished("random", rounds=1)
+    for early in (
+        table.assign(answered=False, label=np.nan),
+        table.assign(label=0.5),
+        table.assign(label=np.nan),
+    ):
+        found = stopping.report(setting, "random", folder, early)
+        assert found is None and stopping.suggestion(found) == ""
+    nothing = stopping.asked(folder / "nowhere", table.assign(answer="first"))
+    assert stopping.report(setting, "random", folder / "nowhere", nothing) is None
+
+
+def test_completions_of_a_trained_policy_are_not_of_the_pool(runs_folder):
+    setting, folder, table = finished("random", rounds=2)
+    first = table[table["round"] == 1]
+    fresh = table[table["round"] == 2].assign(i=lambda t: t["i"] + 100, j=lambda t: t["j"] + 100)
+    both = stopping.report(setting, "random", folder, pd.concat([first, fresh]))
+    assert both["proxy"] == stopping.report(setting, "random", folder, first)["proxy"]
+    assert both["refined"] is None
+
+
+def test_you_may_stop_where_little_changes():
+    found = {
+        "strategy": "random",
+        "pairs": 1344,
+        "drawn": 300,
+        "proxy": {"value": 0.6, "low": 0.5, "high": 0.7},
+        "refined": None,
+        "gain": None,
+        "narrower": [0.08, 0.075],
+        "changed": 0.01,
+    }
+    assert "you may stop" in stopping.suggestion(found)
+    assert "you may stop" not in stopping.suggestion(found | {"changed": 0.03})
+    assert "you may stop" not in stopping.suggestion(found | {"narrower": [0.2, 0.15]})
