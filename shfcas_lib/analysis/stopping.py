@@ -40,7 +40,12 @@ from shfcas_lib.evaluation import pair_accuracy
 
 MORE = 20  # labels that the forecast is about, and that the trend compares
 _ENOUGH = 10  # labels that a reward is refined with before a trend means anything
+_FEWEST = 5  # decided labels drawn by chance; an interval around fewer says nothing
 _LITTLE = 0.02  # a change of the order, or of the interval's half, that is not worth 20 labels
+_TOO_FEW = (
+    f"The estimate of how wrong the proxy is starts at {_FEWEST} decided labels drawn by chance;"
+    " so far there are {count}."
+)
 _KEY = ["prompt_id", "i", "j"]
 
 
@@ -66,17 +71,17 @@ def asked(folder: Path, labels: pd.DataFrame) -> pd.DataFrame:
 
 
 def report(setting: loop.Setting, strategy: str, folder: Path, table: pd.DataFrame) -> dict | None:
-    """What labels say about the proxy and the refined reward; None before the first drawn pair is
-    decided.
+    """What labels say about the proxy and the refined reward; None before anything is asked.
 
     folder: the strategy's, as for `asked`, which made `table`. Keys
 
         strategy
         needs           why there is no estimate; the only other key where it is there
-        pairs, drawn    pairs of the pool; labels by chance that count
+        pairs, drawn    pairs of the pool; decided labels of pairs drawn by chance
         proxy           value, low, high: its accuracy on the pool
         refined, gain   the same of the reward that the last round started from, on the pairs not
                         asked before, and of its accuracy less the proxy's; None in the first round
+                        and before five decided labels drawn in this one
         narrower        half of the proxy's interval now, and expected after 20 more labels
         changed         share of the pool's pairs that the last 20 labels made the refined reward
                         order differently; None before 30, and for a reward that is no probe
@@ -90,14 +95,15 @@ def report(setting: loop.Setting, strategy: str, folder: Path, table: pd.DataFra
     table = _within(table, first)
     right = _right(first, table)
     draws = drawn(first, table, right)
-    if not draws.decided.any():
-        return None
+    count = int(draws.decided.sum())
+    if count < _FEWEST:
+        return {"strategy": strategy, "needs": _TOO_FEW.format(count=count)}
     now = sequence.interval(draws)
     later = sequence.forecast(draws, _more_drawn(setting, strategy))
     return {
         "strategy": strategy,
         "pairs": draws.size,
-        "drawn": len(draws),
+        "drawn": count,
         "proxy": _numbers(now),
         **_refined(setting, folder, table, right),
         "narrower": [(now.high - now.low) / 2, (later.high - later.low) / 2],
@@ -113,21 +119,22 @@ def suggestion(found: dict | None) -> str:
     if "needs" in found:
         return found["needs"]
     words = [
-        f"The proxy orders {_share(found['proxy'])} of all {found['pairs']:,} pairs as their labels"
-        f" would ({found['drawn']} labels drawn by chance; pairs that stay undecided left out)"
+        f"The proxy is right on {_share(found['proxy'])} of the pool's pairs that labels would"
+        f" decide, by {found['drawn']} labels drawn by chance"
     ]
     if found["refined"]:
         words.append(
-            f"; the refined reward {_share(found['refined'])} of those not asked before,"
-            f" {_points(found['gain'])} points"
+            f"; the refined reward on {_share(found['refined'])} of those not asked before, a gain"
+            f" of {_points(found['gain'])} points"
         )
-    before, after = found["narrower"]
+    before, after = (100 * half for half in found["narrower"])
     words.append(
-        f". Another {MORE} labels are expected to narrow ±{before:.0%} to ±{min(before, after):.0%}"
+        f". Another {MORE} labels are expected to narrow ±{before:.1f} points to"
+        f" ±{min(before, after):.1f}"
     )
     if found["changed"] is not None:
         words.append(f"; the last {MORE} changed the order of {found['changed']:.0%} of the pairs")
-        if found["changed"] < _LITTLE and before - after < _LITTLE:
+        if found["changed"] < _LITTLE and before - after < 100 * _LITTLE:
             words.append(": more of the same will change little, you may stop")
     return "".join(words) + "."
 
@@ -211,7 +218,7 @@ def _refined(setting: loop.Setting, folder: Path, table: pd.DataFrame, right: np
         return {"refined": None, "gain": None}
     value = _right(scored, table)
     judged = drawn(scored, table, value, last)
-    if not judged.decided.any():
+    if judged.decided.sum() < _FEWEST:
         return {"refined": None, "gain": None}
     gain = drawn(scored, table, value - right, last, (-1.0, 1.0))
     level = 1 - 0.05 / (setting.params.selection.rounds - 1)  # one interval for each round

@@ -2,12 +2,14 @@
 looks; what the report says and when it says nothing."""
 
 import json
+import re
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 import pytest
 import tiny_run
+from project import ROOT
 
 from shfcas_lib import loop, refine
 from shfcas_lib.analysis import sequence, stopping
@@ -65,6 +67,10 @@ def asked(pairs, budgets, share, seed):
 
 def draws_of(pool, table):
     return stopping.drawn(pool, table, table["right"].to_numpy(float))
+
+
+def _width(interval):
+    return interval.high - interval.low
 
 
 def truth(pairs):
@@ -194,8 +200,23 @@ def test_the_forecast_is_near_what_comes():
         more = len(draws_of(pool, table)) - len(some)
         forecasts.append(sequence.forecast(some, more))
         widths.append(sequence.interval(draws_of(pool, table)))
-    width = [np.mean([x.high - x.low for x in found]) for found in (forecasts, widths)]
+    width = [np.mean([_width(x) for x in found]) for found in (forecasts, widths)]
     assert width[0] == pytest.approx(width[1], rel=0.1)
+
+
+def test_the_page_says_how_wide_the_interval_is():
+    page = (ROOT / "docs" / "labelling.md").read_text()
+    rows = re.findall(r"^\| (65|95)% \| (one in five|all) \|(.*)\|$", page, re.MULTILINE)
+    assert len(rows) == 4
+    for right, share, told in rows:
+        pool, pairs = population(48, int(right) / 100, n=8)
+        widths = []
+        for seed in range(15):
+            table = asked(pairs, [40] * 4, 1.0 if share == "all" else 0.2, seed)
+            looks = [draws_of(pool, table.head(count)) for count in (40, 80, 160)]
+            widths.append([_width(sequence.interval(draws)) for draws in looks])
+        half = 100 * np.mean(widths, 0) / 2
+        assert half == pytest.approx([float(w) for w in re.findall(r"± (\d+)", told)], abs=2.5)
 
 
 # the report
@@ -248,8 +269,8 @@ def test_the_report_judges_the_proxy_and_the_reward_of_the_round_before(runs_fol
     assert 0 <= found["changed"] <= 1 and found["narrower"][1] <= found["narrower"][0]
 
     words = stopping.suggestion(found)
-    assert words.startswith("The proxy orders ") and "of all 54 pairs" in words
-    assert "(10 labels drawn by chance" in words and "; the refined reward " in words
+    assert words.startswith("The proxy is right on ") and "; the refined reward on " in words
+    assert "by 10 labels drawn by chance" in words
     assert "Another 20 labels are expected to narrow ±" in words
     assert "the last 20 changed the order of" in words
 
@@ -280,17 +301,24 @@ def test_labels_that_cannot_say_it_get_a_sentence_and_no_number(runs_folder):
     )
 
 
-def test_nothing_is_said_before_a_drawn_pair_is_decided(runs_folder):
+def test_too_few_decided_labels_get_a_sentence_and_no_number(runs_folder):
     setting, folder, table = finished("random", rounds=1)
-    for early in (
-        table.assign(answered=False, label=np.nan),
-        table.assign(label=0.5),
-        table.assign(label=np.nan),
+    place = np.arange(len(table))
+    for early, count in (
+        (table.assign(answered=False, label=np.nan), 0),
+        (table.assign(label=0.5), 0),
+        (table.assign(label=np.nan), 0),
+        (table.assign(answered=place < 4), 4),
+        (table.assign(label=table["label"].where(place > 35, 0.5)), 4),
     ):
         found = stopping.report(setting, "random", folder, early)
-        assert found is None and stopping.suggestion(found) == ""
+        assert set(found) == {"strategy", "needs"}
+        words = stopping.suggestion(found)
+        assert words.endswith(f"so far there are {count}.") and "%" not in words
+    assert stopping.report(setting, "random", folder, table.assign(answered=place < 5))["proxy"]
     nothing = stopping.asked(folder / "nowhere", table.assign(answer="first"))
     assert stopping.report(setting, "random", folder / "nowhere", nothing) is None
+    assert stopping.suggestion(None) == ""
 
 
 def test_completions_of_a_trained_policy_are_not_of_the_pool(runs_folder):

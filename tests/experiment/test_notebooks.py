@@ -57,6 +57,10 @@ def test_run_leaves_every_artifact(finished):
     run = folder / "tiny"
     for stage in ("01_proxy", "02_conflict", "03_feedback", "04_evaluation"):
         assert json.loads((run / stage / "metrics.json").read_text())
+    # the labels of random pairs speak for the whole pool, those of chosen pairs do not
+    accuracy = json.loads((run / "03_feedback" / "metrics.json").read_text())["accuracy"]
+    assert list(accuracy) == ["random"] and accuracy["random"]["drawn"] == 12
+    assert 0 <= accuracy["random"]["proxy"]["low"] <= accuracy["random"]["proxy"]["high"] <= 1
     for figure in (
         "01_proxy/figures/proxy_errors",
         "02_conflict/figures/pacs_plane",

@@ -325,7 +325,7 @@ def test_a_person_labels_a_run_in_jupyterlab(lab, page, tmp_path):
         facts(page)["state"] == "done" and "reward is refined" in page.locator(SCREEN).inner_text()
     )
     said = page.locator(f"{SCREEN} .estimate")
-    assert said.inner_text().startswith("The proxy orders ") and said.is_visible()
+    assert said.inner_text().startswith("The proxy is right on ") and said.is_visible()
 
     # Everything was text: every completion came out as it went in, and nothing in it ran or
     # became an element.
