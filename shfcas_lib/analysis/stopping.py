@@ -37,6 +37,7 @@ from shfcas_lib.analysis import sequence
 from shfcas_lib.analysis.agreement import ordered_as, refined_with
 from shfcas_lib.analysis.stats import Interval
 from shfcas_lib.evaluation import pair_accuracy
+from shfcas_lib.selection import all_pairs
 
 MORE = 20  # labels that the forecast is about, and that the trend compares
 _ENOUGH = 10  # labels that a reward is refined with before a trend means anything
@@ -79,9 +80,12 @@ def report(setting: loop.Setting, strategy: str, folder: Path, table: pd.DataFra
         needs           why there is no estimate; the only other key where it is there
         pairs, drawn    pairs of the pool; decided labels of pairs drawn by chance
         proxy           value, low, high: its accuracy on the pool
-        refined, gain   the same of the reward that the last round started from, on the pairs not
-                        asked before, and of its accuracy less the proxy's; None in the first round
-                        and before five decided labels drawn in this one
+        refined         the same of the reward that the last round started from, on the pairs not
+                        asked before; None in the first round, and before five decided labels drawn
+                        in this one; so are the next two
+        differs         share of the pool's pairs that it orders otherwise than the proxy
+        gain            value, low, high: on how many more of the pairs not asked before it is
+                        right than the proxy, as a share of all of these, undecided ones too
         narrower        half of the proxy's interval now, and expected after 20 more labels
         changed         share of the pool's pairs that the last 20 labels made the refined reward
                         order differently; None before 30, and for a reward that is no probe
@@ -94,7 +98,7 @@ def report(setting: loop.Setting, strategy: str, folder: Path, table: pd.DataFra
         return None
     table = _within(table, first)
     right = _right(first, table)
-    draws = drawn(first, table, right)
+    draws = drawn(_pairs(first), table, right)
     count = int(draws.decided.sum())
     if count < _FEWEST:
         return {"strategy": strategy, "needs": _TOO_FEW.format(count=count)}
@@ -124,8 +128,9 @@ def suggestion(found: dict | None) -> str:
     ]
     if found["refined"]:
         words.append(
-            f"; the refined reward on {_share(found['refined'])} of those not asked before, a gain"
-            f" of {_points(found['gain'])} points"
+            f"; the refined reward, which orders {found['differs']:.0%} otherwise, on"
+            f" {_share(found['refined'])} of those not asked before, which changes"
+            f" {_points(found['gain'])} points of all"
         )
     before, after = (100 * half for half in found["narrower"])
     words.append(
@@ -140,19 +145,19 @@ def suggestion(found: dict | None) -> str:
 
 
 def drawn(
-    pool: pd.DataFrame,
+    pairs: int,
     table: pd.DataFrame,
     value: np.ndarray,
     since: int = 1,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> sequence.Draws:
-    """The pairs of `table` that chance drew in round `since` and later, as draws from the pairs of
-    `pool` that were not asked before that round.
+    """The pairs of `table` that chance drew in round `since` and later, as draws from those of
+    `pairs` in all that were not asked before that round.
 
     value: (rows,), within the bounds. Draws count up to the first that is not answered, because a
     hard one may be left for later; pairs of a round before count as known.
     """
-    decided = (table["label"].notna() & (table["label"] != 0.5)).to_numpy(float)
+    decided = _decided(table)
     steps = np.column_stack([np.ones(len(table)), decided, decided * value])
     number, answered = table["round"].to_numpy(int), table["answered"].to_numpy(bool)
     chance = table["drawn"].to_numpy(bool)
@@ -173,7 +178,7 @@ def drawn(
         np.concatenate(before),
         np.concatenate(start),
         steps[(number >= since) & answered].sum(0),
-        _pairs(pool) - int((number < since).sum()),
+        pairs - int((number < since).sum()),
         bounds,
     )
 
@@ -211,21 +216,66 @@ def _needs(setting: loop.Setting, strategy: str) -> str | None:
 
 
 def _refined(setting: loop.Setting, folder: Path, table: pd.DataFrame, right: np.ndarray) -> dict:
-    """`refined` and `gain` of a report. right: (rows,), where the proxy is."""
+    """`refined`, `differs` and `gain` of a report. right: (rows,), where the proxy is."""
     last = int(table["round"].max())
     scored = _scored(folder, last) if last > 1 else None
+    nothing = {"refined": None, "differs": None, "gain": None}
     if scored is None:
-        return {"refined": None, "gain": None}
+        return nothing
     value = _right(scored, table)
-    judged = drawn(scored, table, value, last)
+    pairs = _orders(folder, last)
+    judged = drawn(len(pairs), table, value, last)
     if judged.decided.sum() < _FEWEST:
-        return {"refined": None, "gain": None}
-    gain = drawn(scored, table, value - right, last, (-1.0, 1.0))
+        return nothing
     level = 1 - 0.05 / (setting.params.selection.rounds - 1)  # one interval for each round
+    other = pd.MultiIndex.from_frame(pairs.loc[pairs["differ"], _KEY])
+    differ = pd.MultiIndex.from_frame(table[_KEY]).isin(other)
+    found = gain(len(pairs), len(other), table, value - right, differ, last, level)
     return {
         "refined": _numbers(sequence.interval(judged, level)),
-        "gain": _numbers(sequence.interval(gain, level)),
+        "differs": len(other) / len(pairs),
+        "gain": _numbers(found),
     }
+
+
+def gain(
+    pairs: int,
+    differing: int,
+    table: pd.DataFrame,
+    change: np.ndarray,
+    differ: np.ndarray,
+    since: int,
+    level: float = 0.95,
+) -> Interval:
+    """On how many more of the pairs not asked before round `since` one reward is right than
+    another, as a share of all of these, undecided ones too.
+
+    pairs, differing: how many the pool has, and on how many the two give different orders. change:
+    (rows,), right of the one less right of the other, -1 to 1, on a pair of `table`; differ:
+    (rows,) bool. Pairs that both order alike change nothing whatever their labels, so that only
+    the differing ones are in doubt.
+    """
+    every = table.assign(label=1.0)  # an undecided pair counts, with a change of 0
+    draws = drawn(differing, every[differ], (_decided(table) * change)[differ], since, (-1.0, 1.0))
+    found = sequence.interval(draws, level)
+    share = draws.size / (pairs - int((table["round"] < since).sum()))
+    value = float(np.nan_to_num(found.value))  # no draw among them: nothing speaks for a change
+    return Interval(share * value, share * found.low, share * found.high, level)
+
+
+def _orders(folder: Path, number: int) -> pd.DataFrame:
+    """All pairs of the pool, prompt_id, i, j, and differ: does the reward that a round started from
+    order the pair otherwise than the proxy?"""
+    signs = []
+    for k in (1, number):
+        pairs = all_pairs(pd.read_parquet(folder / f"round_{k}" / "conflict.parquet"))
+        signs.append(np.sign(pairs["reward_i"] - pairs["reward_j"]))
+    return pairs[_KEY].assign(differ=signs[0] != signs[1])
+
+
+def _decided(table: pd.DataFrame) -> np.ndarray:
+    """(rows,): 1 where the label says which completion is better."""
+    return (table["label"].notna() & (table["label"] != 0.5)).to_numpy(float)
 
 
 def _scored(folder: Path, number: int) -> pd.DataFrame | None:

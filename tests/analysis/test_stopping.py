@@ -66,7 +66,10 @@ def asked(pairs, budgets, share, seed):
 
 
 def draws_of(pool, table):
-    return stopping.drawn(pool, table, table["right"].to_numpy(float))
+    pairs = pool.groupby("prompt_id").size()
+    return stopping.drawn(
+        int((pairs * (pairs - 1) // 2).sum()), table, table["right"].to_numpy(float)
+    )
 
 
 def _width(interval):
@@ -108,19 +111,27 @@ def test_ties_and_skips_are_covered_too():
 
 
 def test_the_gain_of_a_later_reward_is_covered_on_what_was_not_asked_before():
-    """Judged by labels of the second round alone: a difference of two rewards, within -1 and 1."""
+    """Judged by labels of the second round alone; most pairs are ordered alike by both rewards."""
     pool, pairs = population(100, 0.6, ties=0.2)
-    better = np.random.default_rng(3).random(len(pairs)) < 0.75
-    gain, lost = better.astype(float) - pairs["right"], 0
+    generator = np.random.default_rng(3)
+    differ = generator.random(len(pairs)) < 0.3
+    better = pairs["right"].where(~differ, ~pairs["right"] & (generator.random(len(pairs)) < 0.9))
+    differ &= (better != pairs["right"]).to_numpy()
+    change, lost, widths = better.to_numpy(float) - pairs["right"].to_numpy(float), 0, []
     for seed in range(RUNS):
         table = asked(pairs, [40, 60], 0.4, seed)
         rest = np.setdiff1d(np.arange(len(pairs)), table["pair"][table["round"] == 1])
-        true = gain[rest][pairs["decided"][rest]].mean()
-        value = gain[table["pair"]].to_numpy()
-        draws = stopping.drawn(pool, table, value, since=2, bounds=(-1.0, 1.0))
-        assert len(draws) == 24 and draws.size == len(rest)
-        lost += sequence.log_capital(draws, np.array([true])).max() >= LOST
+        true = (change * pairs["decided"].to_numpy())[rest].mean()
+        where = table["pair"].to_numpy()
+        found = stopping.gain(len(pairs), differ.sum(), table, change[where], differ[where], 2)
+        lost += not found.low <= true <= found.high
+        if seed < 50:  # against all pairs as if in doubt
+            every, value = table.assign(label=1.0), change[where] * table["label"].ne(0.5)
+            draws = stopping.drawn(len(pairs), every, value.to_numpy(), 2, (-1.0, 1.0))
+            widths.append([_width(found), _width(sequence.interval(draws))])
     assert lost / RUNS <= 0.05
+    doubt, direct = np.mean(widths, 0)
+    assert doubt < 0.85 * direct, "pairs that the rewards order alike are in no doubt"
 
 
 def test_labels_that_a_strategy_chose_would_be_no_fair_sample():
@@ -242,6 +253,15 @@ def finished(strategy, **selection):
     return setting, stage.folder, stopping.asked(stage.folder, outcome.labels)
 
 
+def all_pairs_of(pool, score):
+    """Is the first completion of each pair the better one? By (prompt_id, i, j)."""
+    table = pool[["prompt_id", "index"]].assign(score=score)
+    both = table.merge(table, on="prompt_id", suffixes=("_i", "_j"))
+    both = both[both["index_i"] < both["index_j"]]
+    both = both.set_index(["prompt_id", "index_i", "index_j"])
+    return both["score_i"] > both["score_j"]
+
+
 def test_the_report_judges_the_proxy_and_the_reward_of_the_round_before(runs_folder):
     setting, folder, table = finished("shf_cas", random_share=0.25)
     assert table["drawn"].tolist().count(True) == 10 and table["answered"].all()
@@ -250,26 +270,24 @@ def test_the_report_judges_the_proxy_and_the_reward_of_the_round_before(runs_fol
     assert (found["pairs"], found["drawn"]) == (9 * 6, 10)
 
     # by hand: what the reward of round 1 says of the labels drawn in round 2
+    truth = all_pairs_of(setting.feedback, np.stack(setting.feedback["features"])[:, 0])
     reward = refine.read(setting.params.reward, folder / "round_1")
-    score = setting.feedback.assign(r=reward.score(setting.feedback))
-    score = score.set_index(["prompt_id", "index"])["r"]
-    pairs = setting.feedback.merge(setting.feedback, on="prompt_id", suffixes=("_i", "_j"))
-    pairs = pairs[pairs["index_i"] < pairs["index_j"]]
-    first = [score[key] for key in zip(pairs["prompt_id"], pairs["index_i"], strict=True)]
-    second = [score[key] for key in zip(pairs["prompt_id"], pairs["index_j"], strict=True)]
-    wins = np.array([f[0] for f in pairs["features_i"]]) > [f[0] for f in pairs["features_j"]]
-    pairs["right"] = (np.array(first) > np.array(second)) == wins
-    pairs = pairs.rename(columns={"index_i": "i", "index_j": "j"})
-    judged = table[table["round"] == 2].merge(pairs, on=["prompt_id", "i", "j"])
-    drawn = judged[judged["drawn"]]
-    assert found["refined"]["value"] == pytest.approx(drawn["right"].mean(), abs=0.006)
-    old = table.loc[table["round"] == 1, ["prompt_id", "i", "j"]].merge(pairs)
-    left = pairs["right"].sum() - old["right"].sum()
-    assert found["refined"]["low"] <= left / (54 - 20) <= found["refined"]["high"]
+    refined = truth == all_pairs_of(setting.feedback, reward.score(setting.feedback))
+    proxy = truth == all_pairs_of(setting.feedback, setting.proxy.score(setting.feedback))
+    key = pd.MultiIndex.from_frame(table[["prompt_id", "i", "j"]])
+    fresh = ~truth.index.isin(key[table["round"] == 1])
+    drawn = key[(table["round"] == 2) & table["drawn"]]
+    assert found["refined"]["value"] == pytest.approx(refined[drawn].mean(), abs=0.006)
+    assert found["refined"]["low"] <= refined[fresh].mean() <= found["refined"]["high"]
+    assert found["differs"] == pytest.approx((refined != proxy).mean())
+    gained = refined.astype(float) - proxy
+    assert found["gain"]["low"] <= gained[fresh].mean() <= found["gain"]["high"]
+    most = (refined != proxy)[fresh].mean()  # pairs that both order alike are in no doubt
+    assert -most <= found["gain"]["low"] <= found["gain"]["value"] <= found["gain"]["high"] <= most
     assert 0 <= found["changed"] <= 1 and found["narrower"][1] <= found["narrower"][0]
 
     words = stopping.suggestion(found)
-    assert words.startswith("The proxy is right on ") and "; the refined reward on " in words
+    assert words.startswith("The proxy is right on ") and "; the refined reward, " in words
     assert "by 10 labels drawn by chance" in words
     assert "Another 20 labels are expected to narrow ±" in words
     assert "the last 20 changed the order of" in words
@@ -337,6 +355,7 @@ def test_you_may_stop_where_little_changes():
         "drawn": 300,
         "proxy": {"value": 0.6, "low": 0.5, "high": 0.7},
         "refined": None,
+        "differs": None,
         "gain": None,
         "narrower": [0.08, 0.075],
         "changed": 0.01,
