@@ -2,10 +2,14 @@
 
     chosen = select("shf_cas", conflict, 120, rng(seed, "selection"), params.selection)
 
-The strategies themselves are in module strategies; none of them sees gold.
+The strategies themselves are in module strategies; none of them sees gold. A share of the budget
+(`selection.random_share`) may be drawn by chance instead: labels of those pairs say how wrong a
+reward is on all pairs (module analysis.stopping), which labels of chosen pairs cannot.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pandas as pd
@@ -15,7 +19,8 @@ from shfcas_lib.conflict import COLUMNS as SCORES
 from shfcas_lib.params.schema import Selection
 from shfcas_lib.strategies import STRATEGIES, Fitted, View
 
-COLUMNS = ["prompt_id", "i", "j", "rank", "strategy", "reason"]
+COLUMNS = ["prompt_id", "i", "j", "rank", "strategy", "reason", "drawn"]
+_KEY = ["prompt_id", "i", "j"]
 # Columns of completions, and what a pair calls them before the ending i or j.
 _OF_BOTH = {
     "index": "",
@@ -47,10 +52,9 @@ def all_pairs(conflict: pd.DataFrame, asked: pd.DataFrame | None = None) -> pd.D
             table[f"{ending}j"] = value[:, second].ravel()
         parts.append(table)
     pairs = pd.concat(parts)
-    if asked is not None and len(asked):
-        known = pd.MultiIndex.from_frame(asked[["prompt_id", "i", "j"]])
-        pairs = pairs[~pd.MultiIndex.from_frame(pairs[["prompt_id", "i", "j"]]).isin(known)]
-    return pairs.sort_values(["prompt_id", "i", "j"], ignore_index=True)
+    if asked is not None:
+        pairs = _without(pairs, asked)
+    return pairs.sort_values(_KEY, ignore_index=True)
 
 
 def select(
@@ -63,11 +67,13 @@ def select(
     fitted: Fitted | None = None,
 ) -> pd.DataFrame:
     """Choose at most `budget` comparisons by `strategy`; columns prompt_id, i, j, rank (1 is
-    first), strategy, reason.
+    first), strategy, reason, drawn.
 
-    fitted: the probe and what it was trained on, for the strategies that weigh its uncertainty.
-    Raises InputError for an unknown strategy, a budget larger than the pairs that are left, or a
-    strategy that needs `fitted` and has none."""
+    drawn: true where chance alone chose the pair among all that were not asked before. These are
+    `settings.random_share` of the budget, rounded up, at random places among the others; all of
+    them where the strategy is `random`. fitted: the probe and what it was trained on, for the
+    strategies that weigh its uncertainty. Raises InputError for an unknown strategy, a budget
+    larger than the pairs that are left, or a strategy that needs `fitted` and has none."""
     if strategy not in STRATEGIES:
         raise InputError(f"unknown strategy {strategy!r}: choose {', '.join(STRATEGIES)}")
     pairs = all_pairs(conflict, asked)
@@ -77,11 +83,50 @@ def select(
             " left to ask"
         )
     wanted = len(pairs) if budget is None else budget
+    drawn = _drawn(strategy, pairs, wanted, generator, settings)
+    rest, wanted = _without(pairs, drawn), wanted - len(drawn)
     view = View(settings, strategy, fitted, conflict[SCORES])
-    chosen = STRATEGIES[strategy](pairs, wanted, generator, view)
-    rank = range(1, len(chosen) + 1)
-    chosen = chosen.assign(rank=rank, strategy=strategy, reason=_reason(chosen))
+    chosen = STRATEGIES[strategy](rest, wanted, generator, view)
+    chosen = chosen.assign(drawn=strategy == "random", reason=_reason(chosen))
+    if len(drawn):
+        chosen = _mixed(chosen, drawn.assign(drawn=True, reason="drawn by chance"), generator)
+    chosen = chosen.assign(rank=range(1, len(chosen) + 1), strategy=strategy)
     return chosen[COLUMNS].reset_index(drop=True)
+
+
+def _drawn(
+    strategy: str,
+    pairs: pd.DataFrame,
+    wanted: int,
+    generator: np.random.Generator,
+    settings: Selection,
+) -> pd.DataFrame:
+    """The random share of the budget. It is drawn before the strategy chooses, so that every pair
+    has the same chance, one that the strategy would have taken too."""
+    if strategy == "random" or not settings.random_share:
+        return pairs.head(0)
+    # 0.1 * 30 is a little above 3, and would round up to 4
+    size = math.ceil(round(settings.random_share * wanted, 9))
+    return pairs.iloc[generator.permutation(len(pairs))[:size]]
+
+
+def _mixed(
+    chosen: pd.DataFrame, drawn: pd.DataFrame, generator: np.random.Generator
+) -> pd.DataFrame:
+    """Both in their own order, the drawn ones at random places."""
+    total = len(chosen) + len(drawn)
+    place = np.sort(generator.permutation(total)[: len(drawn)])
+    others = np.setdiff1d(np.arange(total), place)
+    both = pd.concat([chosen, drawn])
+    return both.iloc[np.argsort(np.concatenate([others, place]))]
+
+
+def _without(pairs: pd.DataFrame, some: pd.DataFrame) -> pd.DataFrame:
+    """The pairs that are not among `some`; both: prompt_id, i, j."""
+    if not len(some):
+        return pairs
+    known = pd.MultiIndex.from_frame(some[_KEY])
+    return pairs[~pd.MultiIndex.from_frame(pairs[_KEY]).isin(known)]
 
 
 def _reason(pairs: pd.DataFrame) -> pd.Series:

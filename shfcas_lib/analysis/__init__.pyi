@@ -3,7 +3,9 @@ from . import diagnosis as diagnosis
 from . import examples as examples
 from . import figures as figures
 from . import resamples as resamples
+from . import sequence as sequence
 from . import stats as stats
+from . import stopping as stopping
 from . import summary as summary
 from . import without_gold as without_gold
 from .agreement import collected as collected

@@ -1,7 +1,6 @@
 """How far rewards agree with the labels that were collected: labels and pools go in, shares with
 intervals come out.
 
-    so_far(params.reward, pool, biased, labels, proxy)        # what the annotation screen tells
     table(params, pool, biased, {"random": labels}, proxy)    # what notebook 04 shows
 
 A refined reward is cross-validated: a pair is judged by a reward that was trained without the
@@ -31,35 +30,6 @@ FEWEST = {
 }
 _APART = 10**6  # more completions than a prompt has in any round
 NEEDS = "reward.kind probe, and ten decided labels on five prompts"
-
-
-def so_far(
-    settings: Reward,
-    pool: pd.DataFrame,
-    biased: pd.DataFrame,
-    labels: pd.DataFrame,
-    before: RewardModel,
-    folds: int = 5,
-) -> dict | None:
-    """What have the labels changed? How often `before` and the refined reward rank a labelled
-    pair as the label does.
-
-    Returns labels (how many decided ones), before, after and error (standard error of `after`);
-    None below ten decided labels, five prompts, or for a reward that is no probe. About two
-    seconds on one core for the quickstart."""
-    labels = _usable(labels, pool)
-    if not _enough(settings, labels):
-        return None
-    decided = labels[labels["label"] != 0.5]
-    judged = {"labels": decided}
-    right = cross_validated(settings, pool, biased, labels, judged, before, folds)["labels"]
-    after = right.mean()
-    return {
-        "labels": len(decided),
-        "before": float(agrees(before, pool, decided).mean()),
-        "after": float(after),
-        "error": float(np.sqrt(after * (1 - after) / len(decided))),
-    }
 
 
 def cross_validated(
@@ -155,8 +125,12 @@ def table(
 def agrees(reward: RewardModel, pool: pd.DataFrame, labels: pd.DataFrame) -> np.ndarray:
     """(rows,): 1 where the reward ranks the pair as its decided label does, ½ where it gives both
     the same, else 0. labels: prompt_id, i, j, label."""
-    ids = pd.MultiIndex.from_frame(pool[["prompt_id", "index"]])
-    score = pd.Series(reward.score(pool), index=ids)
+    return ordered_as(pool[["prompt_id", "index"]].assign(reward=reward.score(pool)), labels)
+
+
+def ordered_as(scored: pd.DataFrame, labels: pd.DataFrame) -> np.ndarray:
+    """The same for a table of scores: prompt_id, index, reward. NaN without a label."""
+    score = scored.set_index(["prompt_id", "index"])["reward"]
     first, second = (
         score.reindex(pd.MultiIndex.from_frame(labels[["prompt_id", side]])).to_numpy()
         for side in ("i", "j")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from shfcas_lib import bias, gold, loop, pool, refine
+from shfcas_lib.analysis import stopping
 from shfcas_lib.annotators.people import load_annotator
 from shfcas_lib.base import processes
 from shfcas_lib.base.errors import InputError
@@ -214,6 +215,22 @@ def judge_report(run: Run, annotator: Any, outcomes: dict[str, loop.Outcome]) ->
         agreement[name] = annotator.agreement(outcome.labels, outcome.pool)
     print("judge and person:", agreement)
     return agreement
+
+
+def how_wrong(
+    run: Run, setting: loop.Setting, outcomes: dict[str, loop.Outcome]
+) -> dict[str, dict]:
+    """By strategy, what its labels say about the proxy on the whole pool (`stopping.report`),
+    printed as a sentence; those whose labels cannot say it are left out."""
+    found = {}
+    for name, outcome in outcomes.items():
+        folder = run.stage(FEEDBACK).folder / name
+        table = stopping.asked(folder, outcome.labels)
+        numbers = stopping.report(setting, name, folder, table)
+        if numbers and "needs" not in numbers:
+            found[name] = numbers
+            print(f"{name}: {stopping.suggestion(numbers)}")
+    return found
 
 
 def policies(run: Run, setting: loop.Setting, rewards: dict[str, RewardModel]) -> None:

@@ -397,6 +397,13 @@ class Selection(Block):
     top_share: Annotated[float, Field(gt=0, le=1)] = Field(
         0.5, description="budget form: share of prompts kept after ranking by K"
     )
+    random_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description=(
+            "share of every round's comparisons that chance draws among all pairs; their labels say"
+            " how wrong the proxy is (0.2 is a good start)"
+        ),
+    )
     delta: Annotated[float, Field(ge=0)] = Field(
         1.0, description="threshold form: mean |PACS| must exceed this"
     )
@@ -417,6 +424,10 @@ class Selection(Block):
     def _budget_or_threshold(self) -> Selection:
         if self.budget is None and self.strategies != ["shf_cas_threshold"]:
             raise ValueError("budget may be null only where shf_cas_threshold is the one strategy")
+        if self.budget is None and self.random_share:
+            raise ValueError(
+                "a random_share is a share of the budget, which is null: give a budget"
+            )
         least = self.rounds if self.round_sizes == "even" else 2 ** (self.rounds - 1)
         if self.budget is not None and self.budget < least:
             raise ValueError(

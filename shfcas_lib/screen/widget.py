@@ -22,11 +22,11 @@ import pandas as pd
 import traitlets
 
 from shfcas_lib import loop
-from shfcas_lib.analysis import agreement
+from shfcas_lib.analysis import stopping
 from shfcas_lib.annotators import exports
 from shfcas_lib.annotators.people import Person, Unanswered
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.feedback import Annotator
+from shfcas_lib.feedback import KEY, Annotator
 from shfcas_lib.screen.session import Session, arranged
 from shfcas_lib.storage import files, runs
 from shfcas_lib.storage.labels import SCALES, LabelStore
@@ -198,7 +198,7 @@ class Screen(anywidget.AnyWidget):
         self._update_estimate(session)
 
     def _update_estimate(self, session: Session) -> None:
-        """Every ten labels, work out beside the screen what they have changed."""
+        """Every ten labels, work out beside the screen how wrong the proxy is."""
         now = session.decided // _EVERY
         if now == self._estimated or (self._thread and self._thread.is_alive()):
             return
@@ -207,8 +207,8 @@ class Screen(anywidget.AnyWidget):
         self._thread = threading.Thread(target=self._estimate, args=(sentence,), daemon=True)
         self._thread.start()
 
-    def _estimate(self, sentence: Callable[[], str | None]) -> None:
-        self.estimate = sentence() or ""
+    def _estimate(self, sentence: Callable[[], str]) -> None:
+        self.estimate = sentence()
 
 
 class _Rounds:
@@ -295,25 +295,23 @@ class _Rounds:
             ),
         }
 
-    def so_far(self, session: Session) -> Callable[[], str | None]:
-        """A function that says what the labels so far have changed.
+    def so_far(self, session: Session) -> Callable[[], str]:
+        """A function that says how wrong the proxy is, and what more labels would change.
 
         It runs on another thread and touches no store.
         """
-        labels, setting = session.store.labels(), self.setting
+        if session.decided < _EVERY:
+            return lambda: ""
+        setting, strategy = self.setting, self.strategy
+        folder, labels = self.stage.folder / strategy, session.store.labels()
+        # what others still have to answer may yet change
+        done = pd.MultiIndex.from_tuples(session.store.answered(self.people), names=KEY)
+        labels = labels[pd.MultiIndex.from_frame(labels[KEY]).isin(done)]
+        asked = stopping.asked(folder, labels)
 
-        def sentence() -> str | None:
-            pool = pd.concat([setting.train, setting.feedback], ignore_index=True)
-            numbers = agreement.so_far(
-                setting.params.reward, pool, setting.observed, labels, setting.proxy
-            )
-            if not numbers:
-                return None
-            return (
-                f"So far, on {numbers['labels']} decided labels: the biased proxy agrees with"
-                f" {numbers['before']:.0%} of them, the refined reward with {numbers['after']:.0%}"
-                f" ± {numbers['error']:.0%} (cross-validated)."
-            )
+        def sentence() -> str:
+            said = stopping.suggestion(stopping.report(setting, strategy, folder, asked))
+            return f"{said} {stopping.believed(setting, asked)}".strip()
 
         return sentence
 
@@ -354,9 +352,9 @@ class _Ratings:
             "words": "You can go back (p) and change a rating; nothing else needs to be done.",
         }
 
-    def so_far(self, session: Session) -> Callable[[], str | None]:
+    def so_far(self, session: Session) -> Callable[[], str]:
         """Ratings train no reward."""
-        return lambda: None
+        return lambda: ""
 
     def export(self, folder: Path | None, conversational: bool) -> list[pd.DataFrame]:
         """Write ratings.parquet into `folder`; returns the agreement table."""

@@ -57,6 +57,13 @@ def test_run_leaves_every_artifact(finished):
     run = folder / "tiny"
     for stage in ("01_proxy", "02_conflict", "03_feedback", "04_evaluation"):
         assert json.loads((run / stage / "metrics.json").read_text())
+    # the labels of random pairs speak for the whole pool, those of chosen pairs do not
+    accuracy = json.loads((run / "03_feedback" / "metrics.json").read_text())["accuracy"]
+    rounds = (run / "03_feedback" / "random").glob("round_*/labels.parquet")
+    labels = pd.concat([pd.read_parquet(path) for path in rounds])
+    assert list(accuracy) == ["random"] and len(labels) == 12 and labels["drawn"].all()
+    assert accuracy["random"]["drawn"] == labels["label"].isin([0, 1]).sum() >= 5
+    assert 0 <= accuracy["random"]["proxy"]["low"] <= accuracy["random"]["proxy"]["high"] <= 1
     for figure in (
         "01_proxy/figures/proxy_errors",
         "02_conflict/figures/pacs_plane",

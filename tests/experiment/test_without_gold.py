@@ -233,22 +233,6 @@ def test_a_cross_validated_reward_weighs_grades_as_the_refined_one_does(blind):
     assert (plain != much).any()
 
 
-def test_so_far_and_the_table_say_the_same(blind):
-    pool, gold, preferences, proxy, settings, prompts = blind
-    labels = planted_labels(pool, gold, prompts, 0.3)
-    # ties and skipped ones do not count
-    labels.loc[::7, "label"] = [0.5 if k % 2 else np.nan for k in range(len(labels.loc[::7]))]
-    so_far = agreement.so_far(settings.reward, pool, preferences, labels, proxy)
-    table = agreement.table(settings, pool, preferences, {"shf_cas": labels}, proxy).set_index(
-        "reward"
-    )
-    assert so_far["labels"] == table.at["proxy", "labels"] == labels["label"].isin([0, 1]).sum()
-    assert (
-        so_far["before"] == table.at["proxy", "value"]
-        and so_far["after"] == table.at["shf_cas", "value"]
-    )
-
-
 def test_too_few_labels_and_rewards_other_than_a_probe_have_no_estimate(blind, capsys, tmp_path):
     pool, gold, preferences, proxy, settings, prompts = blind
     labels = planted_labels(pool, gold, prompts, 0.3)

@@ -365,7 +365,68 @@ def test_threshold_wants_pacs_above_delta_and_kendall_of_at_least_tau(delta, tau
 
 def test_threshold_that_no_prompt_reaches_asks_nothing(conflict):
     chosen = choose("shf_cas_threshold", conflict, 5, Selection(delta=1000.0))
-    assert len(chosen) == 0 and list(chosen) == [*KEY, "rank", "strategy", "reason"]
+    assert len(chosen) == 0 and list(chosen) == [
+        *KEY,
+        "rank",
+        "strategy",
+        "reason",
+        "drawn",
+    ]
+
+
+# a random share of the budget
+
+
+def sharing(share):
+    return SETTINGS.model_copy(update={"random_share": share})
+
+
+@every_strategy
+@pytest.mark.parametrize(("share", "count"), [(0.2, 3), (0.1, 2), (0.5, 8)])
+def test_the_random_share_is_part_of_the_budget_and_of_no_other_pair(
+    conflict, strategy, share, count
+):
+    asked = choose("random", conflict, 20)
+    chosen = choose(strategy, conflict, 15, sharing(share), asked)
+    assert chosen["rank"].tolist() == list(range(1, 16)) and set(chosen["strategy"]) == {strategy}
+    assert not pd.concat([asked, chosen]).duplicated(KEY).any()
+    assert chosen["drawn"].sum() == (15 if strategy == "random" else count)
+    if strategy != "random":
+        assert set(chosen.loc[chosen["drawn"], "reason"]) == {"drawn by chance"}
+        assert not chosen.loc[~chosen["drawn"], "reason"].str.contains("chance").any()
+    pd.testing.assert_frame_equal(choose(strategy, conflict, 15, sharing(share), asked), chosen)
+
+
+def test_without_a_share_chance_draws_nothing_and_the_strategy_is_what_it_was(conflict):
+    assert not choose("best_of", conflict, 15)["drawn"].any()
+    assert choose("random", conflict, 15)["drawn"].all()
+    expected = keys(choose("random", conflict, 15))
+    assert keys(choose("random", conflict, 15, sharing(0.4))) == expected
+
+
+def test_the_rest_is_what_the_strategy_wants_most_of_what_chance_left(conflict):
+    chosen = choose("pacs", conflict, 20, sharing(0.25))
+    drawn, rest = chosen[chosen["drawn"]], chosen[~chosen["drawn"]]
+    assert keys(rest) == keys(choose("pacs", conflict, 15, asked=drawn)), "and in its own order"
+
+
+def test_chance_draws_every_pair_equally_often_and_puts_it_anywhere(conflict):
+    """Those that the strategy would take, too: else the labels would speak for the others alone."""
+    drawn, places = [], []
+    for seed in range(400):
+        chosen = choose("pacs", conflict, 10, sharing(0.4), seed=seed)
+        drawn += keys(chosen[chosen["drawn"]])
+        places += chosen.loc[chosen["drawn"], "rank"].tolist()
+    for found, kinds in ((drawn, 120), (places, 10)):
+        count = pd.Series(found).value_counts()
+        expected = len(found) / kinds
+        statistic = ((count - expected) ** 2).sum() / expected + (kinds - len(count)) * expected
+        assert statistic < kinds + 5 * np.sqrt(2 * kinds), "chi-square, five standard deviations"
+
+
+def test_a_share_needs_a_budget():
+    with pytest.raises(ValueError, match="a random_share is a share of the budget"):
+        Selection(strategies=["shf_cas_threshold"], budget=None, random_share=0.2)
 
 
 # ablations and baseline

@@ -60,6 +60,7 @@ def lab(tmp_path, runs_folder, monkeypatch, changes):
     """JupyterLab on loopback with the prepared notebook 03 of a run: (address, notebook's path in
     it, stage folder, process)."""
     wanted = tiny_run.settings(**changes)
+    wanted["selection"] |= {"random_share": 0.4}
     run, _ = tiny_run.make(wanted)
     (tmp_path / "people.yaml").write_text(yaml.safe_dump(wanted))
     settings = tmp_path / "lab" / "settings" / "@jupyterlab" / "apputils-extension"
@@ -330,6 +331,8 @@ def test_a_person_labels_a_run_in_jupyterlab(lab, page, tmp_path):
     assert (
         facts(page)["state"] == "done" and "reward is refined" in page.locator(SCREEN).inner_text()
     )
+    said = page.locator(f"{SCREEN} .estimate")
+    assert said.inner_text().startswith("The proxy is right on ") and said.is_visible()
 
     # Everything was text: every completion came out as it went in, and nothing in it ran or
     # became an element.

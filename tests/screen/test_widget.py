@@ -691,19 +691,73 @@ def test_a_round_that_cannot_be_finished_says_so(runs_folder, monkeypatch):
     )
 
 
-def test_the_running_estimate_comes_with_every_ten_labels_once_they_cover_five_prompts(runs_folder):
+def told(screen, count):
+    """What the line at the bottom says after each of so many answers."""
+    words = []
+    for _ in range(count):
+        screen.handle({"do": "answer", "answer": "left", "turn": screen.view["turn"]})
+        screen._thread.join()
+        words.append(screen.estimate)
+    return words
+
+
+def test_after_every_ten_labels_the_screen_says_how_wrong_the_proxy_is(runs_folder):
     run, setting = tiny_run.make(
-        tiny_run.settings(selection={"strategies": ["shf_cas"], "budget": 24, "rounds": 1}),
+        tiny_run.settings(
+            selection={
+                "strategies": ["shf_cas"],
+                "budget": 24,
+                "rounds": 1,
+                "random_share": 0.8,
+            }
+        ),
+        hostile=False,
+    )
+    stage = run.stage("03_feedback")
+    screen = widget.annotate(setting, Person(), stage, repeats=0)
+    words = told(screen, 20)
+    assert set(words[:9]) == {""} and len(set(words[9:19])) == 1 and words[18] != words[19]
+    assert all(sentence.startswith("The proxy is right on ") for sentence in words[9:])
+    assert "chance" not in str(screen.view | {"last": None}), "nothing tells before the answer"
+    drawn = pd.read_parquet(stage.folder / "shf_cas/round_1/comparisons.parquet")["drawn"]
+    for place, sentence in ((10, words[9]), (20, words[19])):
+        assert f"by {drawn.head(place).sum()} labels drawn by chance" in sentence
+
+    # drawn pairs are known as such from the label store, after the answer, and in the labels
+    with LabelStore(stage.folder / "shf_cas" / "labels.sqlite") as store:
+        reasons = store.rows()["reason"]
+    assert (reasons.eq("drawn by chance").to_numpy() == drawn.head(20).to_numpy()).all()
+    told(screen, 4)
+    screen.handle({"do": "finish", "turn": screen.view["turn"]})
+    labels = screen.outcomes["shf_cas"].labels
+    assert labels["drawn"].tolist() == drawn.tolist() and drawn.sum() == 20
+
+
+def test_labels_of_chosen_pairs_alone_get_a_sentence_and_no_number(runs_folder):
+    run, setting = tiny_run.make(
+        tiny_run.settings(selection={"strategies": ["shf_cas"], "budget": 12, "rounds": 1}),
         hostile=False,
     )
     screen = widget.annotate(setting, Person(), run.stage("03_feedback"), repeats=0)
-    told = []
-    for _ in range(20):
-        screen.handle({"do": "answer", "answer": "left", "turn": screen.view["turn"]})
-        screen._thread.join()
-        told.append(screen.estimate)
-    assert set(told[:19]) == {""}, "the first ten are about three prompts"
-    assert told[19].startswith("So far, on 20 decided labels: the biased proxy agrees with")
+    words = told(screen, 10)
+    assert set(words[:9]) == {""} and "selection.random_share" in words[9]
+
+
+def test_a_comparison_that_another_person_must_still_answer_does_not_count(runs_folder):
+    run, setting = tiny_run.make(
+        tiny_run.settings(selection={"strategies": ["random"], "budget": 12, "rounds": 1}),
+        hostile=False,
+    )
+    stage = run.stage("03_feedback")
+    anna = widget.annotate(setting, Person(people=2), stage, "anna", repeats=0)
+    assert told(anna, 12)[-1].endswith("so far there are 0.")
+    bert = widget.annotate(setting, Person(people=2), stage, "bert", repeats=0)
+    words = told(bert, 8)
+    assert words[6].endswith("so far there are 0.") and words[7] != words[6]
+    with LabelStore(stage.folder / "random" / "labels.sqlite") as store:
+        labels = store.labels()
+    both = labels["annotator"].eq("anna, bert") & labels["label"].ne(0.5)
+    assert str(both.sum()) in words[7] and both.sum() > 0
 
 
 def test_nobody_is_shown_a_screen_where_nobody_is_asked(runs_folder):
