@@ -1,4 +1,5 @@
 from . import agreement as agreement
+from . import belief as belief
 from . import diagnosis as diagnosis
 from . import examples as examples
 from . import figures as figures
@@ -7,6 +8,7 @@ from . import sequence as sequence
 from . import stats as stats
 from . import stopping as stopping
 from . import summary as summary
+from . import way as way
 from . import without_gold as without_gold
 from .agreement import collected as collected
 from .stats import Interval as Interval

@@ -24,6 +24,8 @@ COLOURS = {
     "base": "#7f7f7f",
     "proxy": "#d55e00",
     "random": "#56b4e9",
+    "targeted": "#4b0092",
+    "merged": "#b8860b",
     "shf_cas": "#009e73",
     "clean": "#000000",
     "shf_cas_threshold": "#cc79a7",
@@ -50,6 +52,8 @@ LABELS = {
     "base": "base policy",
     "proxy": "biased proxy",
     "random": "random labels",
+    "targeted": "targeted labels",
+    "merged": "the same labels, merged",
     "shf_cas": "SHF-CAS labels",
     "clean": "clean labels (ceiling)",
     "shf_cas_threshold": "SHF-CAS threshold",
@@ -82,7 +86,10 @@ _STYLE: Any = {
     "axes.titlesize": 12,
     "axes.titleweight": "bold",
 }
+_PARTS = {"taste": "#d55e00", "reward": "#4b0092"}  # of the trust report
 _NEEDS = {
+    "trust_report": "labels that can tell whom to trust, and refinement trust",
+    "way_back": "replicates in which the flaw cost something",
     "proxy_errors": "gold, or preferences of your own that did not train the proxy",
     "attribute_pull": "gold, or an attribute that bias injects",
     "label_agreement": NEEDS,
@@ -350,6 +357,81 @@ def contradictions(table: pd.DataFrame):
         ylabel="labels that contradict\nthe reward of the round",
         ylim=(0, 1),
         title="A label teaches most where the reward is wrong",
+    )
+    legend(axes)
+    return figure
+
+
+@figure_function
+def trust_report(table: pd.DataFrame):
+    """Whom the labels trust. table: from `belief.report`; the right panel shows the first
+    strategy's."""
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=(1.15, 1))
+    posterior = table[table["part"] == "rho"]
+    values = sorted(posterior["name"].unique(), key=float)
+    for name, part in posterior.groupby("strategy", sort=False):
+        shares = part.set_index("name")["value"].reindex(values)
+        left.plot(values, shares, color=COLOURS.get(name), marker="o", label=name_of(name))
+    left.set(
+        ylim=(0, None),
+        xlabel="ρ: share of what the biased pairs say that is quality",
+        ylabel="posterior share",
+        title="How far are the pairs believed?",
+    )
+    legend(left)
+
+    first = table[table["strategy"] == table["strategy"].iloc[0]]
+    rest = first[first["part"] != "rho"]
+    names = list(dict.fromkeys(rest["name"]))
+    for shift, (part, colour) in zip((-0.12, 0.12), _PARTS.items(), strict=True):
+        rows = rest[rest["part"] == part]
+        places = [names.index(name) + shift for name in rows["name"]]
+        whiskers = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
+        label = {"taste": "annotators' taste", "reward": "refined reward"}[part]
+        right.errorbar(rows["value"], places, xerr=whiskers, color=colour, fmt="o", label=label)
+    right.axvline(0, color="0.5", linestyle=":", zorder=0)
+    right.set(
+        yticks=range(len(names)),
+        yticklabels=names,
+        ylim=(len(names) - 0.5, -0.5),
+        xlabel="rank correlation within prompts",
+        title=f"What do they follow? ({name_of(first['strategy'].iloc[0])})",
+    )
+    legend(right)
+    return figure
+
+
+@figure_function
+def way_back(table: pd.DataFrame):
+    """How much of what the flaw cost labels undo. table: from `way.shares`; the refinement that
+    most rows have is drawn solid, others dashed."""
+    figure, axes = subplots(8.5, 4.4)
+    usual = table["refinement"].mode().iloc[0]
+    # the legend in the lines' order
+    table = table.sort_values(["labels", "value"], ascending=False)
+    for (name, how), part in table.groupby(["policy", "refinement"], sort=False):
+        part = part.sort_values("labels")
+        style = {"linewidth": 2.4} if how == usual else {"linewidth": 1.4, "linestyle": "--"}
+        label = name_of(name) + ("" if how == usual else f", {how}")
+        colour = COLOURS.get(name)
+        axes.plot(part["labels"], part["value"], color=colour, marker="o", label=label, **style)
+        if how == usual:
+            low, high = part["low"], part["high"]
+            axes.fill_between(part["labels"], low, high, color=colour, alpha=0.1, linewidth=0)
+    axes.axhline(0, color=COLOURS["proxy"], linestyle=":")
+    axes.axhline(1, color=COLOURS["clean"], linestyle=":")
+    for height, words in ((1, "clean labels"), (0, "biased proxy")):
+        place = {"xycoords": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
+        axes.annotate(words, (0.985, height), **place)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}".replace("-", "−"))
+    axes.set(
+        xlabel="labels",
+        ylabel="share of the way back",
+        title=f"What labels undo (solid: refinement {usual}; bands: 95% over seeds)",
+        xticks=sorted(table["labels"].unique()),
+        ylim=(min(-0.1, table["value"].min() - 0.05), max(1.1, table["value"].max() + 0.05)),
     )
     legend(axes)
     return figure

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from shfcas_lib import bias, evaluation
+from shfcas_lib import bias, evaluation, refine
 from shfcas_lib.analysis import agreement, diagnosis, examples, summary, way, without_gold
 from shfcas_lib.analysis.stats import Interval
 from shfcas_lib.conflict import conflict_table
@@ -229,15 +229,34 @@ def per_prompt(run: Run, scores: dict[str, np.ndarray]) -> pd.DataFrame:
 
 
 def over_optimisation(run: Run, scores: dict[str, np.ndarray]) -> pd.DataFrame:
-    """The over-optimisation curve, by gold or by the leading strategy's refined reward; without
-    conservative_kl, which goes along the proxy's."""
+    """The over-optimisation curve of the proxy, random labels, the leading strategy's, the same
+    labels merged and clean ones, by gold or by the leading strategy's refined reward."""
     pool, _, truth = _judged(run)
-    scores = {name: score for name, score in scores.items() if name != "conservative_kl"}
     betas, judge = run.params.evaluation.betas, summary.leading(run.params)
+    named = [name for name in ("proxy", "random", judge, "clean") if name in scores]
+    shown = {name: scores[name] for name in named}
+    merged = _merged(run, judge)
+    if merged is not None:
+        shown["merged"] = merged.score(pool)
     if truth is None:
-        make = lambda: without_gold.curve(pool, judge, scores, betas)  # noqa: E731
+        make = lambda: without_gold.curve(pool, judge, shown, betas)  # noqa: E731
         return _kept(run, "over_optimisation", make)
-    return _kept(run, "over_optimisation", lambda: evaluation.curve(pool, truth, scores, betas))
+    return _kept(run, "over_optimisation", lambda: evaluation.curve(pool, truth, shown, betas))
+
+
+def _merged(run: Run, strategy: str) -> RewardModel | None:
+    """The reward that a strategy's labels give by `merge`, for comparison with `trust`; None
+    where the run's own is no probe that `trust` refined."""
+    settings = run.params.reward
+    if settings.kind != "probe" or settings.published or settings.refinement != "trust":
+        return None
+    train = run.require(stages.PROXY, "pool_train")
+    feedback = run.require(stages.CONFLICT, "pool_feedback")
+    observed = bias.observed(run.require(stages.PROXY, "preferences_biased"))
+    labels, completions = agreement.collected(run, train, feedback)
+    merge = settings.model_copy(update={"refinement": "merge"})
+    data = refine.Data(completions, observed, labels[strategy])
+    return refine.updated(run.stage(EVALUATION) / "merged", merge, data, run.params.seed)
 
 
 def means(run: Run, table: pd.DataFrame, name: str = "summary") -> pd.DataFrame:

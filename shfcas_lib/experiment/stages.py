@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from shfcas_lib import bias, gold, loop, pool, refine
-from shfcas_lib.analysis import stopping
+from shfcas_lib.analysis import belief, stopping
 from shfcas_lib.annotators.people import load_annotator
 from shfcas_lib.base import processes
 from shfcas_lib.base.errors import InputError
@@ -200,6 +200,28 @@ def rounds_table(run: Run, outcomes: dict[str, loop.Outcome]) -> pd.DataFrame:
     """`Outcome.rounds` of every strategy, with the column strategy; kept."""
     parts = [outcome.rounds.assign(strategy=name) for name, outcome in outcomes.items()]
     return run.stage(FEEDBACK).table("rounds", lambda: pd.concat(parts, ignore_index=True))
+
+
+def trust_report(run: Run, outcomes: dict[str, loop.Outcome]) -> pd.DataFrame | None:
+    """Whom the labels of every strategy trust, a printed line each, and the table behind the
+    figure (`belief.report`); None where no reward learnt it."""
+    params = run.params
+    if params.reward.refinement != "trust":
+        print(f"whom to trust: not asked, reward.refinement is {params.reward.refinement}")
+        return None
+    rewards = {name: outcome.reward for name, outcome in outcomes.items()}
+    for name, words in belief.sentences(rewards).items():
+        print(f"{name}: {words}")
+    pool = run.require(CONFLICT, "pool_feedback")
+    resamples = params.evaluation.bootstrap
+    return run.stage(FEEDBACK).table_or_none(
+        "trust", lambda: belief.report(rewards, pool, params.seed, resamples)
+    )
+
+
+def trust_facts(outcomes: dict[str, loop.Outcome]) -> dict[str, dict]:
+    """The same as numbers, for metrics.json (`belief.facts`)."""
+    return belief.facts({name: outcome.reward for name, outcome in outcomes.items()})
 
 
 def judge_report(run: Run, annotator: Any, outcomes: dict[str, loop.Outcome]) -> dict:
