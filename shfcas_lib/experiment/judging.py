@@ -229,11 +229,14 @@ def per_prompt(run: Run, scores: dict[str, np.ndarray]) -> pd.DataFrame:
 
 
 def over_optimisation(run: Run, scores: dict[str, np.ndarray]) -> pd.DataFrame:
-    """The over-optimisation curve of the proxy, random labels, the leading strategy's, the same
-    labels merged and clean ones, by gold or by the leading strategy's refined reward."""
+    """The over-optimisation curve of the proxy, the remedies, random labels, the leading
+    strategy's, the same labels merged and clean ones, by gold or by the leading strategy's refined
+    reward."""
     pool, _, truth = _judged(run)
     betas, judge = run.params.evaluation.betas, summary.leading(run.params)
-    named = [name for name in ("proxy", "random", judge, "clean") if name in scores]
+    # the cautious proxy goes along the proxy's own line
+    mended = [name for name in run.params.evaluation.remedies if name != "conservative_kl"]
+    named = [name for name in ("proxy", *mended, "random", judge, "clean") if name in scores]
     shown = {name: scores[name] for name in named}
     merged = _merged(run, judge)
     if merged is not None:

@@ -1,6 +1,7 @@
 """How wrong is the proxy: coverage over planted runs, whatever the strategy and whenever somebody
 looks; what the report says and when it says nothing."""
 
+import dataclasses
 import json
 import re
 from itertools import combinations
@@ -313,7 +314,7 @@ def test_labels_that_cannot_say_it_get_a_sentence_and_no_number(runs_folder):
     assert "selection.random_share" in words and "%" not in words
     mixed = setting.params.feedback.model_copy(update={"kind": "mixed"})
     params = setting.params.model_copy(update={"feedback": mixed})
-    shared = loop.Setting(**(vars(setting) | {"params": params}))
+    shared = dataclasses.replace(setting, params=params)
     assert "person and a judge" in stopping.suggestion(
         stopping.report(shared, "random", folder, table)
     )

@@ -51,7 +51,7 @@ def experiment():
 
 def test_replicates_hold_every_remedy_and_a_sweep_gives_the_same(experiment, tmp_path):
     params, prompts, pool = experiment
-    table = replication.replicates(params, prompts, pool, pool["gold"].to_numpy())
+    table = replication.replicates(params, prompts, pool, pool["gold"].to_numpy())["replicates"]
     by_seed = table.pivot(index="seed", columns="policy", values="gold")
     assert set(by_seed) == {"base", "proxy", "clean", "shf_cas", "random", *EVERY}
     assert by_seed.notna().all(axis=None)
@@ -74,7 +74,9 @@ def test_replicates_hold_every_remedy_and_a_sweep_gives_the_same(experiment, tmp
 
 def test_the_cautious_proxy_is_as_far_from_the_base_policy_as_the_leading_strategy(experiment):
     params, prompts, pool = experiment
-    table = replication.replicates(params, prompts, pool, pool["gold"].to_numpy())
+    merge = params.reward.model_copy(update={"refinement": "merge"})
+    params = params.model_copy(update={"reward": merge})
+    table = replication.replicates(params, prompts, pool, pool["gold"].to_numpy())["replicates"]
     kl = table.pivot(index="seed", columns="policy", values="kl")
     expected = kl[["proxy", "shf_cas"]].min(axis=1)
     np.testing.assert_allclose(kl["conservative_kl"], expected, atol=1e-6)
@@ -96,7 +98,7 @@ def test_a_run_shows_them_in_its_tables_and_answers_the_question(tiny_model, run
     gold = summary[summary["measure"] == "gold"]["policy"]
     assert set(EVERY) <= set(gold)
     curve = set(pd.read_parquet(folder / "over_optimisation.parquet")["policy"])
-    assert curve == {*left["rewards"]} - {"conservative_kl"}
+    assert curve == {*left["rewards"], "merged"} - {"conservative_kl"}
     answer = left["summary"].without_labels(left["judged"], left["run"].params)
     asked = {(row.better, row.than) for row in answer[answer["measure"] == "gold"].itertuples()}
     over = {("shf_cas", name) for name in EVERY}
@@ -114,7 +116,7 @@ def test_a_run_without_remedies_makes_none(experiment):
     plain = params.model_copy(
         update={"evaluation": params.evaluation.model_copy(update={"remedies": []})}
     )
-    table = replication.replicates(plain, prompts, pool, pool["gold"].to_numpy())
+    table = replication.replicates(plain, prompts, pool, pool["gold"].to_numpy())["replicates"]
     assert set(table["policy"]) == {"base", "proxy", "random", "shf_cas", "clean"}
 
 

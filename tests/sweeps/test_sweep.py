@@ -632,7 +632,7 @@ def test_a_point_equals_the_replicates_of_a_whole_run(finished, tiny_model):
         pd.read_parquet(pool / "prompts.parquet"),
         pd.read_parquet(pool / "pool.parquet"),
         pd.read_parquet(pool / "gold.parquet")["gold"].to_numpy(),
-    )
+    )["replicates"]
     swept = pd.read_parquet(root / point / "measures.parquet")
     both = again.merge(swept, on=["seed", "policy"], suffixes=("", "_swept"))
     assert len(both) == 9
