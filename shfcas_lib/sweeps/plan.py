@@ -208,7 +208,8 @@ def _override(values: dict, key: str, value, path: Path) -> None:
         values = values.setdefault(block, {})
         if not isinstance(values, dict):
             raise InputError(f"{path}: {key}: {block} is no block of parameters")
-    values[last] = value
+    # a later key may change what lies in this block: of this point alone
+    values[last] = copy.deepcopy(value)
 
 
 def _text(value) -> str:

@@ -4,6 +4,7 @@ then real sweeps on a tiny model, killed, resumed, with a failing point, with tw
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +82,16 @@ def test_a_case_sets_several_keys_and_set_applies_to_all(base, tmp_path):
         12,
         1,
     )
+
+
+def test_what_a_point_changes_in_a_block_of_set_is_its_own(base, tmp_path):
+    plan = planned(
+        tmp_path,
+        set={"selection": {"budget": 30, "rounds": 1}},
+        grids={"a": {"selection.budget": [5]}, "b": {"selection.rounds": [2]}},
+    )
+    settings = [plan.jobs[point["place"]]["params"]["selection"] for point in plan.points]
+    assert [(each["budget"], each["rounds"]) for each in settings] == [(5, 1), (30, 2)]
 
 
 def test_grids_share_the_common_axes_and_may_replace_them(base, tmp_path):
@@ -918,6 +929,22 @@ def test_the_shipped_sweeps_compile():
     for path in sorted((ROOT / "params" / "sweeps").glob("*.yaml")):
         assert sweep_plan.compile_plan(path).points, path
         assert path.read_text().startswith("# "), "a header says what the sweep does"
+
+
+def test_the_shipped_sweeps_do_not_follow_the_quickstarts(tmp_path):
+    """docs/results.md keeps its meaning where the demo gets another flaw or refinement."""
+    shutil.copytree(ROOT / "params" / "sweeps", tmp_path / "sweeps")
+    for path in (ROOT / "params").glob("quickstart*.yaml"):
+        values = yaml.safe_load(path.read_text())
+        values["bias"] = [{"kind": "noise", "rate": 0.4}]
+        values["reward"] |= {"refinement": "labels_alone", "feedback_weight": 9.0}
+        values["selection"] = {"strategies": ["random"], "budget": 7, "rounds": 3, "top_share": 0.1}
+        values["evaluation"] = {"replicates": 2, "remedies": ["projection"]}
+        (tmp_path / path.name).write_text(yaml.safe_dump(values))
+    for path in sorted((tmp_path / "sweeps").glob("*.yaml")):
+        ours = ROOT / "params" / "sweeps" / path.name
+        points, others = (list(sweep_plan._cross(p, sweep_plan._read(p))) for p in (ours, path))
+        assert points == others, path.name
 
 
 # --- provenance, secrets
