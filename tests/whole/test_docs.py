@@ -4,10 +4,14 @@ import importlib
 import re
 from functools import cache
 
+import numpy as np
+import pandas as pd
 import pytest
 from project import ROOT
+from scipy.special import expit
 
-from shfcas_lib import cli
+from shfcas_lib import cli, trust
+from shfcas_lib.base.randomness import rng
 from shfcas_lib.params import reading
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -115,6 +119,35 @@ def test_every_command_of_a_page_is_there(page, capsys):
         with pytest.raises(SystemExit) as end:
             cli.main([command, "--help"])
         assert end.value.code == 0, f"{command}: {capsys.readouterr().err}"
+
+
+def answers(pool, score, pairs_per_prompt, name):
+    """Pairs of a pool, answered by somebody who follows a score."""
+    generator, rows = rng(0, name), []
+    for prompt, part in pool.assign(score=score).groupby("prompt_id"):
+        for _ in range(pairs_per_prompt):
+            i, j = sorted(generator.choice(len(part), 2, replace=False).tolist())
+            first, second = part["score"].iloc[[i, j]]
+            rows.append((prompt, i, j, float(generator.random() < expit(first - second))))
+    return pd.DataFrame(rows, columns=["prompt_id", "i", "j", "label"])
+
+
+def test_the_example_about_trust_runs_and_says_what_the_page_says(planted, capsys):
+    page = (ROOT / "docs" / "trust.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    pool, quality = planted
+    taste = np.stack(pool["features"])[:, 8:16].sum(1)
+    spoilt = answers(pool, quality + taste, 12, "biased")
+    tables = {"pool": pool, "preferences": spoilt, "labels": answers(pool, quality, 2, "labels")}
+    exec(example, tables)  # noqa: S102 (an example of this repository)
+    assert np.corrcoef(tables["scores"], quality)[0, 1] > 0.5
+    assert capsys.readouterr().out.strip() in page
+
+    # what the prior says before any label
+    prior = np.exp(list(trust.RHOS.values()))
+    contradicted = 1 - np.array(list(trust.RHOS)) @ (prior / prior.sum())
+    assert f"it would say {contradicted:.0%}**" in page
+    assert f"and {np.array(list(trust.ERRORS)) @ trust.doubt(0, 0):.0%} errors" in page
 
 
 def test_what_is_gone_is_found_missing():
