@@ -147,6 +147,7 @@ def test_the_example_about_trust_runs_and_says_what_the_page_says(planted, capsy
     prior = np.exp(list(trust.RHOS.values()))
     contradicted = 1 - np.array(list(trust.RHOS)) @ (prior / prior.sum())
     assert f"it would say {contradicted:.0%}**" in page
+    assert ", ".join(f"{share:.0%}" for share in prior / prior.sum()) in page
     assert f"and {np.array(list(trust.ERRORS)) @ trust.doubt(0, 0):.0%} errors" in page
 
 
