@@ -15,7 +15,7 @@ import pandas as pd
 from shfcas_lib.analysis import stats
 from shfcas_lib.analysis.diagnosis import attribute_correlation
 from shfcas_lib.base.randomness import rng
-from shfcas_lib.rewards import RewardModel
+from shfcas_lib.rewards import Corrected, RewardModel
 from shfcas_lib.trust import FEWEST, Trusted
 
 ATTRIBUTES = ("length", "compliance", "markdown", "flattery")
@@ -35,7 +35,7 @@ def sentences(rewards: dict[str, RewardModel]) -> dict[str, str]:
 
 
 def facts(rewards: dict[str, RewardModel]) -> dict[str, dict]:
-    """The same as numbers: by strategy decided labels, contradicted, tau, kappa, error, and the
+    """The same as numbers: by strategy decided labels, disbelieved, tau, kappa, error, and the
     posterior of rho. A strategy whose labels were merged has none."""
     numbers = {}
     for name, reward in rewards.items():
@@ -44,7 +44,7 @@ def facts(rewards: dict[str, RewardModel]) -> dict[str, dict]:
         found = reward.report
         means = {"kappa": found.mean("kappa"), "error": found.mean("error")}
         rho = {str(value): share for value, share in found.posterior("rho").items()}
-        known = {"decided": found.decided, "contradicted": found.contradicted, "tau": found.tau}
+        known = {"decided": found.decided, "disbelieved": found.disbelieved, "tau": found.tau}
         numbers[name] = known | means | {"rho": rho}
     return numbers
 
@@ -53,7 +53,8 @@ def report(
     rewards: dict[str, RewardModel], pool: pd.DataFrame, seed: int, resamples: int
 ) -> pd.DataFrame | None:
     """The posterior of rho, and what taste and reward follow: columns strategy, part (rho, taste,
-    reward), name (a value of rho, or an attribute), value, low, high.
+    reward; for a published proxy `taught`, what labels taught, in taste's place), name (a value of
+    rho, or an attribute), value, low, high.
 
     pool: completions on which taste and reward are compared with attributes; one that does not
     vary is left out. None where no reward learnt whom to trust."""
@@ -63,7 +64,8 @@ def report(
             continue
         for rho, share in reward.report.posterior("rho").items():
             rows.append((strategy, "rho", f"{rho:g}", share, share, share))
-        scores = {"taste": reward.taste.score(pool), "reward": reward.score(pool)}
+        part = "taught" if isinstance(reward.quality, Corrected) else "taste"
+        scores = {part: reward.taste.score(pool), "reward": reward.score(pool)}
         for attribute in ATTRIBUTES:
             table = attribute_correlation(attribute, pool, scores)
             for part, rest in table.groupby("reward", sort=False):

@@ -86,7 +86,12 @@ _STYLE: Any = {
     "axes.titlesize": 12,
     "axes.titleweight": "bold",
 }
-_PARTS = {"taste": "#d55e00", "reward": "#4b0092"}  # of the trust report
+# the parts of a trust report: name and colour
+_PARTS = {
+    "taste": ("annotators' taste", "#d55e00"),
+    "taught": ("what labels taught", "#0072b2"),
+    "reward": ("refined reward", "#4b0092"),
+}
 _NEEDS = {
     "trust_report": "labels that can tell whom to trust, and refinement trust",
     "way_back": "replicates in which the flaw cost something",
@@ -385,11 +390,10 @@ def trust_report(table: pd.DataFrame):
     first = table[table["strategy"] == table["strategy"].iloc[0]]
     rest = first[first["part"] != "rho"]
     names = list(dict.fromkeys(rest["name"]))
-    for shift, (part, colour) in zip((-0.12, 0.12), _PARTS.items(), strict=True):
-        rows = rest[rest["part"] == part]
+    for shift, part in zip((-0.12, 0.12), rest["part"].unique(), strict=True):
+        (label, colour), rows = _PARTS[part], rest[rest["part"] == part]
         places = [names.index(name) + shift for name in rows["name"]]
         whiskers = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
-        label = {"taste": "annotators' taste", "reward": "refined reward"}[part]
         right.errorbar(rows["value"], places, xerr=whiskers, color=colour, fmt="o", label=label)
     right.axvline(0, color="0.5", linestyle=":", zorder=0)
     right.set(

@@ -199,14 +199,15 @@ def changed(setting: loop.Setting, table: pd.DataFrame) -> float | None:
     return float(1 - same.mean()) if len(same) else None
 
 
-def believed(setting: loop.Setting, table: pd.DataFrame) -> str:
+def believed(setting: loop.Setting, table: pd.DataFrame, errs: np.ndarray) -> str:
     """What the labels say about the biased preferences, one sentence; nothing where the run's
-    refinement does not ask, and while there are too few of them."""
+    refinement does not ask, and while there are too few of them. errs: from `trust.doubt`."""
     labels = table.dropna(subset=["label"])
     settings, belief = setting.params.reward, setting.belief
     if settings.refinement != "trust" or belief is None or not trust.enough(labels):
         return ""
-    return f"{trust.fit(belief, setting.known, refine.weighed(labels, settings)).report}."
+    trusted = trust.fit(belief, setting.known, refine.weighed(labels, settings), errs)
+    return f"{trusted.report}."
 
 
 def _needs(setting: loop.Setting, strategy: str) -> str | None:

@@ -46,7 +46,7 @@ def test_the_report_says_in_words_how_much_is_contradicted():
     assert "about two thirds" in str(found({1.0: 0.0, 0.5: 0.05, 0.3: 0.95}))
     assert "almost nothing" in str(found(HARDLY))
     assert str(found({0.1: 1.0})).count("most of what the biased preferences say (90%)") == 1
-    assert found(MOSTLY).contradicted == pytest.approx(1 - (0.1 + 0.18 + 0.03))
+    assert found(MOSTLY).disbelieved == pytest.approx(1 - (0.1 + 0.18 + 0.03))
 
 
 def test_a_taste_for_length_is_seen_in_the_table_and_the_figure(completions, tmp_path):
