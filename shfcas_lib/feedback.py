@@ -138,10 +138,8 @@ def answered_twice(store: LabelStore) -> tuple[int, int]:
     same, and how many do not."""
     table = store.by_annotator()
     decided = table[table["answer"].isin(["first", "second"])]
-    counts = decided.groupby(KEY)["answer"].agg(
-        first=lambda said: (said == "first").sum(), answers="size"
-    )
-    second = counts["answers"] - counts["first"]
-    every = counts["answers"] * (counts["answers"] - 1) // 2
-    differed = counts["first"] * second
+    counts = decided.assign(first=decided["answer"] == "first").groupby(KEY)["first"]
+    first, answers = counts.sum(), counts.size()
+    differed = first * (answers - first)
+    every = answers * (answers - 1) // 2
     return int((every - differed).sum()), int(differed.sum())

@@ -607,6 +607,7 @@ def test_every_answer_has_a_label_in_the_unit_interval():
 
 def test_answers_given_twice_are_counted_by_pairs_of_answers(tmp_path):
     with LabelStore(tmp_path / "labels.sqlite") as store:
+        assert feedback.answered_twice(store) == (0, 0)
         asked = {"prompt_id": "p", "i": 0, "strategy": "random", "reason": ""}
         answers = [
             (1, "first", "ann", False),

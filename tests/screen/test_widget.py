@@ -632,7 +632,7 @@ def test_person_and_gold_make_the_same_reward_of_the_same_answers(runs_folder):
     run, setting = tiny_run.make(tiny_run.settings(), hostile=False)
     human = SimulatedHuman(lambda shown: -shown["index"].to_numpy(float))
     expected = loop.run_rounds("shf_cas", setting, human, run.stage("03_feedback") / "gold")
-    screen = widget.annotate(setting, Person(), run.stage("03_feedback"))
+    screen = widget.annotate(setting, Person(), run.stage("03_feedback"), repeats=0)
     finish(
         screen, lambda view: "left" if text(view["texts"][0]) < text(view["texts"][1]) else "right"
     )
