@@ -720,3 +720,27 @@ def test_selection_time_grows_no_worse_than_linearly_in_the_pool(strategy):
 
     small, large = seconds(500), seconds(4000)  # 5,000 and 40,000 pairs
     assert large / small < 8 * 3, f"8 times the pool took {large / small:.1f} times as long"
+
+
+def test_targeted_chooses_160_of_1344_pairs_in_under_five_seconds():
+    generator = np.random.default_rng(0)
+    pool = pd.DataFrame(
+        {
+            "prompt_id": np.repeat([f"p{k:02d}" for k in range(48)], 8),
+            "index": np.tile(range(8), 48),
+            "logp": generator.normal(-30, 5, 384),
+            "features": list(generator.normal(size=(384, 2304)).astype(np.float32)),
+        }
+    )
+    ids = pool["prompt_id"].unique()
+    answers = generator.integers(0, 2, 48).astype(float)
+    training = pd.DataFrame({"prompt_id": ids, "i": 0, "j": 1, "label": answers, "weight": 1.0})
+    belief, proxy = trust.believe(pool, training, 300.0), fit_probe(pool, training, 300.0)
+    none = training.head(0)
+    fit = Fitted(proxy, pool, training, 300.0, pool, none, belief, None, 0.5)
+    pairs = all_pairs(conflict_table(pool, proxy.score(pool)))
+    assert len(pairs) == 1344
+    start = time.process_time()
+    chosen = STRATEGIES["targeted"](pairs, 160, generator, View(SETTINGS, "targeted", fit))
+    assert time.process_time() - start < 5
+    assert len(chosen) == 160

@@ -1,6 +1,8 @@
 """Whom to trust: the fits equal an independent solver's, merge is a special case, and what was
 planted is found again."""
 
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -308,3 +310,21 @@ def test_covariances_are_those_of_the_weights_posterior(world):
     columns = belief.columns(few)
     np.testing.assert_allclose(ours, columns @ covariance @ columns.T, atol=1e-8)
     assert pools.features(few).shape == (24, 32)
+
+
+def test_a_fit_at_quickstart_size_takes_under_three_seconds():
+    generator = np.random.default_rng(0)
+    count, width = 1280, 2304
+    pool = pd.DataFrame(
+        {
+            "prompt_id": np.repeat([f"p{k:03d}" for k in range(count // 8)], 8),
+            "index": np.tile(range(8), count // 8),
+            "features": list(generator.normal(size=(count, width)).astype(np.float32)),
+        }
+    )
+    score = generator.normal(size=count)
+    belief = trust.believe(pool, comparisons(pool, 2 * score, 1000, 1), 300.0)
+    labels = comparisons(pool, score, 80, 2)
+    start = time.process_time()
+    trust.fit(belief, pool, labels)
+    assert time.process_time() - start < 3
