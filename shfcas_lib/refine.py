@@ -16,8 +16,11 @@ correction c on top of it. With r the proxy's reward in units of its spread,
     P(i beats j) = sigmoid(o (r_i - r_j) + c_i - c_j),      refined reward o r + c,
 
 so that the refined reward is the proxy where labels say nothing. Under `merge` o is 1; under
-`trust` the labels say how far the proxy is believed. A LoRA reward has no closed posterior: there
-`trust` asks the probe on the same features, and gives the labels so much more weight.
+`trust` the labels say how far the proxy is believed (`trust.correct`).
+
+A LoRA reward has no closed posterior. There `trust` asks the probe on the same features: the share
+rho of what the biased pairs say that the labels bear out divides the labels' weight, and o is
+E(kappa rho), the lead that the labels give the proxy.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -166,7 +169,7 @@ def update(
     if settings.refinement == "merge" or not trust.enough(labels):
         return learn(merged(data.biased))
     if isinstance(base, Published):
-        return _believed(settings, data, base, learn)
+        return _believed(settings, data, base, lambda given: learn(merged(data.biased), given))
 
     belief = data.belief or trust.believe(data.pool, data.biased, settings.l2)
     trusted = trust.fit(belief, data.pool, labels, data.errs)
@@ -178,19 +181,18 @@ def update(
 
 
 def _believed(
-    settings: Reward, data: Data, base: Published, learn: Callable[..., RewardModel]
+    settings: Reward, data: Data, base: Published, learn: Callable[[Published], RewardModel]
 ) -> Trusted:
-    """A published proxy, believed as far as the labels say, and what they teach on top of it."""
+    """A published proxy, believed as far as the labels say, and what they teach on top of it.
+
+    learn: trains the correction of the proxy that it is given."""
     labels = weighed(data.said, settings)
     share, probe, report = trust.correct(
         data.pool, labels, base.score(data.pool), settings.l2, data.errs
     )
-    believed = replace(base, spread=base.spread / max(share, 1e-6))
-    reward = Corrected(believed, probe)
     if settings.kind == "lora":
-        merged = merge(data.biased, data.said, settings.feedback_weight, settings.grade_weight)
-        learnt = learn(merged, believed)
-        reward = cast("Corrected", learnt)
+        return Trusted(learn(replace(base, spread=base.spread / report.lead)), probe, report)
+    reward = Corrected(replace(base, spread=base.spread / share), probe)
     return Trusted(_unit(reward, data.pool, labels), probe, report)
 
 
