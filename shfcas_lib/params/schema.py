@@ -303,7 +303,11 @@ class Reward(Block):
         ),
     )
     feedback_weight: Positive = Field(
-        3.0, description="merge: weight of one human label against one biased pair"
+        3.0,
+        description=(
+            "merge: weight of one human label against one biased pair; trust with kind lora divides"
+            " it by the share of the biased pairs' word that the labels bear out"
+        ),
     )
     much_weight: Annotated[float, Field(ge=1)] = Field(
         2.0,
