@@ -153,8 +153,9 @@ def update(
 ) -> RewardModel:
     """The reward after feedback, by the refinement that the parameters ask for.
 
-    `trust` with too few labels to tell (`trust.enough`) is `merge`. base, adapter, checkpoints: as
-    for `fit`. Raises InputError for nothing to learn from or a completion that is missing.
+    `trust` with too few labels to tell (`trust.enough`) is `merge`. A published proxy stays as it
+    is while labels teach nothing. base, adapter, checkpoints: as for `fit`. Raises InputError for
+    nothing to learn from or a completion that is missing.
     """
 
     def learn(preferences: pd.DataFrame, base: RewardModel | None = base) -> RewardModel:
@@ -164,6 +165,8 @@ def update(
         return merge(biased, data.said, weight, settings.grade_weight)
 
     labels = weighed(data.said, settings)
+    if isinstance(base, Published) and not _teach(settings, labels):
+        return base
     if settings.refinement == "labels_alone":
         return learn(merged(data.biased.head(0)))
     if settings.refinement == "merge" or not trust.enough(labels):
@@ -178,6 +181,11 @@ def update(
     # the biased pairs count as much less as the labels contradict them
     share = trusted.report.mean("rho")
     return replace(trusted, quality=learn(merged(data.biased, settings.feedback_weight / share)))
+
+
+def _teach(settings: Reward, labels: pd.DataFrame) -> bool:
+    """Is there anything in labels to train a correction on? TRL knows no ties."""
+    return bool(len(labels) if settings.kind == "probe" else labels["label"].ne(0.5).any())
 
 
 def _believed(

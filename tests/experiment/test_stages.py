@@ -107,7 +107,7 @@ def files(folder, suffix):
 
 def test_two_processes_write_the_same_files_as_one(both):
     one, two = both
-    for suffix in (".parquet", ".safetensors", "done.json", "labels.sqlite"):
+    for suffix in (".parquet", ".safetensors", "done.json", "labels.sqlite", "trust.json"):
         assert files(one, suffix) == files(two, suffix) != []
     assert [json.loads((folder / "run.json").read_text())["processes"] for folder in both] == [1, 2]
     assert not list(two.rglob(".*")) and not list(two.rglob("checkpoint*"))

@@ -469,6 +469,34 @@ def test_a_lora_correction_is_to_the_proxy_as_far_as_it_is_believed(
     np.testing.assert_allclose(again.score(pool), trusted.score(pool), atol=1e-6)
 
 
+@pytest.mark.parametrize(("kind", "label"), [("probe", np.nan), ("lora", np.nan), ("lora", 0.5)])
+@pytest.mark.parametrize("refinement", ["trust", "merge", "labels_alone"])
+def test_a_round_that_teaches_nothing_leaves_the_proxy_as_it_is(
+    kind, label, refinement, flawed, tmp_path
+):
+    """All skipped, or all ties, which TRL takes none of: the next round goes on from the proxy."""
+    pool, truth, proxy = flawed
+    data = refine.Data(pool, NOTHING, labelled(pool, truth, 4).assign(label=label))
+    settings = Reward(kind=kind, proxy="model:x", refinement=refinement)
+    found = refine.updated(Stage(tmp_path, None), settings, data, 0, proxy)
+    np.testing.assert_array_equal(found.score(pool), proxy.score(pool))
+    again = refine.finished(settings, tmp_path)
+    np.testing.assert_array_equal(again.score(pool), proxy.score(pool))
+
+
+def test_ties_teach_a_probe_that_two_completions_are_alike(flawed):
+    pool, truth, proxy = flawed
+    labels = labelled(pool, truth, 12).assign(label=0.5)
+    settings = Reward(proxy="model:x", l2=3.0)
+    found = refine.update(settings, refine.Data(pool, NOTHING, labels), 0, proxy)
+    asked = pool[pool["prompt_id"].isin(labels["prompt_id"])]
+
+    def gap(scores):
+        return np.abs(np.diff(scores.reshape(-1, 6), axis=1)).mean()
+
+    assert gap(found.score(asked) * found.spread) < 0.9 * gap(proxy.score(asked))
+
+
 @pytest.mark.parametrize("kind", ["probe", "lora"])
 def test_published_proxy_and_gold_through_the_notebooks(kind, heads, tiny_model, runs_folder):
     """Conflict, selection, refining and evaluation, in rounds; with `lora` also a trained policy,
