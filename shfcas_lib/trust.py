@@ -220,7 +220,7 @@ class Report:
         return float(worth @ self.candidates["share"])
 
     @property
-    def contradicted(self) -> float:
+    def disbelieved(self) -> float:
         """The share of what the biased pairs add that the labels contradict, 1 - E(rho)."""
         return 1 - self.mean("rho")
 
@@ -232,8 +232,8 @@ class Report:
 
     def __str__(self) -> str:
         return (
-            f"{self.decided} decided labels contradict {_words(self.contradicted)} of what"
-            f" {self.about} ({self.contradicted:.0%}); people are taken to err in"
+            f"{self.decided} decided labels contradict {_words(self.disbelieved)} of what"
+            f" {self.about} ({self.disbelieved:.0%}); people are taken to err in"
             f" {self.mean('error'):.0%} of their answers"
         )
 

@@ -199,9 +199,10 @@ def changed(setting: loop.Setting, table: pd.DataFrame) -> float | None:
     return float(1 - same.mean()) if len(same) else None
 
 
-def believed(setting: loop.Setting, table: pd.DataFrame) -> str:
+def believed(setting: loop.Setting, table: pd.DataFrame, errs: np.ndarray) -> str:
     """What the labels say about the biased preferences, or about a published proxy, one sentence;
-    nothing where the run's refinement does not ask, and while there are too few of them."""
+    nothing where the run's refinement does not ask, and while there are too few of them. errs:
+    from `trust.doubt`."""
     settings, belief = setting.params.reward, setting.belief
     labels = _within(table.dropna(subset=["label"]), setting.known)
     if settings.refinement != "trust" or not trust.enough(labels):
@@ -209,8 +210,8 @@ def believed(setting: loop.Setting, table: pd.DataFrame) -> str:
     labels = refine.weighed(labels, settings)
     if settings.published:
         given = setting.proxy.score(setting.known)
-        return f"{trust.correct(setting.known, labels, given, settings.l2)[2]}."
-    return f"{trust.fit(belief, setting.known, labels).report}." if belief else ""
+        return f"{trust.correct(setting.known, labels, given, settings.l2, errs)[2]}."
+    return f"{trust.fit(belief, setting.known, labels, errs).report}." if belief else ""
 
 
 def _needs(setting: loop.Setting, strategy: str) -> str | None:

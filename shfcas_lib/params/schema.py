@@ -305,8 +305,8 @@ class Reward(Block):
     feedback_weight: Positive = Field(
         3.0,
         description=(
-            "merge: weight of one human label against one biased pair; trust with kind lora divides"
-            " it by the share of the biased pairs' word that the labels bear out"
+            "weight of one human label against one biased pair: merge, labels_alone, and lora; a"
+            " probe under trust has none"
         ),
     )
     much_weight: Annotated[float, Field(ge=1)] = Field(
@@ -419,8 +419,8 @@ class Selection(Block):
     prompts: Literal["feedback", "train_and_feedback"] = Field(
         "feedback",
         description=(
-            "asked about: fresh prompts, or the proxy's own too, where a label replaces a"
-            " biased one"
+            "asked about: fresh prompts, or the proxy's own too (merge: a label replaces a biased"
+            " one)"
         ),
     )
 

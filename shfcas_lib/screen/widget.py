@@ -21,12 +21,12 @@ import anywidget
 import pandas as pd
 import traitlets
 
-from shfcas_lib import loop
+from shfcas_lib import loop, trust
 from shfcas_lib.analysis import stopping
 from shfcas_lib.annotators import exports
 from shfcas_lib.annotators.people import Person, Unanswered
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.feedback import KEY, Annotator
+from shfcas_lib.feedback import KEY, Annotator, answered_twice
 from shfcas_lib.screen.session import Session, arranged
 from shfcas_lib.storage import files, runs
 from shfcas_lib.storage.labels import SCALES, LabelStore
@@ -308,10 +308,11 @@ class _Rounds:
         done = pd.MultiIndex.from_tuples(session.store.answered(self.people), names=KEY)
         labels = labels[pd.MultiIndex.from_frame(labels[KEY]).isin(done)]
         asked = stopping.asked(folder, labels)
+        errs = trust.doubt(*answered_twice(session.store))
 
         def sentence() -> str:
             said = stopping.suggestion(stopping.report(setting, strategy, folder, asked))
-            return f"{said} {stopping.believed(setting, asked)}".strip()
+            return f"{said} {stopping.believed(setting, asked, errs)}".strip()
 
         return sentence
 

@@ -12,7 +12,7 @@ import pytest
 import tiny_run
 from project import ROOT
 
-from shfcas_lib import loop, refine
+from shfcas_lib import loop, refine, trust
 from shfcas_lib.analysis import sequence, stopping
 from shfcas_lib.feedback import SimulatedHuman
 from shfcas_lib.rewards import Published, locate
@@ -373,15 +373,18 @@ def test_the_screen_says_whom_the_labels_trust(runs_folder):
     _, setting = tiny_run.make(tiny_run.settings(), hostile=False)
     ids = setting.feedback["prompt_id"].unique()[:8]
     labels = pd.DataFrame({"prompt_id": ids, "i": 0, "j": 1, "label": [1.0, 0.0] * 4})
-    said = stopping.believed(setting, labels)
+    errs = trust.doubt(0, 0)
+    said = stopping.believed(setting, labels, errs)
     assert said.startswith("8 decided labels contradict") and said.endswith("of their answers.")
     assert "of what the biased preferences say" in said
 
     # a trained policy wrote these later; a skipped pair has no label
     later = labels.assign(i=100, j=101)
     skipped = labels.assign(j=2, label=np.nan)
-    assert stopping.believed(setting, pd.concat([labels, later, skipped])) == said
-    assert stopping.believed(setting, later) == stopping.believed(setting, labels.head(4)) == ""
+    assert stopping.believed(setting, pd.concat([labels, later, skipped]), errs) == said
+    for few in (later, labels.head(4)):
+        assert stopping.believed(setting, few, errs) == ""
+    assert stopping.believed(setting, labels, trust.doubt(5, 15)) != said
 
 
 def test_the_screen_says_how_far_labels_believe_a_published_proxy(runs_folder):
@@ -403,6 +406,7 @@ def test_the_screen_says_how_far_labels_believe_a_published_proxy(runs_folder):
     )
     shares = []
     for label in (first > second, first < second):
-        said = stopping.believed(setting, labels.assign(label=label.astype(float)))
+        told = labels.assign(label=label.astype(float))
+        said = stopping.believed(setting, told, trust.doubt(0, 0))
         shares.append(int(re.search(r"of what the published proxy says \((\d+)%\)", said)[1]))
     assert shares[0] < shares[1]

@@ -70,7 +70,8 @@ human = feedback.SimulatedHuman(known, noise=0.2, seed=0)
 for name in settings.selection.strategies:
     outcome = loop.run_rounds(name, setting, human, stage / name)
     stage.table(f"rounds_{name}", lambda: outcome.rounds)
-stage.table("replicates", lambda: replication.replicates(settings, prompts, pool, gold))
+repeated = lambda: replication.replicates(settings, prompts, pool, gold)
+stage.table("replicates", lambda: repeated()["replicates"])
 print(writes)
 """
 

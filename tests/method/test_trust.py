@@ -139,7 +139,7 @@ def test_labels_that_agree_with_the_pairs_are_believed_to_contradict_little(worl
     pool, quality, _ = world
     belief = trust.believe(pool, comparisons(pool, 2 * quality, 400, 1), L2)
     report = trust.fit(belief, pool, comparisons(pool, 2 * quality, 120, 2)).report
-    assert report.contradicted < 0.45
+    assert report.disbelieved < 0.45
 
 
 def test_labels_tell_a_taste_from_quality(world):
@@ -148,7 +148,7 @@ def test_labels_tell_a_taste_from_quality(world):
     labels = comparisons(pool, 3 * quality, 150, 2)
     trusted = trust.fit(belief, pool, labels)
     merged = refine.fit(Reward(l2=L2), pool, refine.merge(belief.biased, labels, 3.0), 0)
-    assert trusted.report.contradicted > 0.6
+    assert trusted.report.disbelieved > 0.6
     assert correlation(trusted.taste.score(pool), taste) > 0.6
     assert (
         correlation(trusted.score(pool), quality) > correlation(merged.score(pool), quality) + 0.1

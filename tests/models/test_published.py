@@ -405,7 +405,7 @@ def test_labels_say_how_far_a_published_proxy_is_believed(flawed, tmp_path):
     """A proxy whose sign is wrong is all but forgotten; fixed at weight 1 it is not."""
     pool, truth, _ = flawed
     labels = labelled(pool, truth, 14).drop(columns="weight")
-    gain, contradicted = [], []
+    gain, disbelieved = [], []
     for sign in (1, -1):
         turned = pool.assign(proxy=sign * pool["proxy"])
         proxy = rewards.Published.on(turned)
@@ -415,7 +415,7 @@ def test_labels_say_how_far_a_published_proxy_is_believed(flawed, tmp_path):
         merged = refine.update(settings.model_copy(update={"refinement": "merge"}), data, 0, proxy)
         assert isinstance(trusted, trust.Trusted) and isinstance(merged, rewards.Corrected)
         gain.append(right(turned, truth, trusted) - right(turned, truth, merged))
-        contradicted.append(trusted.report.contradicted)
+        disbelieved.append(trusted.report.disbelieved)
         trusted.save(tmp_path / str(sign))
         again = refine.finished(settings, tmp_path / str(sign))
         np.testing.assert_array_equal(again.score(turned), trusted.score(turned))
@@ -423,7 +423,7 @@ def test_labels_say_how_far_a_published_proxy_is_believed(flawed, tmp_path):
         used = turned[turned["prompt_id"] < "p14"]
         spread = rewards.spread(trusted.score(used), used["prompt_id"].to_numpy())
         assert spread == pytest.approx(1)
-    assert contradicted[0] < 0.5 < contradicted[1]
+    assert disbelieved[0] < 0.5 < disbelieved[1]
     assert gain[0] > -0.02 and gain[1] > 0.05
 
 
