@@ -1,9 +1,9 @@
 """How wrong is the proxy: coverage over planted runs, whatever the strategy and whenever somebody
 looks; what the report says and when it says nothing."""
 
+import dataclasses
 import json
 import re
-from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -314,7 +314,7 @@ def test_labels_that_cannot_say_it_get_a_sentence_and_no_number(runs_folder):
     assert "selection.random_share" in words and "%" not in words
     mixed = setting.params.feedback.model_copy(update={"kind": "mixed"})
     params = setting.params.model_copy(update={"feedback": mixed})
-    shared = loop.Setting(**(vars(setting) | {"params": params}))
+    shared = dataclasses.replace(setting, params=params)
     assert "person and a judge" in stopping.suggestion(
         stopping.report(shared, "random", folder, table)
     )
@@ -396,7 +396,9 @@ def test_the_screen_says_how_far_labels_believe_a_published_proxy(runs_folder):
         for pool in (setting.train, setting.feedback)
     )
     proxy = Published.on(train)
-    setting = replace(setting, params=params, train=train, feedback=feedback, proxy=proxy)
+    setting = dataclasses.replace(
+        setting, params=params, train=train, feedback=feedback, proxy=proxy
+    )
     assert setting.belief is None
     score = feedback.set_index(["prompt_id", "index"])["proxy"]
     labels = pd.DataFrame({"prompt_id": feedback["prompt_id"].unique()[:8], "i": 0, "j": 1})
