@@ -18,9 +18,13 @@ correction c on top of it. With r the proxy's reward in units of its spread,
 so that the refined reward is the proxy where labels say nothing. Under `merge` o is 1; under
 `trust` the labels say how far the proxy is believed (`trust.correct`).
 
-A LoRA reward has no closed posterior. There `trust` asks the probe on the same features: the share
-rho of what the biased pairs say that the labels bear out divides the labels' weight, and o is
-E(kappa rho), the lead that the labels give the proxy.
+A LoRA reward has no closed posterior. There `trust` asks the probe on the same features for the
+annotators' taste v, and the adapter w learns what is left of the biased pairs,
+
+    biased pair   P(i beats j) = sigmoid(w_i - w_j + v_i - v_j)
+    human label   P(i beats j) = sigmoid(w_i - w_j), `reward.feedback_weight` times
+
+On a published proxy o is E(kappa rho), the lead that the labels give the proxy.
 """
 
 from __future__ import annotations
@@ -103,10 +107,11 @@ def merge(
 
     Returns prompt_id, i, j, label, weight, and grade where labels have it: the weight is 1 for a
     biased pair, `weight` for a human label, `much` times that where it says much better; sorted
-    by id.
+    by id. A column lead of the biased preferences stays, missing for the labels.
     """
     key = ["prompt_id", "i", "j"]
-    given = biased[[*key, "label"]].assign(weight=1.0)
+    led = ["lead"] if "lead" in biased else []
+    given = biased[[*key, "label", *led]].assign(weight=1.0)
     graded = ["grade"] if "grade" in labels else []
     learnt = labels[[*key, "label", *graded]].assign(weight=weight * grade_weight(labels, much))
     both = pd.concat([given, learnt])
@@ -125,9 +130,10 @@ def fit(
     """Train the kind of reward that the parameters ask for.
 
     pool: a pool table that holds every completion named. preferences: prompt_id, i, j, label in
-    [0, 1], optional weight and grade. base: the run's proxy; where it is a published model, what
-    is trained is a correction on top of it. checkpoints: a folder that a killed training goes on
-    from. Raises InputError for no preferences or a completion that is missing.
+    [0, 1], optional weight and, for lora, grade and lead (`training.reward`). base: the run's
+    proxy; where it is a published model, what is trained is a correction on top of it.
+    checkpoints: a folder that a killed training goes on from. Raises InputError for no preferences
+    or a completion that is missing.
     """
     if not isinstance(base, Published):
         return _train(settings, pool, preferences, seed, adapter, checkpoints, None)
@@ -161,8 +167,8 @@ def update(
     def learn(preferences: pd.DataFrame, base: RewardModel | None = base) -> RewardModel:
         return fit(settings, data.pool, preferences, seed, base, adapter, checkpoints)
 
-    def merged(biased: pd.DataFrame, weight: float = settings.feedback_weight) -> pd.DataFrame:
-        return merge(biased, data.said, weight, settings.grade_weight)
+    def merged(biased: pd.DataFrame) -> pd.DataFrame:
+        return merge(biased, data.said, settings.feedback_weight, settings.grade_weight)
 
     labels = weighed(data.said, settings)
     if isinstance(base, Published) and not _teach(settings, labels):
@@ -178,9 +184,14 @@ def update(
     trusted = trust.fit(belief, data.pool, labels, data.errs)
     if settings.kind == "probe":
         return trusted
-    # the biased pairs count as much less as the labels contradict them
-    share = trusted.report.mean("rho")
-    return replace(trusted, quality=learn(merged(data.biased, settings.feedback_weight / share)))
+    return replace(trusted, quality=learn(merged(_tasted(data, trusted.taste))))
+
+
+def _tasted(data: Data, taste: Probe) -> pd.DataFrame:
+    """The biased pairs, with the lead that the annotators' taste alone gives i over j."""
+    score = taste.score(data.pool)
+    first, second = (score[rewards.locate(data.pool, data.biased, side)] for side in ("i", "j"))
+    return data.biased.assign(lead=first - second)
 
 
 def _teach(settings: Reward, labels: pd.DataFrame) -> bool:

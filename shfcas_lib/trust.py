@@ -253,7 +253,8 @@ class Trusted:
     """A reward that learnt from labels how far to trust the biased pairs, with what it learnt.
 
     quality  the reward
-    taste    what the biased annotators share beyond it; for a published proxy, what labels taught
+    taste    what the biased annotators share beyond it, in log odds of their answers; for a
+             published proxy, what labels taught
     """
 
     MARKER: ClassVar[str] = "trust.json"
@@ -323,12 +324,11 @@ def fit(
     answers = np.stack([found.labels for found in fits], 1) * kappa
     quality = rho * (pairs + size * (asked.difference.T @ answers))
 
-    mixed = share / _units(asked.columns @ quality, asked.prompts)
-    weight, taste = quality @ mixed, pairs @ ((1 - rho) * mixed)
+    weight = quality @ (share / _units(asked.columns @ quality, asked.prompts))
     unit = spread(asked.columns @ weight, asked.prompts)
     return Trusted(
         Probe(belief.mean, belief.std, weight, unit),
-        Probe(belief.mean, belief.std, taste, unit),
+        Probe(belief.mean, belief.std, pairs @ ((1 - rho) * share)),
         report,
     )
 

@@ -155,6 +155,22 @@ def test_labels_tell_a_taste_from_quality(world):
     )
 
 
+def test_quality_and_taste_together_are_the_pairs_log_odds(world):
+    """Where rho and kappa are known, taste and quality are the two parts of what pairs say."""
+    pool, quality, taste = world
+    belief = trust.believe(pool, comparisons(pool, quality + taste, 300, 1), L2)
+    labels = comparisons(pool, 3 * quality, 100, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trust, "_GRID", [(0.3, 3.0)])
+        trusted = trust.fit(belief, pool, labels)
+    w = primal(belief, pool, labels, 0.3, 3.0)
+    found = trust._joint(belief, trust._read(belief, pool, labels), 0.3, 3.0)
+    margin = belief.covariance @ found.pairs
+    margin += 0.3 * 3.0 * trust._read(belief, pool, labels).cross @ found.labels
+    np.testing.assert_allclose(belief.difference @ (w + trusted.taste.weight), margin, atol=1e-4)
+    assert trusted.taste.spread == 1.0
+
+
 def test_a_sharper_human_has_a_higher_kappa(world):
     pool, quality, _ = world
     belief = trust.believe(pool, comparisons(pool, quality, 400, 1), L2)

@@ -360,22 +360,43 @@ def disputed(tiny_model, pool, preferences):
     return refine.Data(features, biased.reset_index(drop=True), labels.reset_index(drop=True))
 
 
-def test_labels_weigh_more_the_more_they_contradict_the_pairs(tiny_model, disputed, monkeypatch):
+def test_a_lora_reward_is_relieved_of_the_annotators_taste(tiny_model, disputed, monkeypatch):
+    """The biased pairs carry the taste's lead, the labels, which replace a biased pair, none."""
     seen = []
     monkeypatch.setattr(lora_reward, "train", lambda *given: seen.append(given[3]) or "trained")
     settings = REWARD.model_copy(update={"l2": 3.0})
     adapter = refine.Adapter("refined", load_tiny(tiny_model))
+    both = pd.concat([disputed.biased, disputed.labels.head(1).assign(label=0.0)])
     agreeing = disputed.labels.assign(label=1 - disputed.labels["label"])
-    expected = []
+    size = []
     for labels in (disputed.labels, agreeing):
-        data = refine.Data(disputed.pool, disputed.biased, labels)
-        report = refine.update(settings, data, 0, adapter=adapter).report
-        expected.append(REWARD.feedback_weight / report.mean("rho"))
-    assert expected[0] > expected[1] + 1 > REWARD.feedback_weight + 1
-    for table, weight in zip(seen, expected, strict=True):
-        from_labels = table["prompt_id"] < "p05"
+        trusted = refine.update(
+            settings, refine.Data(disputed.pool, both, labels), 0, adapter=adapter
+        )
+        table = seen.pop().set_index(KEY)
+        from_labels = table.index.isin(pd.MultiIndex.from_frame(labels[KEY]))
+        assert len(table) == len(disputed.biased) + len(labels)
+        assert table["lead"][from_labels].isna().all()
+        assert set(table["weight"][from_labels]) == {REWARD.feedback_weight}
         assert table["weight"][~from_labels].eq(1).all()
-        np.testing.assert_allclose(table["weight"][from_labels], weight)
+        at = disputed.pool.assign(taste=trusted.taste.score(disputed.pool))
+        at = at.set_index(["prompt_id", "index"])["taste"]
+        for (prompt, i, j), lead in table["lead"][~from_labels].items():
+            assert lead == pytest.approx(at[prompt, i] - at[prompt, j])
+        says = table["label"][~from_labels] - 0.5
+        size.append((table["lead"][~from_labels] * says).mean())
+    assert size[0] > 2 * size[1] > 0, "the more the labels contradict, the more is taste"
+
+
+def test_a_pairs_own_lead_is_taken_off_the_margin(tiny_model, pool, monkeypatch):
+    backbone, pairs = load_tiny(tiny_model), graded_pairs()
+    pairs = pairs.assign(lead=[0.5, 0.5, 0.5, np.nan, -2.0])
+    seen = margins_given_to_trl(backbone, pool, pairs, monkeypatch)
+    # the grade's margin less what the chosen answer has already
+    expected = {("p00", 0): 1 - 0.5, ("p01", 1): 0 + 0.5, ("p03", 2): 0.5, ("p04", 0): 0 + 2.0}
+    wanted = {place: chosen_ids(backbone, pool, *place) for place in expected}
+    found = found_by_start(seen, wanted)
+    assert found == {place: pytest.approx(value, abs=1e-6) for place, value in expected.items()}
 
 
 def test_a_trusted_lora_reward_survives_saving(tiny_model, disputed, tmp_path):
