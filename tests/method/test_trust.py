@@ -148,10 +148,10 @@ def test_labels_tell_a_taste_from_quality(world):
     labels = comparisons(pool, 3 * quality, 150, 2)
     trusted = trust.fit(belief, pool, labels)
     merged = refine.fit(Reward(l2=L2), pool, refine.merge(belief.biased, labels, 3.0), 0)
-    assert trusted.report.disbelieved > 0.6
+    assert trusted.report.disbelieved > 0.5
     assert correlation(trusted.taste.score(pool), taste) > 0.6
     assert (
-        correlation(trusted.score(pool), quality) > correlation(merged.score(pool), quality) + 0.1
+        correlation(trusted.score(pool), quality) > correlation(merged.score(pool), quality) + 0.08
     )
 
 
