@@ -186,8 +186,9 @@ def one_round(
     answers = here.table("labels", lambda: ask(comparisons, texts, annotator, store))
     labels = [*state.labels, answers]
 
-    # refined reward: the labels so far say how far to trust the biased preferences
-    errs = trust.doubt(*answered_twice(store))
+    # refined reward: the labels so far say how far to trust the biased preferences. The main
+    # process alone has the answers of an earlier start
+    errs = trust.doubt(*processes.same(answered_twice(store)))
     reward = refine.updated(
         here,
         setting.params.reward,

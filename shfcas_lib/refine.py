@@ -16,8 +16,15 @@ correction c on top of it. With r the proxy's reward in units of its spread,
     P(i beats j) = sigmoid(o (r_i - r_j) + c_i - c_j),      refined reward o r + c,
 
 so that the refined reward is the proxy where labels say nothing. Under `merge` o is 1; under
-`trust` the labels say how far the proxy is believed. A LoRA reward has no closed posterior: there
-`trust` asks the probe on the same features, and gives the labels so much more weight.
+`trust` the labels say how far the proxy is believed (`trust.correct`).
+
+A LoRA reward has no closed posterior. There `trust` asks the probe on the same features for the
+annotators' taste v, and the adapter w learns what is left of the biased pairs,
+
+    biased pair   P(i beats j) = sigmoid(w_i - w_j + v_i - v_j)
+    human label   P(i beats j) = sigmoid(w_i - w_j), `reward.feedback_weight` times
+
+On a published proxy o is E(kappa rho), the lead that the labels give the proxy.
 """
 
 from __future__ import annotations
@@ -25,7 +32,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -100,10 +107,11 @@ def merge(
 
     Returns prompt_id, i, j, label, weight, and grade where labels have it: the weight is 1 for a
     biased pair, `weight` for a human label, `much` times that where it says much better; sorted
-    by id.
+    by id. A column lead of the biased preferences stays, missing for the labels.
     """
     key = ["prompt_id", "i", "j"]
-    given = biased[[*key, "label"]].assign(weight=1.0)
+    led = ["lead"] if "lead" in biased else []
+    given = biased[[*key, "label", *led]].assign(weight=1.0)
     graded = ["grade"] if "grade" in labels else []
     learnt = labels[[*key, "label", *graded]].assign(weight=weight * grade_weight(labels, much))
     both = pd.concat([given, learnt])
@@ -122,9 +130,10 @@ def fit(
     """Train the kind of reward that the parameters ask for.
 
     pool: a pool table that holds every completion named. preferences: prompt_id, i, j, label in
-    [0, 1], optional weight and grade. base: the run's proxy; where it is a published model, what
-    is trained is a correction on top of it. checkpoints: a folder that a killed training goes on
-    from. Raises InputError for no preferences or a completion that is missing.
+    [0, 1], optional weight and, for lora, grade and lead (`training.reward`). base: the run's
+    proxy; where it is a published model, what is trained is a correction on top of it.
+    checkpoints: a folder that a killed training goes on from. Raises InputError for no preferences
+    or a completion that is missing.
     """
     if not isinstance(base, Published):
         return _train(settings, pool, preferences, seed, adapter, checkpoints, None)
@@ -150,47 +159,59 @@ def update(
 ) -> RewardModel:
     """The reward after feedback, by the refinement that the parameters ask for.
 
-    `trust` with too few labels to tell (`trust.enough`) is `merge`. base, adapter, checkpoints: as
-    for `fit`. Raises InputError for nothing to learn from or a completion that is missing.
+    `trust` with too few labels to tell (`trust.enough`) is `merge`. A published proxy stays as it
+    is while labels teach nothing. base, adapter, checkpoints: as for `fit`. Raises InputError for
+    nothing to learn from or a completion that is missing.
     """
 
     def learn(preferences: pd.DataFrame, base: RewardModel | None = base) -> RewardModel:
         return fit(settings, data.pool, preferences, seed, base, adapter, checkpoints)
 
-    def merged(biased: pd.DataFrame, weight: float = settings.feedback_weight) -> pd.DataFrame:
-        return merge(biased, data.said, weight, settings.grade_weight)
+    def merged(biased: pd.DataFrame) -> pd.DataFrame:
+        return merge(biased, data.said, settings.feedback_weight, settings.grade_weight)
 
     labels = weighed(data.said, settings)
+    if isinstance(base, Published) and not _teach(settings, labels):
+        return base
     if settings.refinement == "labels_alone":
         return learn(merged(data.biased.head(0)))
     if settings.refinement == "merge" or not trust.enough(labels):
         return learn(merged(data.biased))
     if isinstance(base, Published):
-        return _believed(settings, data, base, learn)
+        return _believed(settings, data, base, lambda given: learn(merged(data.biased), given))
 
     belief = data.belief or trust.believe(data.pool, data.biased, settings.l2)
     trusted = trust.fit(belief, data.pool, labels, data.errs)
     if settings.kind == "probe":
         return trusted
-    # the biased pairs count as much less as the labels contradict them
-    share = trusted.report.mean("rho")
-    return replace(trusted, quality=learn(merged(data.biased, settings.feedback_weight / share)))
+    return replace(trusted, quality=learn(merged(_tasted(data, trusted.taste))))
+
+
+def _tasted(data: Data, taste: Probe) -> pd.DataFrame:
+    """The biased pairs, with the lead that the annotators' taste alone gives i over j."""
+    score = taste.score(data.pool)
+    first, second = (score[rewards.locate(data.pool, data.biased, side)] for side in ("i", "j"))
+    return data.biased.assign(lead=first - second)
+
+
+def _teach(settings: Reward, labels: pd.DataFrame) -> bool:
+    """Is there anything in labels to train a correction on? TRL knows no ties."""
+    return bool(len(labels) if settings.kind == "probe" else labels["label"].ne(0.5).any())
 
 
 def _believed(
-    settings: Reward, data: Data, base: Published, learn: Callable[..., RewardModel]
+    settings: Reward, data: Data, base: Published, learn: Callable[[Published], RewardModel]
 ) -> Trusted:
-    """A published proxy, believed as far as the labels say, and what they teach on top of it."""
+    """A published proxy, believed as far as the labels say, and what they teach on top of it.
+
+    learn: trains the correction of the proxy that it is given."""
     labels = weighed(data.said, settings)
     share, probe, report = trust.correct(
         data.pool, labels, base.score(data.pool), settings.l2, data.errs
     )
-    believed = replace(base, spread=base.spread / max(share, 1e-6))
-    reward = Corrected(believed, probe)
     if settings.kind == "lora":
-        merged = merge(data.biased, data.said, settings.feedback_weight, settings.grade_weight)
-        learnt = learn(merged, believed)
-        reward = cast("Corrected", learnt)
+        return Trusted(learn(replace(base, spread=base.spread / report.lead)), probe, report)
+    reward = Corrected(replace(base, spread=base.spread / share), probe)
     return Trusted(_unit(reward, data.pool, labels), probe, report)
 
 

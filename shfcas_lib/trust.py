@@ -34,7 +34,7 @@ cut model (Plummer 2015) keeps a doubtful part of a model from informing the res
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import ClassVar
@@ -191,16 +191,18 @@ def _curvature(covariance: np.ndarray, margin: np.ndarray) -> tuple[np.ndarray, 
 
 @dataclass(frozen=True)
 class Report:
-    """What the labels say about the biased pairs.
+    """What the labels say about the biased pairs, or about a published proxy.
 
     tau         size of all weights (TAUS)
     decided     labels that are no tie
     candidates  rho, kappa, error, share: the posterior over combinations, shares summing to 1
+    about       what the labels speak about
     """
 
     tau: float
     decided: int
     candidates: pd.DataFrame
+    about: str = "the biased preferences say"
 
     def posterior(self, name: str) -> pd.Series:
         """The shares by the values of rho, kappa or error."""
@@ -209,6 +211,13 @@ class Report:
     def mean(self, name: str) -> float:
         """The posterior mean of rho, kappa or error."""
         return float(self.candidates[name] @ self.candidates["share"])
+
+    @property
+    def lead(self) -> float:
+        """The posterior mean of kappa rho: what a lead of 1 in the biased annotators' reward is
+        worth in the human's."""
+        worth = self.candidates["rho"] * self.candidates["kappa"]
+        return float(worth @ self.candidates["share"])
 
     @property
     def disbelieved(self) -> float:
@@ -223,8 +232,8 @@ class Report:
 
     def __str__(self) -> str:
         return (
-            f"{self.decided} decided labels contradict {_words(self.disbelieved)} of what the"
-            f" biased preferences say ({self.disbelieved:.0%}); people are taken to err in"
+            f"{self.decided} decided labels contradict {_words(self.disbelieved)} of what"
+            f" {self.about} ({self.disbelieved:.0%}); people are taken to err in"
             f" {self.mean('error'):.0%} of their answers"
         )
 
@@ -244,7 +253,8 @@ class Trusted:
     """A reward that learnt from labels how far to trust the biased pairs, with what it learnt.
 
     quality  the reward
-    taste    what the biased annotators share beyond it; for a published proxy, what labels taught
+    taste    what the biased annotators share beyond it, in log odds of their answers; for a
+             published proxy, what labels taught
     """
 
     MARKER: ClassVar[str] = "trust.json"
@@ -261,15 +271,14 @@ class Trusted:
         """Write both into folders of their own, then trust.json."""
         self.quality.save(folder / "quality")
         self.taste.save(folder / "taste")
-        facts = {"tau": self.report.tau, "decided": self.report.decided}
-        candidates = self.report.candidates.to_dict("list")
-        files.write_json(folder / self.MARKER, facts | {"candidates": candidates})
+        facts = vars(self.report) | {"candidates": self.report.candidates.to_dict("list")}
+        files.write_json(folder / self.MARKER, facts)
 
     @classmethod
     def load(cls, folder: Path, read: Callable[[Path], RewardModel]) -> Trusted:
         """Read what `save` wrote. read: gives the reward that a folder holds."""
         facts = files.read_json(folder / cls.MARKER)
-        report = Report(facts["tau"], facts["decided"], pd.DataFrame(facts["candidates"]))
+        report = Report(**facts | {"candidates": pd.DataFrame(facts["candidates"])})
         return cls(read(folder / "quality"), Probe.load(folder / "taste"), report)
 
 
@@ -315,12 +324,11 @@ def fit(
     answers = np.stack([found.labels for found in fits], 1) * kappa
     quality = rho * (pairs + size * (asked.difference.T @ answers))
 
-    mixed = share / _units(asked.columns @ quality, asked.prompts)
-    weight, taste = quality @ mixed, pairs @ ((1 - rho) * mixed)
+    weight = quality @ (share / _units(asked.columns @ quality, asked.prompts))
     unit = spread(asked.columns @ weight, asked.prompts)
     return Trusted(
         Probe(belief.mean, belief.std, weight, unit),
-        Probe(belief.mean, belief.std, taste, unit),
+        Probe(belief.mean, belief.std, pairs @ ((1 - rho) * share)),
         report,
     )
 
@@ -347,7 +355,7 @@ def correct(
 
     lead = offset[first] - offset[second]
     fits = [_alone(asked, *candidate, lead) for candidate in _GRID]
-    report = _report(1.0, asked, fits, errs)
+    report = replace(_report(1.0, asked, fits, errs), about="the published proxy says")
     share = report.candidates.groupby(["rho", "kappa"], sort=False)["share"].sum().to_numpy()
     answers = np.stack([found.labels for found in fits], 1) * _column("kappa")
     taught = difference.T @ answers / l2

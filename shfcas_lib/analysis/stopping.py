@@ -200,14 +200,18 @@ def changed(setting: loop.Setting, table: pd.DataFrame) -> float | None:
 
 
 def believed(setting: loop.Setting, table: pd.DataFrame, errs: np.ndarray) -> str:
-    """What the labels say about the biased preferences, one sentence; nothing where the run's
-    refinement does not ask, and while there are too few of them. errs: from `trust.doubt`."""
-    labels = table.dropna(subset=["label"])
+    """What the labels say about the biased preferences, or about a published proxy, one sentence;
+    nothing where the run's refinement does not ask, and while there are too few of them. errs:
+    from `trust.doubt`."""
     settings, belief = setting.params.reward, setting.belief
-    if settings.refinement != "trust" or belief is None or not trust.enough(labels):
+    labels = _within(table.dropna(subset=["label"]), setting.known)
+    if settings.refinement != "trust" or not trust.enough(labels):
         return ""
-    trusted = trust.fit(belief, setting.known, refine.weighed(labels, settings), errs)
-    return f"{trusted.report}."
+    labels = refine.weighed(labels, settings)
+    if settings.published:
+        given = setting.proxy.score(setting.known)
+        return f"{trust.correct(setting.known, labels, given, settings.l2, errs)[2]}."
+    return f"{trust.fit(belief, setting.known, labels, errs).report}." if belief else ""
 
 
 def _needs(setting: loop.Setting, strategy: str) -> str | None:

@@ -97,13 +97,18 @@ def wait() -> None:
 
 def agreed(fact: bool) -> bool:
     """What the main process holds for true, on every process."""
+    return bool(same([int(fact)])[0])
+
+
+def same(counts: Sequence[int]) -> list[int]:
+    """The main process's counts, on every process."""
     if count() == 1:
-        return fact
+        return list(counts)
     import torch
 
-    answer = torch.tensor([int(fact)], device=_device())
-    torch.distributed.broadcast(answer, 0)
-    return bool(answer.item())
+    told = torch.tensor(counts, device=_device())
+    torch.distributed.broadcast(told, 0)
+    return told.tolist()
 
 
 def share(items: Sequence[Item]) -> Sequence[Item]:

@@ -5,14 +5,7 @@
 
 A model is loaded, scores everything in batches and is let go again, so that it never stands
 beside a training. As proxy it is frozen: what labels teach is a correction on top of it, of the
-kind that `reward.kind` names. With r the proxy's reward in units of its spread, the correction
-c is fitted by maximum a posteriori Bradley-Terry on the labels alone with r as offset,
-
-    P(i beats j) = sigmoid(r_i - r_j + c_i - c_j),      refined reward r + c,
-
-so that the refined reward is the proxy where labels say nothing. The weight of r stays 1:
-labels are asked for where proxy and policy conflict, and a weight learnt there would condemn
-the proxy everywhere.
+kind that `reward.kind` names, and the labels say how far it is believed (module `refine`).
 """
 
 from __future__ import annotations

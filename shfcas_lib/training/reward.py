@@ -130,7 +130,8 @@ def train(
 ) -> LoraReward:
     """Train adapter `name` and a fresh head on preferences between the pool's completions.
 
-    preferences:       prompt_id, i, j, label, optional weight and grade
+    preferences:       prompt_id, i, j, label, optional weight, grade, and lead: what i has over j
+                       for another reason than this reward, in log odds (missing: none)
     how, checkpoints:  see module trainer
     offset:            (pool rows,), a reward that is given and to which this one is a
                        correction: it starts from zero and stays at its own scale (spread 1)
@@ -151,7 +152,7 @@ def train(
     backbone.use(name)
 
     columns = _encoded(backbone, pairs)
-    if offset is not None or "grade" in repeated:
+    if offset is not None or {"grade", "lead"} & set(repeated):
         columns["margin"] = list(_margins(pool, repeated, offset))
     trainer.run_trainer(
         RewardTrainer,
@@ -204,16 +205,15 @@ def _margins(
     pool: pd.DataFrame, preferences: pd.DataFrame, offset: np.ndarray | None
 ) -> np.ndarray:
     """The lead that the chosen answer is to have, for every pair but ties: what its grade asks
-    for, less what the offset gives it.
+    for, less what the offset and the pair's own lead give it.
 
     TRL's loss is that of sigmoid(chosen - rejected - margin).
     """
     decided = preferences[preferences["label"] != 0.5]
-    wanted = margin(decided)
-    if offset is None:
-        return wanted
-    lead = offset[locate(pool, decided, "i")] - offset[locate(pool, decided, "j")]
-    return wanted - lead * np.where(decided["label"] > 0.5, 1, -1)
+    lead = decided["lead"].fillna(0).to_numpy() if "lead" in decided else np.zeros(len(decided))
+    if offset is not None:
+        lead = lead + offset[locate(pool, decided, "i")] - offset[locate(pool, decided, "j")]
+    return margin(decided) - lead * np.where(decided["label"] > 0.5, 1, -1)
 
 
 def _seeded_head(backbone: Backbone, seed: int, zero: bool) -> torch.nn.Linear:

@@ -12,10 +12,10 @@ import pytest
 import tiny_run
 from project import ROOT
 
-from shfcas_lib import loop, refine
+from shfcas_lib import loop, refine, trust
 from shfcas_lib.analysis import sequence, stopping
 from shfcas_lib.feedback import SimulatedHuman
-from shfcas_lib.rewards import locate
+from shfcas_lib.rewards import Published, locate
 
 RUNS = 500
 LOST = np.log(20)  # a bettor who has this much says that the share is not 5% to be the truth
@@ -364,3 +364,51 @@ def test_you_may_stop_where_little_changes():
     assert "you may stop" in stopping.suggestion(found)
     assert "you may stop" not in stopping.suggestion(found | {"changed": 0.03})
     assert "you may stop" not in stopping.suggestion(found | {"narrower": [0.2, 0.15]})
+
+
+# whom the labels trust, on the screen
+
+
+def test_the_screen_says_whom_the_labels_trust(runs_folder):
+    _, setting = tiny_run.make(tiny_run.settings(), hostile=False)
+    ids = setting.feedback["prompt_id"].unique()[:8]
+    labels = pd.DataFrame({"prompt_id": ids, "i": 0, "j": 1, "label": [1.0, 0.0] * 4})
+    errs = trust.doubt(0, 0)
+    said = stopping.believed(setting, labels, errs)
+    assert said.startswith("8 decided labels contradict") and said.endswith("of their answers.")
+    assert "of what the biased preferences say" in said
+
+    # a trained policy wrote these later; a skipped pair has no label
+    later = labels.assign(i=100, j=101)
+    skipped = labels.assign(j=2, label=np.nan)
+    assert stopping.believed(setting, pd.concat([labels, later, skipped]), errs) == said
+    for few in (later, labels.head(4)):
+        assert stopping.believed(setting, few, errs) == ""
+    assert stopping.believed(setting, labels, trust.doubt(5, 15)) != said
+
+
+def test_the_screen_says_how_far_labels_believe_a_published_proxy(runs_folder):
+    _, setting = tiny_run.make(tiny_run.settings(), hostile=False)
+    settings = setting.params.reward.model_copy(update={"proxy": "model:x"})
+    params = setting.params.model_copy(update={"reward": settings})
+    train, feedback = (
+        pool.assign(proxy=np.stack(pool["features"])[:, 0])
+        for pool in (setting.train, setting.feedback)
+    )
+    proxy = Published.on(train)
+    setting = dataclasses.replace(
+        setting, params=params, train=train, feedback=feedback, proxy=proxy
+    )
+    assert setting.belief is None
+    score = feedback.set_index(["prompt_id", "index"])["proxy"]
+    labels = pd.DataFrame({"prompt_id": feedback["prompt_id"].unique()[:8], "i": 0, "j": 1})
+    first, second = (
+        score[pd.MultiIndex.from_frame(labels[["prompt_id", side]])].to_numpy()
+        for side in ("i", "j")
+    )
+    shares = []
+    for label in (first > second, first < second):
+        told = labels.assign(label=label.astype(float))
+        said = stopping.believed(setting, told, trust.doubt(0, 0))
+        shares.append(int(re.search(r"of what the published proxy says \((\d+)%\)", said)[1]))
+    assert shares[0] < shares[1]

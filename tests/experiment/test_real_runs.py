@@ -1,6 +1,7 @@
 """The parameter files for real models and data, and the example of docs/models.md: every stage
 through the notebooks' cells, with local stand-ins for what hubs hold."""
 
+import json
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import stand_ins
 import yaml
 from project import ROOT
 
+from shfcas_lib import trust
 from shfcas_lib.params import reading
 
 FILES = [
@@ -51,14 +53,13 @@ def test_a_recipe_takes_one_step_of_every_stage(path, tmp_path, runs_folder, mon
     assert {"base", "proxy", settings.selection.strategies[0], "clean"} <= set(
         pd.read_parquet(run / "04_evaluation/summary.parquet")["policy"]
     )
-    assert (
-        len(
-            pd.read_parquet(
-                run / "03_feedback" / settings.selection.strategies[0] / "round_1/labels.parquet"
-            )
-        )
-        > 0
-    )
+    asked = run / "03_feedback" / settings.selection.strategies[0]
+    assert len(pd.read_parquet(asked / "round_1/labels.parquet")) > 0
+    last = asked / f"round_{settings.selection.rounds}"
+    if settings.reward.refinement == "trust":
+        report = json.loads((last / "trust.json").read_text())
+        published = settings.reward.published is not None
+        assert ("proxy" in report["about"]) == published and report["decided"] >= trust.FEWEST
     quantised = (
         any(type(module).__name__ == "Linear4bit" for module in left["backbone"].causal.modules())
         if left["backbone"]

@@ -42,7 +42,7 @@ def settings(tiny_model, **changes):
             "batch_size": 2,
             "lora": dict(lora),
         },
-        "selection": {"strategies": ["shf_cas"], "budget": 4, "rounds": 1},
+        "selection": {"strategies": ["shf_cas"], "budget": 8, "rounds": 1},
         "evaluation": {"replicates": 0, "bootstrap": 200},
         "policy": {"kind": "dpo", "pairs": 8, "batch_size": 4, "lora": dict(lora)},
     } | changes
@@ -107,7 +107,7 @@ def files(folder, suffix):
 
 def test_two_processes_write_the_same_files_as_one(both):
     one, two = both
-    for suffix in (".parquet", ".safetensors", "done.json", "labels.sqlite"):
+    for suffix in (".parquet", ".safetensors", "done.json", "labels.sqlite", "trust.json"):
         assert files(one, suffix) == files(two, suffix) != []
     assert [json.loads((folder / "run.json").read_text())["processes"] for folder in both] == [1, 2]
     assert not list(two.rglob(".*")) and not list(two.rglob("checkpoint*"))

@@ -218,18 +218,20 @@ def test_labels_without_rhyme_or_reason_gain_nothing(blind):
     assert abs(honest - 0.5) < 0.1
 
 
-def test_a_cross_validated_reward_weighs_grades_as_the_refined_one_does(blind):
+@pytest.mark.parametrize("refinement", ["trust", "merge"])
+def test_a_cross_validated_reward_weighs_grades_as_the_refined_one_does(blind, refinement):
     pool, gold, preferences, proxy, settings, prompts = blind
     labels = planted_labels(pool, gold, prompts, 0.3)
 
     def judged(table, **changes):
-        reward = settings.reward.model_copy(update=changes)
+        reward = settings.reward.model_copy(update={"refinement": refinement, **changes})
         given = pool, preferences, table, {"labels": table}, proxy
         return agreement.cross_validated(reward, *given)["labels"]
 
     plain, much = judged(labels), judged(labels.assign(grade=2.0), much_weight=200.0)
     np.testing.assert_array_equal(judged(labels.assign(grade=1.0), much_weight=200.0), plain)
-    np.testing.assert_array_equal(judged(labels, feedback_weight=600.0), much)
+    heavy = much if refinement == "merge" else plain  # trust has no fixed weight
+    np.testing.assert_array_equal(judged(labels, feedback_weight=600.0), heavy)
     assert (plain != much).any()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from shfcas_lib import gold, refine, rewards
+from shfcas_lib import gold, refine, rewards, trust
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.models import published
 from shfcas_lib.params import reading
@@ -394,6 +394,109 @@ def test_a_lora_correction_starts_from_the_proxy(fresh_backbone, tmp_path):
     np.testing.assert_array_equal(again.score(pool), moved.score(pool))
 
 
+def pairs_of(rows):
+    return pd.DataFrame(rows, columns=["prompt_id", "i", "j", "label"])
+
+
+NOTHING = pairs_of([]).astype({"i": int, "j": int, "label": float})
+
+
+def test_labels_say_how_far_a_published_proxy_is_believed(flawed, tmp_path):
+    """A proxy whose sign is wrong is all but forgotten; fixed at weight 1 it is not."""
+    pool, truth, _ = flawed
+    labels = labelled(pool, truth, 14).drop(columns="weight")
+    gain, disbelieved = [], []
+    for sign in (1, -1):
+        turned = pool.assign(proxy=sign * pool["proxy"])
+        proxy = rewards.Published.on(turned)
+        data = refine.Data(turned, NOTHING, labels)
+        settings = Reward(proxy="model:x", l2=30.0)
+        trusted = refine.update(settings, data, 0, proxy)
+        merged = refine.update(settings.model_copy(update={"refinement": "merge"}), data, 0, proxy)
+        assert isinstance(trusted, trust.Trusted) and isinstance(merged, rewards.Corrected)
+        gain.append(right(turned, truth, trusted) - right(turned, truth, merged))
+        disbelieved.append(trusted.report.disbelieved)
+        trusted.save(tmp_path / str(sign))
+        again = refine.finished(settings, tmp_path / str(sign))
+        np.testing.assert_array_equal(again.score(turned), trusted.score(turned))
+        assert "of what the published proxy says" in str(again.report) == str(trusted.report)
+        used = turned[turned["prompt_id"] < "p14"]
+        spread = rewards.spread(trusted.score(used), used["prompt_id"].to_numpy())
+        assert spread == pytest.approx(1)
+    assert disbelieved[0] < 0.5 < disbelieved[1]
+    assert gain[0] > -0.02 and gain[1] > 0.05
+
+
+def test_a_lora_correction_is_to_the_proxy_as_far_as_it_is_believed(
+    fresh_backbone, tmp_path, monkeypatch
+):
+    from shfcas_lib.pool import score as read
+    from shfcas_lib.training import reward as lora_reward
+
+    generator = np.random.default_rng(0)
+    rows = [(f"p{k}", i, f"question {k}", f"text {k} {i} a") for k in range(6) for i in range(4)]
+    pool = pd.DataFrame(rows, columns=["prompt_id", "index", "prompt", "completion"])
+    pool = read(fresh_backbone, pool).assign(proxy=generator.normal(size=24))
+    proxy = rewards.Published.on(pool)
+    lead = pd.Series(
+        proxy.score(pool), index=pd.MultiIndex.from_frame(pool[["prompt_id", "index"]])
+    )
+    labels = pairs_of(
+        [
+            (f"p{k}", i, i + 1, float(lead[f"p{k}", i] < lead[f"p{k}", i + 1]))
+            for k in range(6)
+            for i in (0, 2)
+        ]
+    )
+    offsets, train = [], lora_reward.train
+
+    def spy(*given):
+        offsets.append(given[-1])
+        return train(*given)
+
+    monkeypatch.setattr(lora_reward, "train", spy)
+    settings = Reward(kind="lora", proxy="model:x", learning_rate=1e-2, epochs=2, l2=30.0)
+    stage, adapter = Stage(tmp_path, None), refine.Adapter("refined", fresh_backbone)
+    data = refine.Data(pool, NOTHING, labels)
+    trusted = refine.updated(stage, settings, data, 0, proxy, adapter)
+    _, _, report = trust.correct(pool, labels, proxy.score(pool), settings.l2)
+    assert report.lead < 0.5
+    np.testing.assert_allclose(offsets[0], report.lead * proxy.score(pool))
+    total = report.lead * proxy.score(pool) + trusted.quality.correction.score(pool)
+    ids = pool["prompt_id"].to_numpy()
+    np.testing.assert_allclose(trusted.score(pool), total / rewards.spread(total, ids))
+    again = refine.finished(settings, tmp_path, adapter)
+    np.testing.assert_allclose(again.score(pool), trusted.score(pool), atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "label"), [("probe", np.nan), ("lora", np.nan), ("lora", 0.5)])
+@pytest.mark.parametrize("refinement", ["trust", "merge", "labels_alone"])
+def test_a_round_that_teaches_nothing_leaves_the_proxy_as_it_is(
+    kind, label, refinement, flawed, tmp_path
+):
+    """All skipped, or all ties, which TRL takes none of: the next round goes on from the proxy."""
+    pool, truth, proxy = flawed
+    data = refine.Data(pool, NOTHING, labelled(pool, truth, 4).assign(label=label))
+    settings = Reward(kind=kind, proxy="model:x", refinement=refinement)
+    found = refine.updated(Stage(tmp_path, None), settings, data, 0, proxy)
+    np.testing.assert_array_equal(found.score(pool), proxy.score(pool))
+    again = refine.finished(settings, tmp_path)
+    np.testing.assert_array_equal(again.score(pool), proxy.score(pool))
+
+
+def test_ties_teach_a_probe_that_two_completions_are_alike(flawed):
+    pool, truth, proxy = flawed
+    labels = labelled(pool, truth, 12).assign(label=0.5)
+    settings = Reward(proxy="model:x", l2=3.0)
+    found = refine.update(settings, refine.Data(pool, NOTHING, labels), 0, proxy)
+    asked = pool[pool["prompt_id"].isin(labels["prompt_id"])]
+
+    def gap(scores):
+        return np.abs(np.diff(scores.reshape(-1, 6), axis=1)).mean()
+
+    assert gap(found.score(asked) * found.spread) < 0.9 * gap(proxy.score(asked))
+
+
 @pytest.mark.parametrize("kind", ["probe", "lora"])
 def test_published_proxy_and_gold_through_the_notebooks(kind, heads, tiny_model, runs_folder):
     """Conflict, selection, refining and evaluation, in rounds; with `lora` also a trained policy,
@@ -445,13 +548,8 @@ def test_published_proxy_and_gold_through_the_notebooks(kind, heads, tiny_model,
             ]
         )
         proxy = rewards.Published.load(run / "01_proxy/proxy")
-        again = refine.fit(
-            settings,
-            known,
-            labels.assign(weight=3.0).sort_values(["prompt_id", "i", "j"], ignore_index=True),
-            0,
-            base=proxy,
-        )
+        assert trust.enough(labels)
+        again = refine.update(settings, refine.Data(known, NOTHING, labels), 0, proxy)
         np.testing.assert_allclose(again.score(evaluate), left["scores"]["shf_cas"], atol=1e-5)
     else:
         fresh = pd.read_parquet(run / "03_feedback/shf_cas/round_1/next_pool.parquet")

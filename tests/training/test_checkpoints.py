@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from toy import adapter_weights, load_tiny, make_pool, make_preferences
 
-from shfcas_lib import loop, refine, rewards
+from shfcas_lib import loop, refine, rewards, trust
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.experiment import checks
 from shfcas_lib.models import loading
@@ -38,14 +38,24 @@ def scene(tiny_model):
     return pool, preferences, rewards.fit_probe(pool, preferences, 10.0)
 
 
+def disputed(preferences):
+    """Labels that say the reverse of one pair of each of the first eight prompts."""
+    decided = preferences[preferences["label"] != 0.5].drop_duplicates("prompt_id")
+    return decided.head(8).assign(label=1 - decided["label"])
+
+
 def trained(what, tiny_model, scene, folder, **how):
-    """Weights of a reward (`lora`) or of a policy trained on a backbone of its own, by the
-    functions that the loop calls."""
+    """Weights of a reward (`lora`, or one refined by `trust`) or of a policy trained on a backbone
+    of its own, by the functions that the loop calls."""
     pool, preferences, probe = scene
     backbone, how = load_tiny(tiny_model), Training(**how)
-    if what == "lora":
-        adapter = refine.Adapter("proxy", backbone, how)
-        reward = refine.kept(Stage(folder, None), REWARD, pool, preferences, 3, adapter=adapter)
+    if what in ("lora", "trust"):
+        stage, adapter = Stage(folder, None), refine.Adapter("proxy", backbone, how)
+        data = refine.Data(pool, preferences, disputed(preferences))
+        if what == "lora":
+            reward = refine.kept(stage, REWARD, pool, preferences, 3, adapter=adapter)
+        else:
+            reward = trust.inner(refine.updated(stage, REWARD, data, 3, adapter=adapter))
         return adapter_weights(backbone, "proxy") | {"head": reward.head.weight.detach()}
     values = {
         "policy": {
@@ -79,7 +89,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("what", ["lora", "dpo", "kto", "rloo"])
+@pytest.mark.parametrize("what", ["lora", "trust", "dpo", "kto", "rloo"])
 def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     what, tiny_model, scene, tmp_path, monkeypatch, capsys
 ):
@@ -121,7 +131,7 @@ def test_a_checkpoint_half_written_is_not_gone_on_from(tmp_path):
     )
 
 
-@pytest.mark.parametrize("what", ["lora", "dpo"])
+@pytest.mark.parametrize("what", ["lora", "trust", "dpo"])
 def test_checkpoints_that_a_kill_left_beside_a_finished_training_go(
     what, tiny_model, scene, tmp_path
 ):
@@ -129,6 +139,35 @@ def test_checkpoints_that_a_kill_left_beside_a_finished_training_go(
     (tmp_path / "checkpoints" / "checkpoint-4").mkdir(parents=True)
     assert_close(trained(what, tiny_model, scene, tmp_path), weights, atol=0)
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_a_kill_before_the_trust_report_is_written_loses_nothing(
+    every, tiny_model, scene, tmp_path, monkeypatch
+):
+    """The LoRA reward stands in its folder, but trust.json, which comes last, does not."""
+    whole = trained("trust", tiny_model, scene, tmp_path / "whole")
+    write = files.write_json
+
+    def write_and_die(path, facts):
+        if path.name == trust.Trusted.MARKER:
+            raise Killed
+        write(path, facts)
+
+    folder, how = tmp_path / "killed", {"checkpoint_every": every} if every else {}
+    monkeypatch.setattr(files, "write_json", write_and_die)
+    with pytest.raises(Killed):
+        trained("trust", tiny_model, scene, folder, **how)
+    monkeypatch.setattr(files, "write_json", write)
+    assert (folder / "quality" / "reward.json").exists()
+    adapter = refine.Adapter("proxy", load_tiny(tiny_model))
+    with pytest.raises(InputError, match="no finished reward"):
+        refine.finished(REWARD, folder, adapter)
+
+    assert_close(trained("trust", tiny_model, scene, folder, **how), whole, atol=0)
+    assert sorted(path.name for path in folder.iterdir()) == ["quality", "taste", "trust.json"]
+    again, other = (refine.finished(REWARD, f, adapter) for f in (folder, tmp_path / "whole"))
+    assert str(again.report) == str(other.report)
 
 
 def test_checkpoints_go_all_at_once(tmp_path, monkeypatch):

@@ -6,11 +6,14 @@ import pandas as pd
 import pytest
 from toy import KEY, adapter_weights, assert_same_weights, load_tiny, make_pool, make_preferences
 
-from shfcas_lib import refine
+from shfcas_lib import loop, refine, trust
 from shfcas_lib.base.errors import InputError
+from shfcas_lib.feedback import SimulatedHuman
 from shfcas_lib.models.backbone import POLICY
+from shfcas_lib.params import reading
 from shfcas_lib.params.schema import Lora, Policy, Reward
 from shfcas_lib.pool import score
+from shfcas_lib.storage.runs import Stage
 from shfcas_lib.training import policy as policy_training
 from shfcas_lib.training import reward as lora_reward
 
@@ -341,6 +344,134 @@ def test_a_grade_adds_to_the_margin_of_a_published_proxy(tiny_model, pool, monke
 def test_pairs_that_nobody_graded_have_no_margin(tiny_model, pool, preferences, monkeypatch):
     seen = margins_given_to_trl(load_tiny(tiny_model), pool, preferences.head(6), monkeypatch)
     assert seen == {}
+
+
+# a LoRA reward that learns whom to trust
+
+
+@pytest.fixture(scope="module")
+def disputed(tiny_model, pool, preferences):
+    """Biased pairs that like figures, with features, and labels on five prompts that like words."""
+    decided = preferences[preferences["label"] != 0.5]
+    labels = decided[decided["prompt_id"] < "p05"].groupby("prompt_id").head(2)
+    biased = decided[decided["prompt_id"] >= "p05"]
+    biased = biased.assign(label=1 - biased["label"])
+    features = score(load_tiny(tiny_model), pool)
+    return refine.Data(features, biased.reset_index(drop=True), labels.reset_index(drop=True))
+
+
+def test_a_lora_reward_is_relieved_of_the_annotators_taste(tiny_model, disputed, monkeypatch):
+    """The biased pairs carry the taste's lead, the labels, which replace a biased pair, none."""
+    seen = []
+    monkeypatch.setattr(lora_reward, "train", lambda *given: seen.append(given[3]) or "trained")
+    settings = REWARD.model_copy(update={"l2": 3.0})
+    adapter = refine.Adapter("refined", load_tiny(tiny_model))
+    both = pd.concat([disputed.biased, disputed.labels.head(1).assign(label=0.0)])
+    agreeing = disputed.labels.assign(label=1 - disputed.labels["label"])
+    size = []
+    for labels in (disputed.labels, agreeing):
+        trusted = refine.update(
+            settings, refine.Data(disputed.pool, both, labels), 0, adapter=adapter
+        )
+        table = seen.pop().set_index(KEY)
+        from_labels = table.index.isin(pd.MultiIndex.from_frame(labels[KEY]))
+        assert len(table) == len(disputed.biased) + len(labels)
+        assert table["lead"][from_labels].isna().all()
+        assert set(table["weight"][from_labels]) == {REWARD.feedback_weight}
+        assert table["weight"][~from_labels].eq(1).all()
+        at = disputed.pool.assign(taste=trusted.taste.score(disputed.pool))
+        at = at.set_index(["prompt_id", "index"])["taste"]
+        for (prompt, i, j), lead in table["lead"][~from_labels].items():
+            assert lead == pytest.approx(at[prompt, i] - at[prompt, j])
+        says = table["label"][~from_labels] - 0.5
+        size.append((table["lead"][~from_labels] * says).mean())
+    assert size[0] > 2 * size[1] > 0, "the more the labels contradict, the more is taste"
+
+
+def test_a_pairs_own_lead_is_taken_off_the_margin(tiny_model, pool, monkeypatch):
+    backbone, pairs = load_tiny(tiny_model), graded_pairs()
+    pairs = pairs.assign(lead=[0.5, 0.5, 0.5, np.nan, -2.0])
+    seen = margins_given_to_trl(backbone, pool, pairs, monkeypatch)
+    # the grade's margin less what the chosen answer has already
+    expected = {("p00", 0): 1 - 0.5, ("p01", 1): 0 + 0.5, ("p03", 2): 0.5, ("p04", 0): 0 + 2.0}
+    wanted = {place: chosen_ids(backbone, pool, *place) for place in expected}
+    found = found_by_start(seen, wanted)
+    assert found == {place: pytest.approx(value, abs=1e-6) for place, value in expected.items()}
+
+
+def test_a_trusted_lora_reward_survives_saving(tiny_model, disputed, tmp_path):
+    settings = REWARD.model_copy(update={"epochs": 1})
+    stage, adapter = Stage(tmp_path, None), refine.Adapter("refined", load_tiny(tiny_model))
+    reward = refine.updated(stage, settings, disputed, 0, adapter=adapter)
+    again = refine.finished(settings, tmp_path, refine.Adapter("again", load_tiny(tiny_model)))
+    assert isinstance(again, trust.Trusted) and isinstance(again.quality, lora_reward.LoraReward)
+    np.testing.assert_allclose(again.score(disputed.pool), reward.score(disputed.pool), atol=1e-6)
+    tastes = [taken.taste.score(disputed.pool) for taken in (again, reward)]
+    np.testing.assert_array_equal(*tastes)
+    assert str(again.report) == str(reward.report)
+
+
+def rounds_of_three(tiny_model, disputed, quality, folder, **policy):
+    """Three rounds of 3, 3 and 6 labels of a human who likes words, on half of the prompts."""
+    values = {
+        "selection": {"strategies": ["random"], "budget": 12, "rounds": 3},
+        "reward": {"kind": "lora", "learning_rate": 3e-3, "epochs": 1, "l2": 3.0},
+        "sampling": {"max_new_tokens": 6},
+        "evaluation": {"replicates": 0},
+        "policy": policy,
+    }
+    settings, pool = reading.validate(values, "test"), disputed.pool
+    backbone = load_tiny(tiny_model)
+    asked = (pool["prompt_id"] < "p08").to_numpy()
+    prompts = pool[["prompt_id", "prompt"]].drop_duplicates().assign(harmful=False, category="")
+    train, feedback = (pool[rows].reset_index(drop=True) for rows in (~asked, asked))
+    biased = disputed.biased[disputed.biased["prompt_id"] >= "p08"].reset_index(drop=True)
+    proxy = refine.fit(settings.reward, train, biased, 0, adapter=refine.Adapter("proxy", backbone))
+    setting = loop.Setting(settings, 0, prompts, train, feedback, biased, proxy, backbone)
+    truth = dict(zip(zip(pool["prompt_id"], pool["index"], strict=True), quality, strict=True))
+    human = SimulatedHuman(
+        lambda t: np.array([truth[k] for k in zip(t["prompt_id"], t["index"], strict=True)])
+    )
+    return setting, loop.run_rounds("random", setting, human, Stage(folder, None))
+
+
+def test_too_few_labels_are_merged_and_a_later_round_of_the_run_trusts(
+    tiny_model, disputed, quality, tmp_path
+):
+    _, outcome = rounds_of_three(tiny_model, disputed, quality, tmp_path)
+    kinds = [type(reward).__name__ for reward in outcome.rewards]
+    assert outcome.rounds["labels"].tolist() == [3, 3, 6]
+    assert kinds[0] == "LoraReward" and kinds[-1] == "Trusted"
+    before = outcome.reward.score(disputed.pool)
+
+    # read back, by another process
+    _, again = rounds_of_three(tiny_model, disputed, quality, tmp_path)
+    assert [type(reward).__name__ for reward in again.rewards] == kinds
+    np.testing.assert_allclose(again.reward.score(disputed.pool), before, atol=1e-6)
+    assert again.reward.report.decided == (again.labels["label"] != 0.5).sum()
+
+
+@pytest.mark.parametrize("kind", ["dpo", "rso", "kto", "rloo"])
+def test_a_policy_learns_from_a_trusted_reward_as_from_the_reward_in_it(
+    kind, tiny_model, disputed, quality, tmp_path
+):
+    online = {"generations": 4, "prompts": 4, "beta": 0.02} if kind == "rloo" else {"pairs": 8}
+    values = {"policy": {"kind": kind, "epochs": 1, "learning_rate": 3e-3, **online}}
+    values |= {"sampling": {"max_new_tokens": 6}, "evaluation": {"replicates": 0}}
+    values["policy"]["lora"] = {"dropout": 0.0}
+    settings = REWARD.model_copy(update={"epochs": 1})
+    adapter = refine.Adapter("refined", load_tiny(tiny_model))
+    refine.updated(Stage(tmp_path / "r", None), settings, disputed, 0, adapter=adapter)
+    weights = []
+    for name, read in (("trusted", lambda reward: reward), ("plain", trust.inner)):
+        backbone = load_tiny(tiny_model)
+        reward = refine.finished(settings, tmp_path / "r", refine.Adapter("refined", backbone))
+        params = reading.validate(values, "test")
+        setting = loop.Setting(params, 0, None, None, None, None, None, backbone)
+        loop.train_policy(setting, read(reward), disputed.pool, tmp_path / name)
+        weights.append(adapter_weights(backbone, POLICY))
+    assert_same_weights(*weights)
+    assert max(float(weight.abs().max()) for key, weight in weights[0].items() if "_B" in key) > 0
 
 
 # pairs for policy training
