@@ -73,7 +73,7 @@ LABELS = {
     "ensemble_mean": "ensemble mean",
     "ensemble_min": "ensemble minimum",
     "conservative_kl": "proxy at the same KL",
-    "placebo": "placebo (shuffled log-probabilities)",
+    "placebo": "placebo labels",
     "extreme_reward": "extreme rewards",
 }
 PAPER = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5}  # under text
@@ -346,14 +346,16 @@ def contradictions(table: pd.DataFrame):
     table: strategy, round, labels, contradicted (share of decided labels against the reward),
     ties.
     """
-    figure, axes = subplots(7.5, 3.2)
     strategies = list(dict.fromkeys(table["strategy"]))
+    figure, axes = subplots(6.5 + 0.5 * len(strategies), 3.2)
     width = 0.8 / len(strategies)
     for k, name in enumerate(strategies):
         part = table[table["strategy"] == name]
         x = part["round"] + (k - (len(strategies) - 1) / 2) * width
         axes.bar(x, part["contradicted"], width * 0.9, color=COLOURS.get(name), label=name_of(name))
-        for position, value in zip(x, part["contradicted"], strict=True):
+        # numbers side by side would run into each other
+        named = zip(x, part["contradicted"], strict=True) if len(strategies) < 4 else ()
+        for position, value in named:
             axes.annotate(f"{value:.0%}", (position, value), ha="center", va="bottom", fontsize=10)
     axes.axhline(0.5, color="0.5", linestyle=":")
     axes.set(
@@ -373,7 +375,7 @@ def trust_report(table: pd.DataFrame):
     strategy's."""
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=(1.15, 1))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=(1.1, 1))
     posterior = table[table["part"] == "rho"]
     values = sorted(posterior["name"].unique(), key=float)
     for name, part in posterior.groupby("strategy", sort=False):
@@ -381,7 +383,7 @@ def trust_report(table: pd.DataFrame):
         left.plot(values, shares, color=COLOURS.get(name), marker="o", label=name_of(name))
     left.set(
         ylim=(0, None),
-        xlabel="ρ: share of what the biased pairs say that is quality",
+        xlabel="ρ: share that is quality",
         ylabel="posterior share",
         title="How far are the pairs believed?",
     )
