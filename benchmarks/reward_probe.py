@@ -74,7 +74,7 @@ def theirs(data: Data, pairs: int) -> np.ndarray:
 
 def _standard(pool: pd.DataFrame, used: np.ndarray):
     features = np.stack(pool["features"].to_numpy()).astype(np.float64)
-    return (features, *rewards._standardised(features[used])[1:])
+    return (features, *rewards.standardised(features[used])[1:])
 
 
 def loss(data: Data, pairs: int, weight: np.ndarray) -> float:

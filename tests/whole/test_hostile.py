@@ -464,7 +464,9 @@ def test_figures_show_hostile_names_as_text(tmp_path):
     )
     drawn(
         sweep_figures.error_areas,
-        pd.DataFrame([{"setting": name, "measure": "K", **values} for name in EVIL]),
+        pd.DataFrame(
+            [{"setting": name, "measure": "K", "chance": 0.45, **values} for name in EVIL]
+        ),
         tmp_path / "four",
     )
     assert "<script" not in picture and "U+202E" in picture and "U+001B" in picture
