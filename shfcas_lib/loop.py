@@ -122,7 +122,8 @@ class State:
 class Outcome:
     """What a strategy made of its budget.
 
-    rewards   the refined reward of each round
+    rewards   the refined reward of each round; LoRA rewards of a strategy share one adapter, so
+              that of these the last alone scores as it was trained
     labels    all labels
     rounds    one row a round: round, labels, kendall and mean_abs_pacs of the pool it chose from
               (means over prompts that are not degenerate), contradicted (share of decided labels
@@ -250,13 +251,14 @@ def _fitted(setting: Setting, state: State, before: pd.DataFrame | None) -> Fitt
         return None
     settings, labels = setting.params.reward, setting.observed.head(0)
     if before is not None:
-        labels = before.dropna(subset=["label"])  # a skipped comparison has no label
+        # a skipped comparison has no label
+        labels = refine.weighed(before.dropna(subset=["label"]), settings)
     training = refine.merge(
         setting.observed, labels, settings.feedback_weight, settings.grade_weight
     )
     report = state.reward.report if isinstance(state.reward, Trusted) else None
     if report is None and trust.enough(labels):
-        report = trust.fit(belief, state.known, refine.weighed(labels, settings)).report
+        report = trust.fit(belief, state.known, labels).report
     return Fitted(
         probe,
         state.known,

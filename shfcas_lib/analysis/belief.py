@@ -64,8 +64,8 @@ def report(
             continue
         for rho, share in reward.report.posterior("rho").items():
             rows.append((strategy, "rho", f"{rho:g}", share, share, share))
-        part = "taught" if isinstance(reward.quality, Corrected) else "taste"
-        scores = {part: reward.taste.score(pool), "reward": reward.score(pool)}
+        other = "taught" if isinstance(reward.quality, Corrected) else "taste"
+        scores = {other: reward.taste.score(pool), "reward": reward.score(pool)}
         for attribute in ATTRIBUTES:
             table = attribute_correlation(attribute, pool, scores)
             for part, rest in table.groupby("reward", sort=False):
