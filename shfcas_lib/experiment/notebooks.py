@@ -21,7 +21,8 @@ RUN = (
 def run_notebook(name: str, values: dict, executed: Path, output=None) -> str | None:
     """Run notebooks/`name`.ipynb through Papermill with parameters `values`, its executed copy to
     `executed`; progress bars go to `output` (default: nowhere). Returns one line about what went
-    wrong, or None. Raises InputError where the notebook does not exist."""
+    wrong, a kernel that died or is missing included, or None. Raises InputError where the notebook
+    does not exist."""
     papermill = _papermill()
     source = _source(name)
     executed.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +40,36 @@ def run_notebook(name: str, values: dict, executed: Path, output=None) -> str | 
         )
     except papermill.PapermillExecutionError as error:
         return f"{name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}"
+    except _lost_kernels() as error:
+        return f"{name} stopped: {_lost(error)}"
     return None
+
+
+def _lost_kernels() -> tuple[type[Exception], ...]:
+    """What is raised where a kernel cannot start or dies. The last is how one that dies as it
+    starts is told."""
+    from jupyter_client.kernelspec import NoSuchKernel
+    from nbclient.exceptions import DeadKernelError
+
+    return NoSuchKernel, DeadKernelError, RuntimeError
+
+
+def _lost(error: Exception) -> str:
+    """What to do about a kernel that is gone, in a sentence."""
+    from jupyter_client.kernelspec import NoSuchKernel
+
+    if isinstance(error, NoSuchKernel):
+        return (
+            f"there is no Jupyter kernel {error.name!r} (`jupyter kernelspec list` shows those that"
+            " are there): install ipykernel into this environment, then run the same command again"
+        )
+    if "kernel died" not in str(error).lower():
+        raise error
+    return (
+        "its kernel died, most often for want of memory: look at the system's log and at what"
+        " `python -m shfcas_lib plan` says of memory; the same command goes on with what is"
+        " finished"
+    )
 
 
 def prepare_notebook(name: str, values: dict, copy: Path) -> Path:
