@@ -29,10 +29,10 @@ def run_notebook(name: str, values: dict, executed: Path, output=None) -> str | 
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     try:
         papermill.execute_notebook(
-            source,
-            executed,
+            _literal(source),
+            _literal(executed),
             parameters=values,
-            cwd=places.home(),
+            cwd=_literal(places.home()),
             kernel_name="python3",
             progress_bar=False,
             stderr_file=output,
@@ -77,8 +77,8 @@ def prepare_notebook(name: str, values: dict, copy: Path) -> Path:
     executed; returns its absolute path."""
     copy.parent.mkdir(parents=True, exist_ok=True)
     _papermill().execute_notebook(
-        _source(name),
-        copy,
+        _literal(_source(name)),
+        _literal(copy),
         parameters=values,
         kernel_name="python3",
         prepare_only=True,
@@ -94,6 +94,11 @@ def _source(name: str) -> Path:
             f"notebook {source} does not exist: run this command inside the project folder"
         )
     return source
+
+
+def _literal(path: Path) -> str:
+    """A path as Papermill takes it: it fills in braces with parameters, so they are doubled."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _papermill():
