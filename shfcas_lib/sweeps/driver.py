@@ -16,7 +16,7 @@ from pathlib import Path
 from shfcas_lib.base import places, processes
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.params import reading
-from shfcas_lib.storage import files
+from shfcas_lib.storage import files, locks
 from shfcas_lib.sweeps import jobs
 from shfcas_lib.sweeps.plan import SweepPlan
 from shfcas_lib.sweeps.slurm import CLUSTER_CORES, cancel_orphans, is_slurm, job_name, ran_on_slurm
@@ -47,10 +47,12 @@ def drive(
             print(f"  {place:<60} {why}")
         return 0
     plan.folder.mkdir(parents=True, exist_ok=True)
+    locks.need(plan.folder)
     with open(plan.folder / ".lock", "w") as lock:
         # the lock is free again when this process ends, however it ends
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if locks.wanted():
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
                 f"another driver is already running this sweep in {plan.folder}: wait for it, or"
