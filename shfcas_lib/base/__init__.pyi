@@ -4,6 +4,7 @@ from . import errors as errors
 from . import places as places
 from . import plugins as plugins
 from . import processes as processes
+from . import progress as progress
 from . import randomness as randomness
 from . import texts as texts
 from .dialogues import encode as encode

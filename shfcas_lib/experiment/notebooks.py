@@ -36,6 +36,7 @@ def run_notebook(name: str, values: dict, executed: Path, output=None) -> str | 
             kernel_name="python3",
             progress_bar=False,
             stderr_file=output,
+            coalesce_streams=True,  # a bar that was drawn anew is kept as it was last
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
         )
     except papermill.PapermillExecutionError as error:
