@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from shfcas_lib.base import places
-from shfcas_lib.base.errors import InputError
+from shfcas_lib.base.errors import InputError, Waiting
 
 # those of a run, in order
 RUN = (
@@ -17,12 +17,14 @@ RUN = (
     "04_evaluation",
 )
 
+_WAITING = ("Waiting", "Unanswered")  # how the errors are called that say so, in a kernel
+
 
 def run_notebook(name: str, values: dict, executed: Path, output=None) -> str | None:
     """Run notebooks/`name`.ipynb through Papermill with parameters `values`, its executed copy to
     `executed`; progress bars go to `output` (default: nowhere). Returns one line about what went
     wrong, a kernel that died or is missing included, or None. Raises InputError where the notebook
-    does not exist."""
+    does not exist, Waiting where it goes no further before people have answered."""
     papermill = _papermill()
     source = _source(name)
     executed.parent.mkdir(parents=True, exist_ok=True)
@@ -40,6 +42,8 @@ def run_notebook(name: str, values: dict, executed: Path, output=None) -> str | 
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
         )
     except papermill.PapermillExecutionError as error:
+        if error.ename in _WAITING:
+            raise Waiting(error.evalue) from None
         return f"{name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}"
     except _lost_kernels() as error:
         return f"{name} stopped: {_lost(error)}"

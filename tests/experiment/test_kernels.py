@@ -7,6 +7,8 @@ import nbformat
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 
+from shfcas_lib.base.errors import Waiting
+from shfcas_lib.cli import origins, program
 from shfcas_lib.experiment.notebooks import run_notebook
 
 DIES = {
@@ -59,3 +61,30 @@ def test_a_missing_kernel_is_one_sentence(study, monkeypatch):
 def test_an_error_of_the_cell_is_told_as_before(study):
     said = run_notebook("deadly", {}, study("raise RuntimeError('kernel died? no, this cell')"))
     assert said == "deadly stopped in cell 1: RuntimeError: kernel died? no, this cell"
+
+
+def test_waiting_for_people_is_no_fault(study):
+    """The sentence comes through the kernel, the notebook holds it alone."""
+    source = "from shfcas_lib.base.errors import Waiting\nraise Waiting('3 comparisons wait')"
+    executed = study(source)
+    with pytest.raises(Waiting, match="^3 comparisons wait$"):
+        run_notebook("deadly", {}, executed)
+    (output,) = nbformat.read(executed, 4).cells[-1].outputs
+    assert output.traceback == ["3 comparisons wait"]
+
+
+@pytest.mark.parametrize(
+    "error, status, words",
+    [
+        (KeyboardInterrupt(), 130, "stopped; the same command goes on with what is finished"),
+        (Waiting("3 comparisons wait"), 3, "3 comparisons wait"),
+    ],
+)
+def test_how_a_command_ends_that_was_stopped_or_waits(monkeypatch, capsys, error, status, words):
+    def act(options):
+        raise error
+
+    monkeypatch.setattr(origins, "_trace", act)
+    assert program.main(["trace", "figure.png"]) == status
+    said = capsys.readouterr().err
+    assert words in said and len(said.strip().splitlines()) == 1
