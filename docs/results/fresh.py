@@ -261,7 +261,6 @@ WHOLE = ("targeted, trust", "random, merge")
 AGAINST = {
     "over random, merged": WHOLE,
     "over uncertainty, merged": ("targeted, trust", "uncertainty, merge"),
-    "over uncertainty, trust": ("targeted, trust", "uncertainty, trust"),
 }
 PARTS = {
     "refinement": ("random, trust", "random, merge"),
@@ -287,9 +286,11 @@ def compared(contrasts: dict[str, tuple[str, str]], labels: int = 80) -> pd.Data
     for (task, setting), part in at.groupby(["task", "setting"], sort=False):
         wide = part.pivot(index=["pool", "seed"], columns="arm", values="gold")
         for name, (arm, other) in contrasts.items():
-            row = stats.paired(wide, arm, other, labels)
-            by_pool = (wide[arm] - wide[other]).groupby("pool").mean()
-            found.append({"contrast": name, "task": task, "setting": setting, **row, "by": by_pool})
+            if {arm, other} <= set(wide):
+                row = stats.paired(wide, arm, other, labels)
+                where = {"contrast": name, "task": task, "setting": setting}
+                means = (wide[arm] - wide[other]).groupby("pool").mean()
+                found.append(where | row | {"by pool": means.to_list()})
     return stats.verdicts(pd.DataFrame(found), within="contrast")
 
 
@@ -302,8 +303,12 @@ def _by_setting(table: pd.DataFrame) -> Iterator[tuple[dict, pd.DataFrame]]:
                 yield {"task": task, "annotators' flaw": setting}, part.set_index("contrast")
 
 
-def _cell(row: pd.Series) -> str:
-    """A difference with its interval; bold where it is *higher* or *lower*."""
+def _cell(part: pd.DataFrame, name: str) -> str:
+    """A difference with its interval, bold where it is *higher* or *lower*; empty where it was not
+    measured."""
+    if name not in part.index:
+        return ""
+    row = part.loc[name]
     text = tables.interval(row["difference"], row["low"], row["high"])
     return text if row["verdict"] == "not significant" else f"**{text}**"
 
@@ -312,11 +317,10 @@ def gains() -> str:
     """Targeted labels with `trust`, over what else one could do with 80 labels."""
     found = []
     for line, part in _by_setting(compared(AGAINST)):
-        means = part.loc["over random, merged", "by"]
-        pooled = ", ".join(f"{mean:+.3f}".replace("-", "−") for mean in means)
-        cells = {name: _cell(part.loc[name]) for name in AGAINST}
-        units = str(part["units"].iloc[0])
-        found.append(line | {"units": units} | cells | {"over random, merged, by pool": pooled})
+        whole = part.loc["over random, merged"]
+        by_pool = ", ".join(f"{mean:+.3f}".replace("-", "−") for mean in whole["by pool"])
+        cells = {name: _cell(part, name) for name in AGAINST}
+        found.append(line | {"units": str(whole["units"])} | cells | {"by pool": by_pool})
     return tables.markdown(found)
 
 
@@ -324,21 +328,18 @@ def parts() -> str:
     """What the gain is due to."""
     found = []
     for line, part in _by_setting(compared(PARTS)):
-        found.append(line | {name: _cell(part.loc[name]) for name in PARTS})
+        found.append(line | {name: _cell(part, name) for name in PARTS})
     return tables.markdown(found)
 
 
 def budgets() -> str:
-    """The whole gain after every round."""
-    counts = (10, 20, 40, 80)
-    at = {count: compared({"whole": WHOLE}, count) for count in counts}
+    """The gain over merged random labels after every round."""
+    by_count = []
+    for count in (10, 20, 40, 80):
+        by_count.append(compared({f"{count} labels": WHOLE}, count))
     found = []
-    for line, _ in _by_setting(at[80]):
-        cells = {}
-        for count, table in at.items():
-            mine = (table["task"] == line["task"]) & (table["setting"] == line["annotators' flaw"])
-            cells[f"{count} labels"] = _cell(table[mine].iloc[0])
-        found.append(line | cells)
+    for line, part in _by_setting(pd.concat(by_count)):
+        found.append(line | {name: _cell(part, name) for name in part.index})
     return tables.markdown(found)
 
 
