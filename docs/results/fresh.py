@@ -65,13 +65,15 @@ ERRING = 0.2
 # are merged as well, the same ones
 ARMS: dict[str, list[tuple[str, str, dict]]] = {
     "gain": [("targeted", "trust", {}), ("random", "trust", {})],
+    "uncertainty": [("uncertainty", "merge", {})],
     "conflict": [
         ("targeted, gamma 0", "trust", {"gamma": 0.0}),
         ("shf_cas", "trust", {}),
         ("placebo", "trust", {}),
     ],
-    "uncertainty": [("uncertainty", "merge", {})],
 }
+# a group that is run in some settings alone: there labels could do harm
+ONLY: dict[str, str | tuple[str, ...]] = {"uncertainty": ("no flaw", "missing categories")}
 
 
 def unused(task: str) -> pd.DataFrame:
@@ -150,9 +152,14 @@ def units(task: str = "", group: str = "") -> None:
         for seed in SEEDS:
             for name in [task] if task else PROMPTS:
                 for setting in settings(name):
-                    for pool in POOLS:
-                        if (WORK / name / str(pool) / "gold.parquet").exists():
-                            _unit(name, pool, setting, seed, arms)
+                    if setting.startswith(ONLY.get(arms, "")):
+                        _pools_units(name, setting, seed, arms)
+
+
+def _pools_units(task: str, setting: str, seed: int, group: str) -> None:
+    for pool in POOLS:
+        if (WORK / task / str(pool) / "gold.parquet").exists():
+            _unit(task, pool, setting, seed, group)
 
 
 def _unit(task: str, pool: int, setting: str, seed: int, group: str) -> pd.DataFrame:
