@@ -45,7 +45,7 @@ def over(
 ) -> Iterator[Item]:
     """The items, with a bar. total: how many, where they do not say so themselves."""
     if total is None and hasattr(items, "__len__"):
-        total = len(items)
+        total = len(items)  # type: ignore[arg-type]
     with bar(total, title, unit, quiet) as shown:
         for item in items:
             yield item

@@ -5,7 +5,6 @@ import time
 
 import nbformat
 import pytest
-from faces import modules
 from project import ROOT
 
 from shfcas_lib.base import progress
@@ -82,9 +81,3 @@ def test_a_kernel_shows_bars_here_and_keeps_the_last_in_the_executed_notebook(
     outputs = nbformat.read(executed, 4).cells[0].outputs
     kept = "".join(output.get("text", "") for output in outputs)
     assert kept.count("sampling: ") == 1 and "20/20" in kept
-
-
-def test_no_other_module_makes_bars_of_its_own():
-    """So that every long step is seen through a kernel too."""
-    found = [name for name, path in modules().items() if "tqdm import" in path.read_text()]
-    assert found == ["shfcas_lib.base.progress"]
