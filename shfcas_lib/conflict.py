@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from shfcas_lib.base.errors import InputError
+from shfcas_lib.base.tables import alike, beside, need
 
 COLUMNS = ["prompt_id", "index", "reward", "logp", "z_reward", "z_logp", "pacs"]
 COLUMNS += ["kendall", "mean_abs_pacs", "degenerate"]
@@ -42,7 +43,7 @@ def z_scores(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def pacs(reward: np.ndarray, logp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """PACS of completions. reward, logp: (..., N). Returns (PACS of the same shape, degenerate:
-    (...) bool).
+    (...) bool). Of two Series the index says which value belongs to which.
 
     Where std(r) or std(l) is under 1e-6, or N < 2, every PACS of that prompt is 0 and the prompt
     is degenerate."""
@@ -82,19 +83,25 @@ def _order(values: np.ndarray, k: int) -> np.ndarray:
 
 
 def conflict_table(
-    pool: pd.DataFrame, reward: np.ndarray, logp: np.ndarray | None = None
+    pool: pd.DataFrame,
+    reward: np.ndarray | pd.Series | None = None,
+    logp: np.ndarray | pd.Series | None = None,
 ) -> pd.DataFrame:
     """One row per completion: prompt_id, index, reward, logp, z_reward, z_logp, pacs, and the
     prompt's kendall, mean_abs_pacs and degenerate.
 
-    pool: a pool table. reward: (rows,), the proxy's. logp: (rows,) where it is not the pool's own
-    (a refined policy's). Prompts may differ in their number of completions; one with a single
-    completion is degenerate, with K = 0. Raises InputError naming the prompt and completion of a
-    value that is not finite."""
-    table = pool[["prompt_id", "index"]].assign(
-        reward=np.asarray(reward, float),
-        logp=np.asarray(pool["logp"] if logp is None else logp, float),
-    )
+    pool: a table of completions (prompt_id, index, logp). reward: (rows,), the proxy's; None: the
+    table's own column. logp: (rows,) where it is not the table's own (a refined policy's). A
+    Series is taken by its index (`base.tables.beside`). Prompts may differ in their number of
+    completions; one with a single completion is degenerate, with K = 0. Raises InputError for a
+    missing column, a Series of other rows, two rows of one completion, and, naming prompt and
+    completion, a value that is not finite."""
+    given = {"reward": reward, "logp": logp}
+    own = [name for name, values in given.items() if values is None]
+    need(pool, ["prompt_id", "index", *own], "the table of completions")
+    for name, values in given.items():
+        given[name] = beside(pool, pool[name] if values is None else values, name)
+    table = pool[["prompt_id", "index"]].assign(**given)
     for column in ("reward", "logp"):
         bad = table[~np.isfinite(table[column])]
         if len(bad):
@@ -104,10 +111,22 @@ def conflict_table(
                 f" {row[column]}: expected a finite number"
             )
     table = table.sort_values(["prompt_id", "index"], ignore_index=True)
+    _each_once(table)
     size = table.groupby("prompt_id")["index"].transform("size")
     return pd.concat([_same_size(part, n) for n, part in table.groupby(size)]).sort_values(
         ["prompt_id", "index"], ignore_index=True
     )
+
+
+def _each_once(table: pd.DataFrame) -> None:
+    """Raise InputError where a completion of a sorted table has two rows."""
+    again = table.duplicated(["prompt_id", "index"]).to_numpy()
+    if again.any():
+        row = table[again].iloc[0]
+        raise InputError(
+            f"completion {row['index']} of prompt {row['prompt_id']} has more than one row in the"
+            " table: expected each (prompt_id, index) once"
+        )
 
 
 def shuffled(conflict: pd.DataFrame, generator: np.random.Generator) -> pd.DataFrame:
@@ -165,6 +184,7 @@ def _pacs(
 
 
 def _same_shape(reward, logp) -> tuple[np.ndarray, np.ndarray]:
+    logp = alike(reward, {"logp": logp})["logp"]
     reward, logp = np.asarray(reward, float), np.asarray(logp, float)
     if reward.shape != logp.shape:
         raise InputError(f"reward has shape {reward.shape}, logp {logp.shape}: expected the same")

@@ -40,21 +40,27 @@ def all_pairs(conflict: pd.DataFrame, asked: pd.DataFrame | None = None) -> pd.D
         kendall, mean_abs_pacs, degenerate  of the prompt
         pacs_i, pacs_j                      of both completions, and so reward, z_reward, z_logp
     """
-    parts = []
+    parts, places = [], []
+    conflict = conflict.sort_values(["prompt_id", "index"], ignore_index=True)
     size = conflict.groupby("prompt_id")["index"].transform("size")
-    for n, part in conflict.sort_values(["prompt_id", "index"]).groupby(size):
+    for n, part in conflict.groupby(size):
         first, second = np.triu_indices(n, 1)
         table = part.iloc[::n][["prompt_id", "kendall", "mean_abs_pacs", "degenerate"]]
         table = table.loc[table.index.repeat(len(first))]
+        places.append(table.index.to_numpy())
         for name, ending in _OF_BOTH.items():
             value = part[name].to_numpy().reshape(-1, n)
             table[f"{ending}i"] = value[:, first].ravel()
             table[f"{ending}j"] = value[:, second].ravel()
         parts.append(table)
-    pairs = pd.concat(parts)
+    # a prompt's pairs are in order: what is left is the order of prompts
+    pairs = pd.concat(parts, ignore_index=True)
+    if len(parts) > 1:
+        order = np.argsort(np.concatenate(places), kind="stable")
+        pairs = pairs.take(order).reset_index(drop=True)
     if asked is not None:
-        pairs = _without(pairs, asked)
-    return pairs.sort_values(_KEY, ignore_index=True)
+        pairs = _without(pairs, asked).reset_index(drop=True)
+    return pairs
 
 
 def select(

@@ -22,10 +22,11 @@ from shfcas_lib.base import places
 from shfcas_lib.base.errors import InputError
 
 if TYPE_CHECKING:
-    from shfcas_lib.params.schema import Rows
+    from shfcas_lib.params.schema import Place
 
 Row = tuple[str, dict[str, Any]]
 LONGEST = 1 << 25  # characters of one line or cell; nothing that a person compared is longer
+LARGEST_JSON = 256_000_000  # bytes
 BATCH = 1000
 
 
@@ -33,7 +34,7 @@ class Cell(str):
     """Text out of a csv file, where numbers and truth values are text too."""
 
 
-def read_rows(data: Rows, wanted: list[str] | None = None) -> Iterator[Row]:
+def read_rows(data: Place, wanted: list[str] | None = None) -> Iterator[Row]:
     """Rows of a file, a saved data set or a hub data set, in their order.
 
     Raises InputError where it cannot be read (on).
@@ -51,16 +52,18 @@ def read_rows(data: Rows, wanted: list[str] | None = None) -> Iterator[Row]:
     name = path.name.lower()
     if name.endswith((".jsonl", ".jsonl.gz")):
         return ((f"{path}, line {n}", row) for n, row in read_jsonl(path))
+    if name.endswith(".json"):
+        return ((f"{path}, entry {n}", row) for n, row in enumerate(_read_json(path), 1))
     if name.endswith(".csv"):
         return _read_csv(path)
     if name.endswith(".parquet"):
         return _read_parquet(path, wanted)
     raise InputError(
-        f"data file {path}: expected a name ending in .jsonl, .jsonl.gz, .parquet or .csv"
+        f"data file {path}: expected a name ending in .jsonl, .jsonl.gz, .json, .parquet or .csv"
     )
 
 
-def name_of(data: Rows) -> str:
+def name_of(data: Place) -> str:
     """What messages call the data set as a whole."""
     return str(places.user_path(data.file)) if data.file is not None else str(data.source)
 
@@ -80,6 +83,23 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
                     yield number, _object(line, f"{path}, line {number}")
     except (EOFError, OSError, ValueError, zlib.error) as error:
         raise InputError(f"{path}, after line {number}: cannot be read on ({error})") from error
+
+
+def _read_json(path: Path) -> list[dict]:
+    """The objects of a json file: a list of them, or one. It is read whole."""
+    try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise InputError(
+                f"{path} has {path.stat().st_size / 1e6:.0f} MB, expected at most"
+                f" {LARGEST_JSON / 1e6:.0f}: write it as .jsonl, which is read line by line"
+            )
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON ({error})") from error
+    rows = [rows] if isinstance(rows, dict) else rows
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{path}: expected a list of objects, or one object")
+    return rows
 
 
 def _lines(file: TextIO, path: Path) -> Iterator[str]:
@@ -161,7 +181,7 @@ def _read_saved(path: Path, split: str | None, wanted: list[str] | None) -> Iter
     return _read_arrow(data, str(path), wanted)
 
 
-def _read_parts(data: Rows, wanted: list[str] | None) -> Iterator[Row]:
+def _read_parts(data: Place, wanted: list[str] | None) -> Iterator[Row]:
     """Rows of a hub data set, or of a local folder laid out like one.
 
     Several folders in it are read one after the other; each row then has the folder's name
@@ -174,7 +194,7 @@ def _read_parts(data: Rows, wanted: list[str] | None) -> Iterator[Row]:
             yield where, row if folder is None else row | {"data_dir": folder}
 
 
-def _load(data: Rows, folder: str | None) -> Any:
+def _load(data: Place, folder: str | None) -> Any:
     """One data set through `datasets`, as Arrow files in its cache, memory-mapped.
 
     Scripts are never run.

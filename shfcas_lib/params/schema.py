@@ -106,11 +106,8 @@ class Columns(Block):
     )
 
 
-class Rows(Block):
-    """Where rows come from and how their columns are read.
-
-    A recipe sets all of it for a published data set; keys given beside it win.
-    """
+class Place(Block):
+    """Where rows come from: a file of the user's, or a data set of a hub."""
 
     file: str | None = Field(
         None,
@@ -127,6 +124,29 @@ class Rows(Block):
     )
     split: str | None = Field(None, description="source, or a saved folder: its split; null: train")
     revision: str | None = Field(None, description="source: commit or tag to pin")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Place:
+        if self.file and self.source:
+            raise ValueError("file and source are both set: a data set comes from one of them")
+        keys = ("config", "data_dir", "revision")
+        beside = [key for key in keys if getattr(self, key) is not None]
+        if beside and not (self.source or getattr(self, "recipe", None)):
+            raise ValueError(f"{beside[0]} belongs to a source, and there is none")
+        return self
+
+    @property
+    def given(self) -> bool:
+        """Does the user bring data here?"""
+        return bool(self.file or self.source)
+
+
+class Rows(Place):
+    """Where rows come from and how their columns are read.
+
+    A recipe sets all of it for a published data set; keys given beside it win.
+    """
+
     recipe: Recipe | None = Field(
         None,
         description="a published data set that this library knows: where it is and how to read it",
@@ -139,16 +159,6 @@ class Rows(Block):
             " stop at the first, or drop; auto: drop with a recipe"
         ),
     )
-
-    @model_validator(mode="after")
-    def _one_place(self) -> Rows:
-        if self.file and self.source:
-            raise ValueError("file and source are both set: a data set comes from one of them")
-        keys = ("config", "data_dir", "revision")
-        beside = [key for key in keys if getattr(self, key) is not None]
-        if beside and not (self.source or self.recipe):
-            raise ValueError(f"{beside[0]} belongs to a source, and there is none")
-        return self
 
     @property
     def given(self) -> bool:
@@ -179,6 +189,72 @@ class Preferences(Rows):
     per_prompt: Count = Field(
         8, description="pairs drawn per training prompt when the preferences are built from samples"
     )
+
+
+class CompletionColumns(Block):
+    """What the columns of a table of completions are called. null: it has no such column.
+
+    Where `completion` holds a list, the row is a prompt, and the columns below it but category
+    and harmful hold lists of the same length.
+    """
+
+    prompt: str = Field("prompt", description="text or messages")
+    completion: str = Field("completion", description="text, messages, or a list of either")
+    index: str | None = Field(
+        "index", description="number of the completion among its prompt's; not there: by order"
+    )
+    logp: str | None = Field(
+        "logp", description="log-probability of the whole completion, a sum over its tokens"
+    )
+    token_logps: str | None = Field(
+        "token_logps", description="log-probabilities of its tokens, a list; logp is their sum"
+    )
+    reward: str | list[str] | None = Field(
+        "reward", description="a reward model's score; several columns are added up"
+    )
+    gold: str | None = Field("gold", description="a better reward, or a person's rating")
+    model: str | None = Field("model", description="who wrote the completion")
+    logp_of: str | None = Field("logp_of", description="whose log-probability logp is")
+    category: str | None = Field("category", description="what the prompt is about")
+    harmful: str | None = Field(
+        "harmful", description="true or false: should the request be declined?"
+    )
+
+
+class Completions(Place):
+    """Completions that are there already, instead of sampled ones."""
+
+    layout: Literal["auto", "table", "trl", "openai", "lm_eval", "alpaca_eval"] = Field(
+        "auto",
+        description=(
+            "table: columns as below; trl: completions_*.parquet; openai: responses with choices;"
+            " lm_eval: samples_*.jsonl; alpaca_eval: instruction, output; auto: by the first row"
+        ),
+    )
+    requests: str | None = Field(
+        None, description="openai: the file of requests that a batch answered, for its prompts"
+    )
+    columns: CompletionColumns = CompletionColumns()
+    logp: Literal["given", "backbone"] = Field(
+        "given",
+        description=(
+            "given: the table's, where it has any; backbone: computed by the run's model, as it is"
+            " where the table has none"
+        ),
+    )
+    logp_of: str | None = Field(
+        None, description="whose log-probability logp is; null: of the model that wrote the text"
+    )
+    bad_rows: Literal["stop", "drop"] = Field(
+        "stop",
+        description="rows that cannot be used: stop at the first, or drop and count them",
+    )
+
+    @model_validator(mode="after")
+    def _requests_of_a_batch(self) -> Completions:
+        if self.requests and self.layout not in ("auto", "openai"):
+            raise ValueError(f"requests belong to layout openai, found layout {self.layout}")
+        return self
 
 
 class Split(Block):
@@ -286,11 +362,11 @@ class Reward(Block):
     kind: Literal["probe", "lora"] = Field(
         "probe", description="probe: linear head on pooled features; lora: LoRA + score head"
     )
-    proxy: Annotated[str, Field(pattern=r"^(trained|model:.+)$")] = Field(
+    proxy: Annotated[str, Field(pattern=r"^(trained|given|model:.+)$")] = Field(
         "trained",
         description=(
-            "trained: on the preferences, as kind says; model:ID: a published reward model, which"
-            " labels correct, as kind says"
+            "trained: on the preferences, as kind says; model:ID: a published reward model; given:"
+            " the column reward of completions; labels correct these two, as kind says"
         ),
     )
     model: Classifier = Classifier()
@@ -329,26 +405,31 @@ class Reward(Block):
     @property
     def published(self) -> str | None:
         """Hub id or folder of the published model that is the proxy, if one is."""
-        return None if self.proxy == "trained" else self.proxy.removeprefix("model:")
+        return self.proxy.removeprefix("model:") if self.proxy.startswith("model:") else None
+
+    @property
+    def fixed(self) -> bool:
+        """Is the proxy one that no preferences of this run trained?"""
+        return self.proxy != "trained"
 
 
 class Gold(Block):
     kind: str = Field(
         "task",
         description=(
-            "task (the task's own), relevance, safety, instructions, model:ID, your own"
-            " module:function, or none: nobody knows the truth"
+            "task (the task's own), relevance, safety, instructions, model:ID, given (the column"
+            " gold of completions), your own module:function, or none: nobody knows the truth"
         ),
     )
     model: Classifier = Classifier()
 
     @model_validator(mode="after")
     def _known(self) -> Gold:
-        kinds = r"task|relevance|safety|instructions|none|model:.+|[\w.]+:\w+"
+        kinds = r"task|relevance|safety|instructions|given|none|model:.+|[\w.]+:\w+"
         if not re.fullmatch(kinds, self.kind):
             raise ValueError(
                 f"gold.kind: found {self.kind!r}, expected task, relevance, safety, instructions,"
-                " model:ID, module:function or none"
+                " given, model:ID, module:function or none"
             )
         return self
 
@@ -728,6 +809,7 @@ class Params(Block):
     prompts: Prompts = Prompts()
     split: Split = Split()
     sampling: Sampling = Sampling()
+    completions: Completions = Completions()
     preferences: Preferences = Preferences()
     bias: list[Mechanism] = Field(
         [], description="mechanisms that spoil the preferences, applied in this order"
@@ -755,7 +837,7 @@ class Params(Block):
             )
 
         # without gold nobody can compare samples, nor play the human of the replicates
-        if not self.preferences.given and not self.reward.published:
+        if not self.preferences.given and not self.reward.fixed:
             raise ValueError(
                 "the proxy would learn from samples that gold compares, but gold.kind is none: give"
                 " preferences of your own (preferences.file, source or recipe), or a published"
@@ -776,17 +858,17 @@ class Params(Block):
             raise ValueError(
                 f"strategy {sighted[0]} needs reward.kind probe, whose uncertainty it weighs"
             )
-        if self.reward.published and (sighted or self.bias or self.evaluation.replicates):
+        if self.reward.fixed and (sighted or self.bias or self.evaluation.replicates):
             raise ValueError(
-                "reward.proxy is a published model, which no preferences of this run trained: leave"
-                " bias empty, set evaluation.replicates to 0, and choose no strategy that weighs a"
-                " probe's uncertainty (targeted, uncertainty, bald, d_optimal)"
+                f"reward.proxy is {self._fixed_proxy}, which no preferences of this run trained:"
+                " leave bias empty, set evaluation.replicates to 0, and choose no strategy that"
+                " weighs a probe's uncertainty (targeted, uncertainty, bald, d_optimal)"
             )
         return self
 
     @model_validator(mode="after")
     def _remedies_of_a_probe_alone(self) -> Params:
-        trained_here = self.reward.kind == "probe" and not self.reward.published
+        trained_here = self.reward.kind == "probe" and not self.reward.fixed
         if self.evaluation.remedies and not trained_here:
             raise ValueError(
                 f"evaluation.remedies: {self.evaluation.remedies[0]} mends a probe that is trained"
@@ -794,16 +876,60 @@ class Params(Block):
             )
         return self
 
+    @property
+    def _fixed_proxy(self) -> str:
+        """What a proxy that is not trained here is called in messages."""
+        return "a published model" if self.reward.published else "a column of completions"
+
+    @model_validator(mode="after")
+    def _what_completions_need(self) -> Params:
+        given = [("reward.proxy", self.reward.proxy), ("gold.kind", self.gold.kind)]
+        columns = [key for key, value in given if value == "given"]
+        if not self.completions.given:
+            if columns:
+                raise ValueError(
+                    f"{columns[0]} given is a column of completions, and there are none: set"
+                    " completions.file or completions.source"
+                )
+            return self
+        if self.prompts.given:
+            raise ValueError(
+                "completions bring their own prompts: leave prompts.file, source and recipe out"
+            )
+        if self.policy.kind != "tilt":
+            self._refuse_training_on_completions(columns)
+        if self.reward.proxy == "given" and self.preferences.given:
+            raise ValueError(
+                "reward.proxy given has no rewards for the answers of preferences: leave"
+                " preferences out, or choose another proxy"
+            )
+        return self
+
+    def _refuse_training_on_completions(self, columns: list[str]) -> None:
+        """Raise ValueError where a trained policy writes what the table knows nothing of."""
+        if columns:
+            raise ValueError(
+                f"{columns[0]} given knows the table's completions alone, and policy.kind"
+                f" {self.policy.kind} writes others: set policy.kind to tilt"
+            )
+        if self.completions.logp == "given":
+            raise ValueError(
+                f"policy.kind {self.policy.kind} trains the run's own model, so that"
+                " log-probabilities must be that model's: set completions.logp to backbone, or"
+                " policy.kind to tilt"
+            )
+
     @model_validator(mode="after")
     def _published_proxy_in_its_place(self) -> Params:
-        if not self.reward.published:
+        if not self.reward.fixed:
             return self
         if self.policy.kind in ("rloo", "grpo"):
             raise ValueError(
                 f"policy.kind {self.policy.kind} needs a reward that is trained here: a published"
                 " proxy cannot score in the middle of a step"
             )
-        if self.reward.proxy == self.gold.kind and self.reward.model == self.gold.model:
+        same = self.reward.proxy == self.gold.kind and self.reward.model == self.gold.model
+        if same and self.reward.published:
             raise ValueError(
                 "reward.proxy and gold.kind name the same model: gold must be somebody other than"
                 " the proxy"
