@@ -36,6 +36,7 @@ from .conflict import by_prompt as by_prompt
 from .conflict import conflict_table as conflict_table
 from .conflict import kendall_distance as kendall_distance
 from .conflict import pacs as pacs
+from .data.completions import read_completions as read_completions
 from .data.preferences import load_pairs as load_pairs
 from .data.prompts import load_prompts as load_prompts
 from .evaluation import evaluate as evaluate
@@ -54,6 +55,7 @@ from .refine import merge as merge
 from .refine import update as update
 from .remedies import REMEDIES as REMEDIES
 from .selection import all_pairs as all_pairs
+from .selection import choose as choose
 from .selection import select as select
 from .storage.labels import LabelStore as LabelStore
 from .storage.runs import open_run as open_run

@@ -1,6 +1,7 @@
 """Which comparisons to ask: the conflict table and a budget go in, comparisons come out.
 
     chosen = select("shf_cas", conflict, 120, rng(seed, "selection"), params.selection)
+    chosen = choose(completions, 120)         # from a table that has logp and reward, no run
 
 The strategies themselves are in module strategies; none of them sees gold. A share of the budget
 (`selection.random_share`) may be drawn by chance instead: labels of those pairs say how wrong a
@@ -15,9 +16,11 @@ import numpy as np
 import pandas as pd
 
 from shfcas_lib.base.errors import InputError
+from shfcas_lib.base.randomness import rng
 from shfcas_lib.conflict import COLUMNS as SCORES
+from shfcas_lib.conflict import conflict_table
 from shfcas_lib.params.schema import Selection
-from shfcas_lib.strategies import STRATEGIES, Fitted, View
+from shfcas_lib.strategies import SIGHTED, STRATEGIES, Fitted, View
 
 COLUMNS = ["prompt_id", "i", "j", "rank", "strategy", "reason", "drawn"]
 _KEY = ["prompt_id", "i", "j"]
@@ -61,6 +64,63 @@ def all_pairs(conflict: pd.DataFrame, asked: pd.DataFrame | None = None) -> pd.D
     if asked is not None:
         pairs = _without(pairs, asked).reset_index(drop=True)
     return pairs
+
+
+def choose(
+    completions: pd.DataFrame,
+    budget: int,
+    strategy: str = "shf_cas",
+    seed: int = 0,
+    settings: Selection | None = None,
+) -> pd.DataFrame:
+    """`select` from a table of completions with their logp and reward: no model, no run.
+
+    completions: prompt_id, index, completion, logp, reward (`data.completions.read_completions`).
+    settings: what a strategy may be told beside its budget; default the schema's. Two completions
+    of one text are never compared. Columns as `select` has them. Raises InputError for a strategy
+    that needs a model's features, a budget under 1 or above the pairs there are, and what
+    `conflict_table` refuses."""
+    conflict = conflict_table(completions)
+    return choose_from(conflict, completions, budget, strategy, seed, settings)
+
+
+def choose_from(
+    conflict: pd.DataFrame,
+    completions: pd.DataFrame,
+    budget: int,
+    strategy: str,
+    seed: int,
+    settings: Selection | None = None,
+) -> pd.DataFrame:
+    """`choose` where the conflict table is there already."""
+    check_strategy(strategy)
+    if budget < 1:
+        raise InputError(f"budget: found {budget}, expected 1 or more comparisons")
+    settings = settings or Selection(rounds=1)
+    drawn = rng(seed, f"selection/{strategy}")
+    return select(strategy, conflict, budget, drawn, settings, _same_text(completions))
+
+
+def check_strategy(strategy: str) -> None:
+    """Raise InputError for a strategy that cannot choose from rewards and log-probabilities."""
+    rest = ", ".join(name for name in STRATEGIES if name not in SIGHTED)
+    if strategy not in STRATEGIES:
+        raise InputError(f"unknown strategy {strategy!r}: choose {rest}")
+    if strategy in SIGHTED:
+        raise InputError(
+            f"strategy {strategy} weighs the uncertainty of a probe, which needs a model's"
+            " features: a run has them (`completions` of a parameter file); from a table choose"
+            f" {rest}"
+        )
+
+
+def _same_text(completions: pd.DataFrame) -> pd.DataFrame:
+    """The pairs of completions of one prompt that have one text: prompt_id, i, j."""
+    key = ["prompt_id", "completion"]
+    again = completions[completions.duplicated(key, keep=False)][[*key, "index"]]
+    pairs = again.merge(again, on=key, suffixes=("_i", "_j"))
+    pairs = pairs[pairs["index_i"] < pairs["index_j"]]
+    return pairs.rename(columns={"index_i": "i", "index_j": "j"})[_KEY]
 
 
 def select(
@@ -132,7 +192,10 @@ def _without(pairs: pd.DataFrame, some: pd.DataFrame) -> pd.DataFrame:
     if not len(some):
         return pairs
     known = pd.MultiIndex.from_frame(some[_KEY])
-    return pairs[~pd.MultiIndex.from_frame(pairs[_KEY]).isin(known)]
+    # an index of millions takes seconds: only the prompts of `some` are looked at
+    near = pairs["prompt_id"].isin(some["prompt_id"]).to_numpy()
+    near[near] = pd.MultiIndex.from_frame(pairs.loc[near, _KEY]).isin(known)
+    return pairs[~near]
 
 
 def _reason(pairs: pd.DataFrame) -> pd.Series:

@@ -106,7 +106,7 @@ def _with_texts(
         prompt=[plain(prompt) for prompt, _ in one],
         one=[completion for _, completion in one],
         other=[completion for _, completion in other],
-        code=[_code(*a, b) for a, (_, b) in zip(one, other, strict=True)],
+        code=[code_of(*a, b) for a, (_, b) in zip(one, other, strict=True)],
     )
 
 
@@ -117,7 +117,7 @@ def _side(
     return [texts[key] for key in keys]
 
 
-def _code(*parts: str) -> str:
+def code_of(*parts: str) -> str:
     """Eight hex digits that stand for the texts of a question."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]
 
@@ -150,7 +150,7 @@ def write_questions(questions: pd.DataFrame, path: Path, graded: bool = False) -
     Beside a .json stands the labelling configuration, as .xml. graded: may an answer be much
     better? Raises InputError.
     """
-    kind = _kind(path)
+    kind = kind_of(path)
     if not len(questions):
         raise InputError("nothing waits for an answer")
     try:
@@ -182,32 +182,48 @@ def bring_in(run: runs.Run, path: Path, annotator: str = "spreadsheet") -> dict:
         closed   the round has read its answers already
         waiting  questions that are still open
     """
-    kind = _kind(path)
-    text, graded = _content(path), run.params.feedback.graded
-    if kind == "csv":
-        answers = from_csv(text, str(path), annotator, graded)
-    else:
-        answers = from_label_studio(text, str(path), graded)
-
     # whatever can be wrong is found before the first answer is stored
     table = asked_comparisons(run)
     chosen = {key: rows.iloc[0] for key, rows in table.groupby([*KEY, "code"])}
-    for answer in answers:
-        if answer.key not in chosen:
-            raise InputError(f"{answer.where}: run {run.params.run!r} asks no such question")
-    if kind == "csv":
-        check_texts(text, str(path), chosen)
+    graded, whose = run.params.feedback.graded, f"run {run.params.run!r}"
+    answers = read_answers(path, chosen, whose, annotator, graded)
 
     # one transaction a strategy; a second import adds what an interrupted one left out
     counts = Counter(added=0, known=0, closed=0)
     for file, rows in table.groupby("store"):
         comparisons = {tuple(row[[*KEY, "code"]]): row for _, row in rows.iterrows()}
         with LabelStore(Path(file)) as store:
-            counts.update(_add(store, comparisons, answers))
+            counts.update(add_answers(store, comparisons, answers))
     return {**counts, "waiting": len(pending(run))}
 
 
-def _content(path: Path) -> str:
+def read_answers(
+    path: Path,
+    chosen: dict[tuple, pd.Series],
+    whose: str,
+    annotator: str = "spreadsheet",
+    graded: bool = False,
+) -> list[Answer]:
+    """The answers in a filled-in csv or in an export of Label Studio.
+
+    chosen: (prompt_id, i, j, code) to the comparison with its texts; whose: who asked, in words.
+    Raises InputError for an answer to anything else, and where texts moved away from their
+    questions.
+    """
+    text = content(path)
+    if kind_of(path) == "csv":
+        answers = from_csv(text, str(path), annotator, graded)
+    else:
+        answers = from_label_studio(text, str(path), graded)
+    for answer in answers:
+        if answer.key not in chosen:
+            raise InputError(f"{answer.where}: {whose} asks no such question")
+    if kind_of(path) == "csv":
+        check_texts(text, str(path), chosen)
+    return answers
+
+
+def content(path: Path) -> str:
     """The text of a file of answers. Raises InputError."""
     try:
         size = path.stat().st_size
@@ -222,8 +238,11 @@ def _content(path: Path) -> str:
         raise InputError(f"{path} is not UTF-8: save it as 'CSV UTF-8'") from error
 
 
-def _add(store: LabelStore, comparisons: dict[tuple, pd.Series], answers: list[Answer]) -> Counter:
-    """Append the answers that belong to these comparisons, all or none."""
+def add_answers(
+    store: LabelStore, comparisons: dict[tuple, pd.Series], answers: list[Answer]
+) -> Counter:
+    """Append the answers that belong to these comparisons, all or none. comparisons: as `chosen` of
+    `read_answers`, with `open`: may they be answered still? Counts added, known and closed."""
     stored = store.by_annotator()
     stored = stored[stored["j"].notna() & ~stored["repeat"]]
     latest = {}
@@ -250,7 +269,7 @@ def _add(store: LabelStore, comparisons: dict[tuple, pd.Series], answers: list[A
     return counts + Counter(added=len(new))
 
 
-def _kind(path: Path) -> str:
+def kind_of(path: Path) -> str:
     kind = path.suffix.lower().removeprefix(".")
     if kind not in ("json", "csv"):
         raise InputError(

@@ -4,4 +4,5 @@ from . import people as people
 from . import program as program
 from . import runs as runs
 from . import sweeps as sweeps
+from . import tables as tables
 from .program import main as main

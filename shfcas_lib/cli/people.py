@@ -79,7 +79,7 @@ def _annotate(options: argparse.Namespace) -> int:
     if options.prepare:
         print(notebook)
         return 0
-    _open_lab(notebook, run.folder)
+    open_lab(notebook, run.folder)
 
 
 def _steps(notebook: Path, params: Path) -> str:
@@ -93,7 +93,7 @@ def _steps(notebook: Path, params: Path) -> str:
     )
 
 
-def _open_lab(notebook: Path, folder: Path) -> NoReturn:
+def open_lab(notebook: Path, folder: Path) -> NoReturn:
     """Become JupyterLab, rooted in the project where the notebook lies inside it."""
     from shfcas_lib.base import places
 
