@@ -7,7 +7,8 @@ Gold may answer questions that were asked and score the final evaluation; select
 tuning never see it otherwise. A chat history is shown to gold as text with its speakers. The
 embedded tasks have one each: relevance (`tasks.helpfulness`), written rules (`tasks.safety`), and
 IFEval's check of the constraint at the end of the prompt (`tasks.instructions`). `model:ID` is a
-published reward model (`models.published`).
+published reward model (`models.published`); `given` is the column gold of the completions that
+came with the run (`data.completions`).
 
 Where there is none (gold.kind: none), nothing here is called; `experiment.judging` decides what is
 said instead.
@@ -24,6 +25,7 @@ import pandas as pd
 from shfcas_lib.base.dialogues import plain
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.plugins import imported
+from shfcas_lib.data.completions import own_completions
 from shfcas_lib.models import published
 from shfcas_lib.params.schema import Params
 from shfcas_lib.pool import with_facts
@@ -81,6 +83,8 @@ def _scores(kind: str, params: Params) -> Scores:
         return Relevance()
     if kind == "safety":
         return _by_row(lambda r: safety_score(r.completion, plain(r.prompt), r.harmful))
+    if kind == "given":
+        return _given(own_completions(params)[0])
     if kind == "instructions":
         return _by_row(lambda r: instructions.followed(r.prompt, r.completion))
     if kind.startswith("model:"):
@@ -92,9 +96,21 @@ def _scores(kind: str, params: Params) -> Scores:
         function = imported(kind, "gold.kind")
         return _by_row(lambda r: function(plain(r.prompt), r.completion))
     raise InputError(
-        f"gold.kind: found {kind!r}, expected task, relevance, safety, instructions, model:ID,"
-        " module:function or none"
+        f"gold.kind: found {kind!r}, expected task, relevance, safety, instructions, given,"
+        " model:ID, module:function or none"
     )
+
+
+def _given(completions: pd.DataFrame) -> Scores:
+    """The gold that came with completions, looked up by (prompt_id, index)."""
+    known = completions.set_index(["prompt_id", "index"])["gold"]
+
+    def score(table: pd.DataFrame) -> np.ndarray:
+        rows = known.index.get_indexer(pd.MultiIndex.from_frame(table[["prompt_id", "index"]]))
+        # what is not there is not finite, and is refused with its name
+        return np.where(rows < 0, np.nan, known.to_numpy(float)[rows])
+
+    return score
 
 
 def _by_row(score: Callable) -> Scores:

@@ -76,7 +76,7 @@ class Setting:
     def belief(self) -> Belief | None:
         """What the biased preferences say, before any label; None where they trained no probe."""
         settings = self.params.reward
-        if settings.published or not len(self.observed):
+        if settings.fixed or not len(self.observed):
             return None
         if settings.kind == "lora" and settings.refinement != "trust":
             return None

@@ -270,8 +270,8 @@ def proxy(
     adapter: Adapter = Adapter("proxy"),
 ) -> RewardModel:
     """The proxy that a run starts from, kept like any reward: trained on the biased preferences,
-    or a published model's scores over their spread on `pool`."""
-    if settings.published:
+    or the scores of a published model, or of the given completions, over their spread on `pool`."""
+    if settings.fixed:
         return stage.reward(
             lambda: Published.on(pool), lambda folder: read(settings, folder, adapter)
         )

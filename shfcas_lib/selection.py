@@ -193,7 +193,7 @@ def _without(pairs: pd.DataFrame, some: pd.DataFrame) -> pd.DataFrame:
         return pairs
     known = pd.MultiIndex.from_frame(some[_KEY])
     # an index of millions takes seconds: only the prompts of `some` are looked at
-    near = pairs["prompt_id"].isin(some["prompt_id"]).to_numpy()
+    near = pairs["prompt_id"].isin(some["prompt_id"]).to_numpy(copy=True)
     near[near] = pd.MultiIndex.from_frame(pairs.loc[near, _KEY]).isin(known)
     return pairs[~near]
 

@@ -208,7 +208,7 @@ def believed(setting: loop.Setting, table: pd.DataFrame, errs: np.ndarray) -> st
     if settings.refinement != "trust" or not trust.enough(labels):
         return ""
     labels = refine.weighed(labels, settings)
-    if settings.published:
+    if settings.fixed:
         given = setting.proxy.score(setting.known)
         return f"{trust.correct(setting.known, labels, given, settings.l2, errs)[2]}."
     return f"{trust.fit(belief, setting.known, labels, errs).report}." if belief else ""

@@ -25,6 +25,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from shfcas_lib.base.tables import columns_found
 from shfcas_lib.data import formats, layouts
 from shfcas_lib.data.formats import Cell, Row
 from shfcas_lib.data.rows import _absent, _encoded, _number, _shown, _text, _turns, _Unusable
-from shfcas_lib.params.schema import CompletionColumns, Completions
+from shfcas_lib.params.schema import CompletionColumns, Completions, Params
 
 ID = ["prompt_id", "index"]
 FIRST = [*ID, "prompt", "completion", "category", "harmful"]
@@ -114,6 +115,35 @@ def counted_completions(
         told = f" that can be used ({', '.join(reasons)})" if reasons else ""
         raise InputError(f"{_name(block)} holds no completions{told}")
     return _normal(raw, block, sieve), left_out
+
+
+def own_completions(params: Params) -> tuple[pd.DataFrame, Counter]:
+    """The completions of a run, with a number in every column that it takes from them, and how
+    many rows were left out, by reason. Read once; a file that changed is read again.
+
+    Raises InputError as `counted_completions` and `needed` do.
+    """
+    block = params.completions
+    wanted = [("reward", params.reward.proxy == "given"), ("gold", params.gold.kind == "given")]
+    names = tuple(name for name, given in wanted if given)
+    contents = [places.content_hash(place) for place in places_of(block)]
+    return _read_once(block.model_dump_json(), names, tuple(contents))
+
+
+def places_of(block: Completions) -> list[str]:
+    """The files and folders that a block of completions names."""
+    return [place for place in (block.file, block.source, block.requests) if place]
+
+
+@lru_cache(maxsize=2)
+def _read_once(
+    block: str, names: tuple[str, ...], _contents: tuple[str | None, ...]
+) -> tuple[pd.DataFrame, Counter]:
+    settings = Completions.model_validate_json(block)
+    table, left_out = counted_completions(settings)
+    if settings.logp == "given" and "logp" in table:
+        names = ("logp", *names)
+    return needed(table, names, settings.bad_rows == "drop", left_out), left_out
 
 
 def needed(
@@ -205,6 +235,21 @@ def described(completions: pd.DataFrame, left_out: Mapping[str, int]) -> str:
     if (sizes == 1).any():
         lines.append(f"{int((sizes == 1).sum())} prompts have one completion, nothing to compare")
     lines += [f"{number} rows left out: {reason}" for reason, number in left_out.items()]
+    return "\n".join(lines)
+
+
+def report(params: Params) -> str:
+    """What a run's completions hold and which of it the run takes, as text."""
+    completions, left_out = own_completions(params)
+    lines = [described(completions, left_out)]
+    if params.completions.logp == "backbone" or "logp" not in completions:
+        lines.append("logp will be computed by the run's model")
+    for name, used, key in (
+        ("reward", params.reward.proxy == "given", "reward.proxy"),
+        ("gold", params.gold.kind == "given", "gold.kind"),
+    ):
+        if name in completions and not used:
+            lines.append(f"column {name} is not used: {key} given would take it")
     return "\n".join(lines)
 
 
@@ -518,10 +563,10 @@ class _Reader:
         category, harmful = self._facts(row)
         prompt = self._prompt(self._value(row, columns.prompt, where), columns.prompt)
         several = isinstance(value, list) and not _is_dialogue(value)
-        each = [self._of(row, name, len(value) if several else None) for name in _EACH]
         texts = value if several else [value]
         if not texts:
             raise _Unusable(f"{columns.completion!r} is an empty list, expected completions")
+        each = [self._of(row, name, len(texts) if several else None) for name in _EACH]
         found = []
         for text, *others in zip(texts, *each, strict=True):
             try:
@@ -558,7 +603,7 @@ class _Reader:
         """What a row says of each of its completions; size: how many, None: it is one itself."""
         name = getattr(self.columns, key)
         if key == "reward":
-            value: Any = _transposed([row.get(part) for part in _named(name)], size)
+            value: Any = _together([row.get(part) for part in _named(name)], size)
         else:
             value = None if name is None else row.get(name)
         if size is None:
@@ -587,7 +632,7 @@ class _Reader:
         return _number(value, name)
 
     def _reward(self, value: Any) -> float:
-        parts = value if isinstance(value, list) else [value]
+        parts = value if isinstance(value, tuple) else (value,)
         return sum(self._optional(part, "reward") for part in parts)
 
     def _logp(self, logp: Any, tokens: Any) -> tuple[float, float]:
@@ -633,14 +678,16 @@ def _named(names: str | list[str] | None) -> list[str]:
     return names if isinstance(names, list) else [names]
 
 
-def _transposed(columns: list, size: int | None) -> Any:
-    """Rewards of several columns as one cell: a list of parts, or for a row per prompt a list of
-    such lists; one column stays as it is."""
-    if len(columns) == 1:
-        return columns[0]
-    if size is None or not columns or not all(isinstance(column, list) for column in columns):
-        return columns or None
-    return [list(parts) for parts in zip(*columns, strict=False)]
+def _together(columns: list, size: int | None) -> Any:
+    """Rewards of several columns as one cell: a tuple of parts, or for a row per prompt a list of
+    such tuples; one column stays as it is."""
+    if len(columns) < 2:
+        return columns[0] if columns else None
+    if size is None:
+        return tuple(columns)
+    if not all(isinstance(column, list) and len(column) == size for column in columns):
+        raise _Unusable(f"the columns of reward are not all lists of {size}, as completions are")
+    return list(zip(*columns, strict=True))
 
 
 def _is_dialogue(value: list) -> bool:

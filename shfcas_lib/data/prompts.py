@@ -21,10 +21,11 @@ import pandas as pd
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.randomness import rng
 from shfcas_lib.data import recipes, rows
+from shfcas_lib.data.completions import own_completions
 from shfcas_lib.data.formats import name_of as name_of
 from shfcas_lib.data.preferences import FACTS, cached, counted_pairs, left_out_text
 from shfcas_lib.data.shortlist import Shortlist
-from shfcas_lib.params.schema import Params, Prompts, Split
+from shfcas_lib.params.schema import Params, Prompts, Rows, Split
 from shfcas_lib.tasks.embedded import embedded_prompts, prompt_table
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def load_prompts(params: Params, screen: PromptCheck | None = None) -> pd.DataFr
 def dropped(params: Params, screen: PromptCheck | None = None) -> pd.DataFrame:
     """What `load_prompts` left out.
 
-    Columns data (prompts or preferences), reason, rows; the reasons in their order.
+    Columns data (prompts, preferences or completions), reason, rows; the reasons in their order.
     """
     reasons = _load(params, screen)[1]
     rows = [(*key, number) for key, number in reasons.items()]
@@ -88,9 +89,16 @@ def _load(params: Params, screen: PromptCheck | None) -> tuple[pd.DataFrame, Cou
         sieve.add("preferences", left_out)
         # with prompts of the user's own, nothing is written for those of the preferences
         facts = pairs.drop_duplicates("prompt_id")[FACTS]
-        given = sieve.usable(facts, "preferences", room if own is None else 1)
+        alone = own is None and not params.completions.given
+        given = sieve.usable(facts, "preferences", room if alone else 1)
     if own is not None:
         own = sieve.usable(own, "prompts", room)
+    if params.completions.given:
+        completions, left_out = own_completions(params)
+        sieve.add("completions", left_out)
+        facts = _choose(completions.drop_duplicates("prompt_id")[FACTS], params)
+        # the closed form writes nothing more
+        own = sieve.usable(facts, "completions", 1 if params.policy.kind == "tilt" else room)
 
     if given is None:
         if own is None:
@@ -116,7 +124,7 @@ def _said(prompt: str) -> str:
 class _Sieve:
     """Keeps the prompts that a run can use and counts the others by (data, reason).
 
-    data: the parameter block that the prompts come from, prompts or preferences.
+    data: the parameter block that the prompts come from, prompts, preferences or completions.
     """
 
     def __init__(self, params: Params, screen: PromptCheck | None):
@@ -149,7 +157,8 @@ class _Sieve:
         """
         texts = list(prompts["prompt"])
         refusals = [self.screen(text, room) if self.screen else None for text in texts]
-        stop = recipes.filled_in(getattr(self.params, data)).bad_rows != "drop"
+        block = getattr(self.params, data)
+        stop = (recipes.filled_in(block) if isinstance(block, Rows) else block).bad_rows != "drop"
         for text, refusal in zip(texts, refusals, strict=True):
             if refusal and stop:
                 raise InputError(

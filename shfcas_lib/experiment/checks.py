@@ -18,6 +18,7 @@ from shfcas_lib.annotators.endpoint import judge_environment
 from shfcas_lib.base import places
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.plugins import imported
+from shfcas_lib.data.completions import own_completions
 from shfcas_lib.data.prompts import load_prompts
 from shfcas_lib.models import loading, published
 from shfcas_lib.models.templates import Refusal
@@ -68,11 +69,27 @@ def _check_budget(params: Params, prompts: pd.DataFrame) -> None:
     """Raise InputError for a budget larger than the pairs that can be asked about."""
     splits = params.selection.prompts.split("_and_")
     askable = int(prompts["split"].isin(splits).sum())
+    if params.completions.given:
+        _check_own_budget(params, prompts[prompts["split"].isin(splits)])
+        return
     pairs = params.sampling.n * (params.sampling.n - 1) // 2 * askable
     if (params.selection.budget or 0) > pairs:
         raise InputError(
             f"selection.budget: found {params.selection.budget}, expected at most {pairs}, the"
             f" number of pairs among {params.sampling.n} completions of {askable}"
+            f" {params.selection.prompts.replace('_', ' ')} prompts"
+        )
+
+
+def _check_own_budget(params: Params, prompts: pd.DataFrame) -> None:
+    """The same where the completions are the user's own, some prompts having more than others."""
+    completions = own_completions(params)[0]
+    sizes = completions.groupby("prompt_id").size().reindex(prompts["prompt_id"])
+    pairs = int((sizes * (sizes - 1) // 2).sum())
+    if (params.selection.budget or 0) > pairs:
+        raise InputError(
+            f"selection.budget: found {params.selection.budget}, expected at most {pairs}, the"
+            f" number of pairs among the {int(sizes.sum())} completions of {len(prompts)}"
             f" {params.selection.prompts.replace('_', ' ')} prompts"
         )
 

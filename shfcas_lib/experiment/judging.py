@@ -251,7 +251,7 @@ def _merged(run: Run, strategy: str) -> RewardModel | None:
     """The reward that a strategy's labels give by `merge`, for comparison with `trust`; None
     where the run's own is no probe that `trust` refined."""
     settings = run.params.reward
-    if settings.kind != "probe" or settings.published or settings.refinement != "trust":
+    if settings.kind != "probe" or settings.fixed or settings.refinement != "trust":
         return None
     train = run.require(stages.PROXY, "pool_train")
     feedback = run.require(stages.CONFLICT, "pool_feedback")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from shfcas_lib.bias import inject
+from shfcas_lib.data.completions import own_completions
 from shfcas_lib.data.preferences import as_completions, own_pairs, preferences_from_gold
 from shfcas_lib.gold import gold_table
 from shfcas_lib.models import published
@@ -28,16 +29,47 @@ if TYPE_CHECKING:
 
 
 def training_pool(backbone: Backbone, prompts: pd.DataFrame, params: Params) -> pd.DataFrame:
-    """Completions of the training prompts: those of the user's preferences, or N samples per
-    prompt from the policy."""
+    """Completions of the training prompts: those of the user's preferences, those that came with
+    the prompts, or N samples per prompt from the policy."""
     train = prompts[prompts["split"] == "train"]
     scorer = published.scorer(params)
     if not params.preferences.given:
-        label = "training prompts"
-        return sample(backbone, train, params.sampling, params.seed, label, scorer)
+        return first_pool(backbone, train, params, "training prompts")
     completions, _ = as_completions(_own_pairs(params, train))
     backbone.check_prompts(list(train["prompt"]), room=1)
     return score(backbone, completions, label="completions of the preferences", scorer=scorer)
+
+
+def first_pool(
+    backbone: Backbone, prompts: pd.DataFrame, params: Params, label: str
+) -> pd.DataFrame:
+    """Completions of these prompts before anything is trained: the user's own, or N samples per
+    prompt from the policy."""
+    scorer = published.scorer(params)
+    if not params.completions.given:
+        return sample(backbone, prompts, params.sampling, params.seed, label, scorer)
+    return scorer(_given_pool(backbone, prompts, params, label))
+
+
+def _given_pool(
+    backbone: Backbone, prompts: pd.DataFrame, params: Params, label: str
+) -> pd.DataFrame:
+    """The user's own completions of these prompts as a pool table: features, and what else is
+    missing, by one pass of the backbone; what came with them stays, whatever policy it is of.
+
+    Extra columns: reward, model and logp_of, where they are known. Gold stays outside: whatever
+    chooses or learns reads this table.
+    """
+    completions = own_completions(params)[0]
+    mine = completions[completions["prompt_id"].isin(prompts["prompt_id"])].reset_index(drop=True)
+    backbone.check_prompts(list(prompts["prompt"]), room=1)
+    scored = score(backbone, mine, label=f"completions of {label}")
+    kept = [name for name in ("reward", "model", "logp_of") if name in mine]
+    if params.completions.logp == "given" and "logp" in mine:
+        kept.append("logp")
+        # per token: of the policy that the log-probability is of
+        kept += [name for name in ("n_tokens", "logp_mean") if name in mine]
+    return scored.assign(**{name: mine[name] for name in kept})
 
 
 def clean_preferences(
@@ -67,9 +99,9 @@ def spoilt_preferences(
 
 def seen_by_proxy(clean: pd.DataFrame, params: Params) -> pd.DataFrame:
     """The preferences, before bias, that train the proxy: all of them, or none where it is a
-    published model. Its correction must not learn from gold labels that nobody paid for; they
-    show the ceiling alone."""
-    return clean.head(0) if params.reward.published else clean
+    published model or came with the completions. Its correction must not learn from gold labels
+    that nobody paid for; they show the ceiling alone."""
+    return clean.head(0) if params.reward.fixed else clean
 
 
 def held_out(
@@ -91,7 +123,7 @@ def held_out(
     if not params.preferences.given:
         return None
     pool, preferences = train, clean
-    if not params.reward.published:
+    if not params.reward.fixed:
         others = prompts[prompts["split"] != "train"]
         completions, preferences = as_completions(_own_pairs(params, others))
         if not len(preferences):

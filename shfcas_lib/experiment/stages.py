@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from shfcas_lib import bias, gold, loop, pool, refine
+from shfcas_lib import bias, gold, loop, refine
 from shfcas_lib.analysis import belief, stopping
 from shfcas_lib.annotators.people import load_annotator
 from shfcas_lib.base import processes
@@ -333,8 +333,7 @@ def _sampled(run: Run, backbone: Backbone, split: str, label: str) -> pd.DataFra
     """Completions of the prompts of one split."""
     params, table = run.params, run.require(PROXY, "prompts")
     mine = table[table["split"] == split]
-    scorer = published.scorer(params)
-    return pool.sample(backbone, mine, params.sampling, params.seed, label, scorer)
+    return proxy_data.first_pool(backbone, mine, params, label)
 
 
 def _adapter(params: Params, name: str, backbone: Backbone | None) -> refine.Adapter:

@@ -23,6 +23,7 @@ import pandas as pd
 from shfcas_lib.base import dialogues
 from shfcas_lib.base.batches import by_length, pad_right
 from shfcas_lib.base.errors import InputError
+from shfcas_lib.base.tables import need
 from shfcas_lib.models import loading, templates
 from shfcas_lib.params.schema import Classifier, Model, Params
 
@@ -36,10 +37,14 @@ _HEAD_NAMES = ("score", "classifier", "classification_head", "lm_head")
 
 
 def scored(pool: pd.DataFrame, params: Params) -> pd.DataFrame:
-    """The pool with the published proxy's scores as column `proxy`.
+    """The pool with the proxy's scores as column `proxy`: a published model's, or the rewards that
+    came with the completions (column `reward`).
 
     It stays as it is where the proxy is trained here.
     """
+    if params.reward.proxy == "given":
+        need(pool, ["reward"], "reward.proxy given: the pool")
+        return pool.assign(proxy=pool["reward"])
     source = params.reward.published
     if not source:
         return pool

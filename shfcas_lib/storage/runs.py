@@ -46,6 +46,7 @@ _COMMON = (
     "prompts",
     "split",
     "sampling",
+    "completions",
     "preferences",
     "bias",
     "gold",
@@ -168,10 +169,13 @@ class Run:
         needed = {key: everything[key] for key in STAGES[name]}
 
         # data that was edited makes another run, though its name is the same
-        for block in ("prompts", "preferences"):
+        for block in ("prompts", "preferences", "completions"):
             digest = content_hash(needed[block]["file"] or needed[block]["source"])
             if digest:
                 needed[block] = needed[block] | {"sha256": digest}
+        requests = content_hash(needed["completions"]["requests"])
+        if requests:
+            needed["completions"] |= {"requests_sha256": requests}
         return needed
 
     def require(self, stage: str, name: str) -> pd.DataFrame:
