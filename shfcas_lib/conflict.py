@@ -14,8 +14,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from shfcas_lib.base.alignment import alike, beside, need
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.base.tables import alike, beside, need
 
 COLUMNS = ["prompt_id", "index", "reward", "logp", "z_reward", "z_logp", "pacs"]
 COLUMNS += ["kendall", "mean_abs_pacs", "degenerate"]
@@ -92,7 +92,7 @@ def conflict_table(
 
     pool: a table of completions (prompt_id, index, logp). reward: (rows,), the proxy's; None: the
     table's own column. logp: (rows,) where it is not the table's own (a refined policy's). A
-    Series is taken by its index (`base.tables.beside`). Prompts may differ in their number of
+    Series is taken by its index (`base.alignment.beside`). Prompts may differ in their number of
     completions; one with a single completion is degenerate, with K = 0. Raises InputError for a
     missing column, a Series of other rows, two rows of one completion, and, naming prompt and
     completion, a value that is not finite."""
@@ -120,9 +120,11 @@ def conflict_table(
 
 def _each_once(table: pd.DataFrame) -> None:
     """Raise InputError where a completion of a sorted table has two rows."""
-    again = table.duplicated(["prompt_id", "index"]).to_numpy()
+    index, prompts = table["index"].to_numpy(), table["prompt_id"]
+    near = np.flatnonzero(index[1:] == index[:-1])
+    again = prompts.iloc[near].to_numpy() == prompts.iloc[near + 1].to_numpy()
     if again.any():
-        row = table[again].iloc[0]
+        row = table.iloc[near[again][0]]
         raise InputError(
             f"completion {row['index']} of prompt {row['prompt_id']} has more than one row in the"
             " table: expected each (prompt_id, index) once"

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from shfcas_lib import policies
-from shfcas_lib.base.tables import alike, beside
+from shfcas_lib.base.alignment import alike, beside
 from shfcas_lib.conflict import by_prompt, conflict_table
 from shfcas_lib.rewards import RewardModel, spread
 
@@ -34,7 +34,7 @@ def evaluate(
     """`tilted` for rewards that have not scored the pool yet.
 
     pool: evaluation pool, sorted by id. gold: (rows,); a Series is taken by its index
-    (`base.tables.beside`). Returns one row per policy and prompt.
+    (`base.alignment.beside`). Returns one row per policy and prompt.
     """
     scores = {name: reward.score(pool) for name, reward in rewards.items()}
     return tilted(pool, gold, scores, beta)

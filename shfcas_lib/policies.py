@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from shfcas_lib.base.tables import alike
+from shfcas_lib.base.alignment import alike
 
 
 def tilt(prompt_ids: np.ndarray, reward: np.ndarray, beta: float) -> np.ndarray:

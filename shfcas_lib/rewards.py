@@ -21,8 +21,8 @@ import numpy as np
 import pandas as pd
 
 from shfcas_lib import pool as pools
+from shfcas_lib.base.alignment import alike, beside
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.base.tables import alike, beside
 from shfcas_lib.storage import files
 
 BLOCK = 8192  # completions scored at a time: a million of them need no more memory than these

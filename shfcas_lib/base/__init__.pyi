@@ -1,3 +1,4 @@
+from . import alignment as alignment
 from . import batches as batches
 from . import dialogues as dialogues
 from . import errors as errors

@@ -240,10 +240,9 @@ def _label(options: argparse.Namespace) -> int:
 
     sheet = open_sheet(options.questions)
     session = session_of(sheet, options.name, options.repeats)
-    missing = [name for name in _SCREEN if importlib.util.find_spec(name) is None]
-    if options.terminal or missing:
-        if missing and not options.terminal:
-            _say(f"{missing[0]} is not installed: the questions are put here")
+    if options.terminal or _missing():
+        if not options.terminal:
+            _say(f"{_missing()[0]} is not installed: the questions are put here")
         terminal.ask(session)
         return 0
     session.store.close()
@@ -255,6 +254,11 @@ def _label(options: argparse.Namespace) -> int:
 
     _say(f"JupyterLab opens {notebook}: choose Run > Run All Cells, and answer on the screen")
     open_lab(notebook, notebook.parent)
+
+
+def _missing() -> list[str]:
+    """The packages of the annotation screen that are not installed."""
+    return [name for name in _SCREEN if importlib.util.find_spec(name) is None]
 
 
 def _notebook(options: argparse.Namespace) -> Path:

@@ -33,9 +33,9 @@ import numpy as np
 import pandas as pd
 
 from shfcas_lib.base import dialogues, places
+from shfcas_lib.base.alignment import columns_found
 from shfcas_lib.base.dialogues import prompt_id
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.base.tables import columns_found
 from shfcas_lib.data import formats, layouts
 from shfcas_lib.data.formats import Cell, Row
 from shfcas_lib.data.rows import _absent, _encoded, _number, _shown, _text, _turns, _Unusable

@@ -20,8 +20,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from shfcas_lib.base.alignment import columns_found
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.base.tables import columns_found
 from shfcas_lib.data import formats
 from shfcas_lib.params.schema import Completions, Place
 

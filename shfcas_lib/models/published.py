@@ -21,9 +21,9 @@ import numpy as np
 import pandas as pd
 
 from shfcas_lib.base import dialogues
+from shfcas_lib.base.alignment import need
 from shfcas_lib.base.batches import by_length, pad_right
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.base.tables import need
 from shfcas_lib.models import loading, templates
 from shfcas_lib.params.schema import Classifier, Model, Params
 

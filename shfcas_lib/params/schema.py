@@ -112,7 +112,8 @@ class Place(Block):
     file: str | None = Field(
         None,
         description=(
-            "a file of yours (jsonl, jsonl.gz, parquet, csv), or a folder that save_to_disk wrote"
+            "a file of yours (jsonl, jsonl.gz, json, parquet, csv), or a folder that save_to_disk"
+            " wrote"
         ),
     )
     source: str | None = Field(

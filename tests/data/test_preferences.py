@@ -127,12 +127,12 @@ def test_an_empty_file(tmp_path, text):
     assert refusal(load_pairs, path) == f"{path} holds no preference pairs"
 
 
-@pytest.mark.parametrize("name", ["mine.txt", "mine.json", "mine", "mine.jsonl.zip"])
+@pytest.mark.parametrize("name", ["mine.txt", "mine.yaml", "mine", "mine.jsonl.zip"])
 def test_an_unknown_suffix(tmp_path, name):
     path = write(tmp_path / name, PAIR)
     assert (
         refusal(load_pairs, path)
-        == f"data file {path}: expected a name ending in .jsonl, .jsonl.gz, .parquet or .csv"
+        == f"data file {path}: expected a name ending in .jsonl, .jsonl.gz, .json, .parquet or .csv"
     )
 
 
