@@ -18,12 +18,15 @@ import pandas as pd
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.randomness import rng
 from shfcas_lib.conflict import COLUMNS as SCORES
-from shfcas_lib.conflict import conflict_table
+from shfcas_lib.conflict import by_prompt, conflict_table
 from shfcas_lib.params.schema import Selection
-from shfcas_lib.strategies import SIGHTED, STRATEGIES, Fitted, View
+from shfcas_lib.strategies import SIGHTED, STRATEGIES, Fitted, View, top_prompts
 
 COLUMNS = ["prompt_id", "i", "j", "rank", "strategy", "reason", "drawn"]
 _KEY = ["prompt_id", "i", "j"]
+MOST_PAIRS = 2_000_000  # that `choose` looks at together where it may look at parts
+# these take the pairs with the largest of some number, of all or of the top prompts
+_BY_KEY = ("shf_cas", "pacs", "pacs_difference", "extreme_reward", "margin", "low_conflict")
 # Columns of completions, and what a pair calls them before the ending i or j.
 _OF_BOTH = {
     "index": "",
@@ -97,8 +100,38 @@ def choose_from(
     if budget < 1:
         raise InputError(f"budget: found {budget}, expected 1 or more comparisons")
     settings = settings or Selection(rounds=1)
-    drawn = rng(seed, f"selection/{strategy}")
-    return select(strategy, conflict, budget, drawn, settings, _same_text(completions))
+    drawn, same = rng(seed, f"selection/{strategy}"), _same_text(completions)
+    if strategy in _BY_KEY and not settings.random_share:
+        conflict, settings = _contenders(strategy, conflict, budget, settings, same)
+    return select(strategy, conflict, budget, drawn, settings, same)
+
+
+def _contenders(
+    strategy: str, conflict: pd.DataFrame, budget: int, settings: Selection, same: pd.DataFrame
+) -> tuple[pd.DataFrame, Selection]:
+    """The prompts that hold what a strategy will choose, and settings under which it then chooses
+    the same. A table of more than MOST_PAIRS pairs is looked at in parts: the best pairs of all
+    are among the best of each part."""
+    sizes = conflict.groupby("prompt_id").size()
+    pairs = (sizes * (sizes - 1) // 2).sub(same.groupby("prompt_id").size(), fill_value=0)
+    if pairs.sum() <= max(MOST_PAIRS, budget):
+        return conflict, settings
+    key = strategy
+    if strategy == "shf_cas":
+        prompts = by_prompt(conflict).assign(pairs=lambda t: t["prompt_id"].map(pairs))
+        kept = top_prompts(prompts[prompts["pairs"] > 0], budget, settings.top_share)
+        conflict = conflict[conflict["prompt_id"].isin(kept)]
+        key, settings = "pacs", settings.model_copy(update={"top_share": 1.0})
+        pairs = pairs[pairs.index.isin(kept)]
+
+    part = (pairs.cumsum() // MOST_PAIRS).rename("part")
+    view, generator = View(settings, strategy), np.random.default_rng(0)
+    winners = []
+    for _, rows in conflict.groupby(conflict["prompt_id"].map(part)):
+        there = all_pairs(rows, same)
+        winners.append(STRATEGIES[key](there, min(budget, len(there)), generator, view))
+    best = STRATEGIES[key](pd.concat(winners), budget, generator, view)
+    return conflict[conflict["prompt_id"].isin(best["prompt_id"])], settings
 
 
 def check_strategy(strategy: str) -> None:

@@ -320,20 +320,25 @@ def _few_enough(pairs: Pairs, budget: int, generator: Generator) -> Pairs:
 
 
 def _top_prompts(pairs: pd.DataFrame, budget: int, settings: Selection) -> pd.DataFrame:
-    """Pairs of the top share of prompts by K, ties broken by id; of more prompts where these hold
-    fewer pairs than the budget.
+    """The pairs of `top_prompts`."""
+    groups = pairs.groupby("prompt_id")
+    first = groups[["degenerate", "kendall"]].first()
+    prompts = first.assign(pairs=groups.size()).reset_index()
+    kept = top_prompts(prompts, budget, settings.top_share)
+    return pairs[pairs["prompt_id"].isin(kept)]
+
+
+def top_prompts(prompts: pd.DataFrame, budget: int, top_share: float) -> pd.Series:
+    """The ids of the top share of prompts by K, ties broken by id; of more prompts where these
+    hold fewer pairs than the budget. prompts: prompt_id, degenerate, kendall, pairs.
 
     In a degenerate prompt there is no ranking to reverse, though ties give it K 1/2: the share is
     one of the others, and degenerate prompts come last."""
-    by_prompt = pairs.groupby("prompt_id")
-    first = by_prompt[["degenerate", "kendall"]].first()
-    prompts = first.assign(pairs=by_prompt.size()).reset_index()
     order = ["degenerate", "kendall", "prompt_id"]
     prompts = prompts.sort_values(order, ascending=[True, False, True])
     enough = int(np.searchsorted(prompts["pairs"].cumsum(), budget)) + 1
-    share = int(np.ceil(settings.top_share * (~prompts["degenerate"]).sum()))
-    kept = prompts["prompt_id"].head(max(enough, share))
-    return pairs[pairs["prompt_id"].isin(kept)]
+    share = int(np.ceil(top_share * (~prompts["degenerate"]).sum()))
+    return prompts["prompt_id"].head(max(enough, share))
 
 
 def _weight(pairs: pd.DataFrame) -> pd.Series:

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from shfcas_lib.base import dialogues, places
+from shfcas_lib.base import dialogues, places, progress
 from shfcas_lib.base.alignment import columns_found
 from shfcas_lib.base.dialogues import prompt_id
 from shfcas_lib.base.errors import InputError
@@ -346,6 +346,12 @@ def _of_part(
     whole, anything else row by row."""
     whole = _flat_file(block) if table is None else table
     if whole is not None:
+        names = whole.columns.astype(str)
+        if names.duplicated().any():
+            raise InputError(
+                f"{_name(block)} has two columns {names[names.duplicated()][0]!r}: expected each"
+                " name once"
+            )
         layout = layouts.recognised(block, dict.fromkeys(map(str, whole.columns)))
         if layout in ("table", "trl"):
             columns = _resolved(block, list(map(str, whole.columns)), layout, _name(block))
@@ -493,7 +499,9 @@ def _once(raw: pd.DataFrame, sieve: _Sieve) -> pd.DataFrame:
     them logs the batch's completions."""
     said, before = raw[["prompt", "completion", "reward"]], None
     again = np.zeros(len(raw), bool)
-    for _, rows in raw.groupby("model", sort=False).indices.items():
+    places_of_step = raw.groupby("model").indices
+    for name in raw["model"].unique():  # in their order, which is not that of their names
+        rows = places_of_step[name]
         step = said.iloc[rows].reset_index(drop=True)
         again[rows] = before is not None and step.equals(before)
         before = step
@@ -517,13 +525,11 @@ def _plain(value: Any) -> Any:
 
 def _one_by_one(rows: Iterator[Row], block: Completions, sieve: _Sieve) -> tuple[pd.DataFrame, str]:
     """Any data, row by row: columns _RAW, and the layout."""
-    from tqdm import tqdm
-
     adapt: Any = None
     layout = "table"
     values: dict[str, list] = {name: [] for name in _RAW}
     title = f"reading {_name(block)}"
-    for where, row in tqdm(rows, desc=title, unit="row", delay=5, mininterval=1):
+    for where, row in progress.over(rows, title, "row"):
         if adapt is None:
             layout = layouts.recognised(block, row)
             adapt = layouts.adapter(layout, block)

@@ -187,14 +187,14 @@ def test_trls_logs_are_read_from_their_folder_and_each_step_is_a_policy(tmp_path
 @pytest.mark.parametrize("conversational", [False, True])
 def test_what_trl_logs_again_counts_once(tmp_path, conversational):
     """One batch feeds several steps, and each of them logs it."""
-    for step in (5, 6, 7):
-        table = trl(step=[step] * 4, completion=["a", "b", "a", "c" if step < 7 else "new"])
+    for step in (9, 10, 11):
+        table = trl(step=[step] * 4, completion=["a", "b", "a", "c" if step < 11 else "new"])
         if conversational:
             for name, role in (("prompt", "user"), ("completion", "assistant")):
                 table[name] = [[{"role": role, "content": text}] for text in table[name]]
         table.to_parquet(tmp_path / f"completions_{step:05d}.parquet")
     read, left_out = counted_completions(Completions(file=str(tmp_path)))
-    assert read["model"].value_counts().to_dict() == {"step 5": 4, "step 7": 4}
+    assert read["model"].value_counts().to_dict() == {"step 9": 4, "step 11": 4}
     assert left_out == Counter({"logged again by a later step of the same batch": 4})
 
 
@@ -365,6 +365,11 @@ def test_alpaca_eval_outputs_of_two_models(tmp_path):
 def test_what_cannot_be_right_is_refused_in_one_sentence(change, words):
     said = refusal(read_completions, change(plain()))
     assert all(word in said for word in words), said
+
+
+def test_two_columns_of_one_name_are_refused():
+    twice = pd.concat([plain(), plain()[["reward"]]], axis=1)
+    assert "two columns 'reward'" in refusal(read_completions, twice)
 
 
 def test_bad_rows_are_dropped_and_counted_by_reason():

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from shfcas_lib import policies, strategies, trust
+from shfcas_lib import policies, selection, strategies, trust
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.conflict import by_prompt, conflict_table, shuffled
 from shfcas_lib.params.schema import Params, Selection
@@ -744,3 +744,23 @@ def test_targeted_chooses_160_of_1344_pairs_in_under_five_seconds():
     chosen = STRATEGIES["targeted"](pairs, 160, generator, View(SETTINGS, "targeted", fit))
     assert time.process_time() - start < 5
     assert len(chosen) == 160
+
+
+@pytest.mark.parametrize("strategy", selection._BY_KEY)
+@pytest.mark.parametrize("budget", [1, 7, 60])
+def test_a_large_table_looked_at_in_parts_gives_what_it_gives_as_a_whole(
+    strategy, budget, monkeypatch
+):
+    """Prompts with one to six completions, ties, degenerate prompts and texts that stand twice."""
+    generator = np.random.default_rng(3)
+    rows = []
+    for k in range(40):
+        for n in range(1 + k % 6):
+            logp = -float(generator.integers(1, 6))
+            reward = 1.0 if k % 7 == 0 else float(generator.integers(0, 4))
+            rows.append((f"p{k:02d}", n, f"text {n % 4}", logp, reward))
+    columns = ["prompt_id", "index", "completion", "logp", "reward"]
+    table = pd.DataFrame(rows, columns=columns)
+    whole = selection.choose(table, budget, strategy)
+    monkeypatch.setattr(selection, "MOST_PAIRS", 12)
+    pd.testing.assert_frame_equal(selection.choose(table, budget, strategy), whole)
