@@ -1,5 +1,6 @@
 """The command line: `shfcas` or `python -m shfcas_lib`.
 
+shfcas init my-study                   notebooks and params into a folder of your own
 shfcas run params/quickstart.yaml      the four notebooks, headless, one after another
 shfcas stage pools params/mine.yaml    one heavy stage alone, also under `accelerate launch`
                                        on several GPUs
@@ -27,9 +28,10 @@ import argparse
 import os
 import sys
 
+from shfcas_lib.base import extras
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.texts import one_line
-from shfcas_lib.cli import origins, people, runs, sweeps
+from shfcas_lib.cli import origins, people, runs, study, sweeps
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,12 +40,20 @@ def main(arguments: list[str] | None = None) -> int:
     Bad input ends in one sentence on stderr and status 2.
     """
     options = _parser().parse_args(arguments)
+    name = f"shfcas {options.command}"
     try:
+        extras.need(*getattr(options, "needs", ()), what=name)
         status = options.act(options)
         sys.stdout.flush()
         return status
     except InputError as error:
         print(f"shfcas: {one_line(str(error))}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:  # a package of an extra that only some parameters need
+        sentence = extras.lacking(error, name)
+        if sentence is None:
+            raise
+        print(f"shfcas: {sentence}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read the output has read enough, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -56,11 +66,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="shfcas", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (runs, people, sweeps, origins):
+    for group in (study, runs, people, sweeps, origins):
         group.add(commands)
     commands.add_parser("keys", help="list every parameter").set_defaults(act=_keys)
     assets = commands.add_parser("assets", help="fetch the embedded model and prompts")
-    assets.set_defaults(act=_assets)
+    assets.set_defaults(act=_assets, needs=("models",))
     return parser
 
 

@@ -22,13 +22,12 @@ def run_notebook(name: str, values: dict, executed: Path, output=None) -> str | 
     """Run notebooks/`name`.ipynb through Papermill with parameters `values`, its executed copy to
     `executed`; progress bars go to `output` (default: nowhere). Returns one line about what went
     wrong, or None. Raises InputError where the notebook does not exist."""
-    papermill = _papermill()
-    source = _source(name)
+    papermill, path = _papermill(), located(name)
     executed.parent.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     try:
         papermill.execute_notebook(
-            source,
+            path,
             executed,
             parameters=values,
             cwd=places.home(),
@@ -47,7 +46,7 @@ def prepare_notebook(name: str, values: dict, copy: Path) -> Path:
     executed; returns its absolute path."""
     copy.parent.mkdir(parents=True, exist_ok=True)
     _papermill().execute_notebook(
-        _source(name),
+        located(name),
         copy,
         parameters=values,
         kernel_name="python3",
@@ -57,13 +56,15 @@ def prepare_notebook(name: str, values: dict, copy: Path) -> Path:
     return copy.resolve()
 
 
-def _source(name: str) -> Path:
-    source = places.home() / "notebooks" / f"{name}.ipynb"
-    if not source.is_file():
+def located(name: str) -> Path:
+    """Where a notebook of the project lies. Raises InputError where it does not exist."""
+    path = places.home() / "notebooks" / f"{name}.ipynb"
+    if not path.is_file():
         raise InputError(
-            f"notebook {source} does not exist: run this command inside the project folder"
+            f"notebook {path} does not exist: run this command inside a folder that `shfcas init"
+            " my-study` made"
         )
-    return source
+    return path
 
 
 def _papermill():
