@@ -6,10 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ANNOTATE ?= params/annotate.yaml
+EXTRA ?=
 SECONDS_EACH ?= 60
 TOOL := $(PYTHON) -m venv build/tools && build/tools/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo annotate test sweep results claims bench env lab format check lock hashed-lock hashed-env audit fuzz faults soak labelstudio-check plan-check gpu-check clean
+.PHONY: help demo annotate test sweep results claims bench env lab format check api lock pythons test-lowest hashed-lock hashed-env audit fuzz faults soak labelstudio-check plan-check gpu-check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -53,6 +54,17 @@ check: $(STAMP)  ## layout, lint, types, and which room may import which, withou
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+api: $(STAMP)  ## write docs/api.md from the docstrings
+	$(BIN)/python tools/api_page.py
+
+test-lowest:  ## the lowest versions that pyproject.toml allows, in build/lowest, under tests of the core; EXTRA=sweep with everything
+	$(TOOL) uv==0.13.8
+	$(PYTHON) tools/lowest.py $(EXTRA)
+
+pythons:  ## is there a wheel of every locked package for Python 3.11 to 3.13, on Linux and macOS?
+	@$(TOOL) uv==0.13.8
+	@$(PYTHON) tools/pythons.py
 
 lock: $(STAMP)  ## write the lock from what is installed
 	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(nvidia|triton|cuda|atheris|xllamacpp)' | sed 's/+cpu$$//' > requirements.lock

@@ -60,13 +60,14 @@ def sample(
 ) -> pd.DataFrame:
     """Draw `sampling.n` completions for each prompt from whichever adapter is in use.
 
-    prompts: columns prompt_id, prompt. scorer: adds the scores of a published proxy to the pool
-    (`published.scorer`). Returns the pool, sorted by (prompt_id, index). Each completion draws
-    from its own generator, named by (seed, prompt_id, index): the order of prompts does not change
-    what is sampled, and another batch size changes it only where rounding decides between two
-    tokens (in float32 about one completion in a hundred). Log-probabilities and features are
-    recorded by the decode steps themselves; no second forward pass is made. Several processes
-    share out whole batches, and each returns the whole pool.
+    backbone: of `load_backbone`. prompts: columns prompt_id, prompt. scorer: adds the scores of
+    a published proxy to the pool (`published.scorer`). Returns the pool, sorted by (prompt_id,
+    index). Each completion draws from its own generator, named by (seed, prompt_id, index): the
+    order of prompts does not change what is sampled, and another batch size changes it only
+    where rounding decides between two tokens (in float32 about one completion in a hundred).
+    Log-probabilities and features are recorded by the decode steps themselves; no second
+    forward pass is made. Several processes share out whole batches, and each returns the whole
+    pool.
 
     With `sampling.engine` vllm another engine writes the base policy's completions (module
     vllm_engine); log-probabilities and features are then a second pass's, and the column
@@ -156,10 +157,11 @@ def score(
     """Log-probabilities and features of given completions, by one teacher-forced pass with the
     adapter in use.
 
-    completions: columns prompt_id, index, prompt, completion, and optionally tokens (the sampled
-    ids; without them the text is tokenised and closed with the end token). Returns a pool table
-    in the same order of rows, where a prompt's identical completions have identical numbers.
-    Several processes share out whole batches, and each returns the whole table.
+    backbone: of `load_backbone`. completions: columns prompt_id, index, prompt, completion, and
+    optionally tokens (the sampled ids; without them the text is tokenised and closed with the
+    end token). Returns a pool table in the same order of rows, where a prompt's identical
+    completions have identical numbers. Several processes share out whole batches, and each
+    returns the whole table.
     """
     rows: list[dict] = []
     with _bar(len(completions), label) as bar:

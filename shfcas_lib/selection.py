@@ -168,6 +168,9 @@ def select(
     """Choose at most `budget` comparisons by `strategy`; columns prompt_id, i, j, rank (1 is
     first), strategy, reason, drawn.
 
+    conflict: a row per completion, of `conflict_table`. generator: draws what is left to chance.
+    asked: comparisons (prompt_id, i, j) that were asked before and are not asked again.
+
     drawn: true where chance alone chose the pair among all that were not asked before. These are
     `settings.random_share` of the budget, rounded up, at random places among the others; all of
     them where the strategy is `random`. fitted: the probe and what it was trained on, for the

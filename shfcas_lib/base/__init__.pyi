@@ -2,6 +2,7 @@ from . import alignment as alignment
 from . import batches as batches
 from . import dialogues as dialogues
 from . import errors as errors
+from . import extras as extras
 from . import places as places
 from . import plugins as plugins
 from . import processes as processes

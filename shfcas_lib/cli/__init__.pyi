@@ -3,6 +3,7 @@ from . import origins as origins
 from . import people as people
 from . import program as program
 from . import runs as runs
+from . import study as study
 from . import sweeps as sweeps
 from . import tables as tables
 from .program import main as main

@@ -31,7 +31,7 @@ def _add_annotate(commands: Commands) -> None:
         action="store_true",
         help="only make everything ready and print the notebook's path",
     )
-    command.set_defaults(act=_annotate)
+    command.set_defaults(act=_annotate, needs=("models", "screen", "notebooks"))
 
 
 def _exchange(commands: Commands, name: str, act: Act, text: str) -> argparse.ArgumentParser:

@@ -1,5 +1,6 @@
 """The command line: `shfcas` or `python -m shfcas_lib`.
 
+shfcas init my-study                   notebooks and params into a folder of your own
 shfcas run params/quickstart.yaml      the four notebooks, headless, one after another
 shfcas stage pools params/mine.yaml    one heavy stage alone, also under `accelerate launch`
                                        on several GPUs
@@ -31,9 +32,10 @@ import argparse
 import os
 import sys
 
+from shfcas_lib.base import extras
 from shfcas_lib.base.errors import InputError, Waiting
 from shfcas_lib.base.texts import one_line
-from shfcas_lib.cli import origins, people, runs, sweeps, tables
+from shfcas_lib.cli import origins, people, runs, study, sweeps, tables
 
 _WAITS, _INTERRUPTED = 3, 128 + 2  # exit statuses
 
@@ -45,7 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     status 3; Ctrl-C in one, and the status of a program that was interrupted.
     """
     options = _parser().parse_args(arguments)
+    name = f"shfcas {options.command}"
     try:
+        extras.need(*getattr(options, "needs", ()), what=name)
         status = options.act(options)
         sys.stdout.flush()
         return status
@@ -58,6 +62,12 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"shfcas: {one_line(str(error))}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:  # a package of an extra that only some parameters need
+        sentence = extras.lacking(error, name)
+        if sentence is None:
+            raise
+        print(f"shfcas: {sentence}", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # whoever read the output has read enough, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -69,11 +79,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="shfcas", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (runs, people, tables, sweeps, origins):
+    for group in (study, tables, runs, people, sweeps, origins):
         group.add(commands)
     commands.add_parser("keys", help="list every parameter").set_defaults(act=_keys)
     assets = commands.add_parser("assets", help="fetch the embedded model and prompts")
-    assets.set_defaults(act=_assets)
+    assets.set_defaults(act=_assets, needs=("models",))
     return parser
 
 

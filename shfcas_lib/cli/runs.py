@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from shfcas_lib.storage.runs import Run
 
 
+_NOTEBOOKS = ("models", "notebooks")
+
+
 def add(commands: Commands) -> None:
     """`run`, `check`, `numbers`, `stage`, `plan`."""
-    on_params(commands, "run", _run, "run the four notebooks with a parameter file")
+    on_params(commands, "run", _run, "run the four notebooks with a parameter file", _NOTEBOOKS)
     on_params(commands, "check", _check, "validate a parameter file and its data")
     on_params(commands, "numbers", _numbers, "print the numbers of a finished run")
     _add_stage(commands)
@@ -38,7 +41,7 @@ def _add_stage(commands: Commands) -> None:
         help="pools, proxy, rounds or policies, in this order",
     )
     command.add_argument("params", type=Path, help="a YAML file, see params/")
-    command.set_defaults(act=_stage)
+    command.set_defaults(act=_stage, needs=("models",))
 
 
 def _add_plan(commands: Commands) -> None:
@@ -64,7 +67,7 @@ def _add_plan(commands: Commands) -> None:
         type=int,
         help="tokens of the longest completion (default: sampling.max_new_tokens)",
     )
-    command.set_defaults(act=_plan)
+    command.set_defaults(act=_plan, needs=("models",))
 
 
 def _run(options: argparse.Namespace) -> int:

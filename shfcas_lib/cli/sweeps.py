@@ -7,6 +7,8 @@ from pathlib import Path
 
 from shfcas_lib.cli.kinds import Commands
 
+_NEEDS = ("models", "notebooks", "sweep")
+
 
 def add(commands: Commands) -> None:
     """`sweep`, and `job`, which Snakemake calls."""
@@ -35,13 +37,13 @@ def _add_sweep(commands: Commands) -> None:
         metavar="FOLDER",
         help="copy tables (CSV) and figures of the report there",
     )
-    command.set_defaults(act=_sweep)
+    command.set_defaults(act=_sweep, needs=_NEEDS)
 
 
 def _add_job(commands: Commands) -> None:
     command = commands.add_parser("job", help="run one job of a sweep (what Snakemake calls)")
     command.add_argument("folder", type=Path)
-    command.set_defaults(act=_job)
+    command.set_defaults(act=_job, needs=_NEEDS)
 
 
 def _sweep(options: argparse.Namespace) -> int:

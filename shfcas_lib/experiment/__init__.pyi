@@ -4,6 +4,7 @@ from . import notebooks as notebooks
 from . import proxy_data as proxy_data
 from . import replication as replication
 from . import stages as stages
+from . import study as study
 from . import trained as trained
 from . import without_labels as without_labels
 from .checks import PromptCheck as PromptCheck

@@ -26,7 +26,7 @@ def run_notebook(name: str, values: dict, executed: Path, output=None) -> str | 
     wrong, a kernel that died or is missing included, or None. Raises InputError where the notebook
     does not exist, Waiting where it goes no further before people have answered."""
     papermill = _papermill()
-    source = _source(name)
+    source = located(name)
     executed.parent.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     try:
@@ -82,7 +82,7 @@ def prepare_notebook(name: str, values: dict, copy: Path) -> Path:
     executed; returns its absolute path."""
     copy.parent.mkdir(parents=True, exist_ok=True)
     _papermill().execute_notebook(
-        _literal(_source(name)),
+        _literal(located(name)),
         _literal(copy),
         parameters=values,
         kernel_name="python3",
@@ -92,13 +92,15 @@ def prepare_notebook(name: str, values: dict, copy: Path) -> Path:
     return copy.resolve()
 
 
-def _source(name: str) -> Path:
-    source = places.home() / "notebooks" / f"{name}.ipynb"
-    if not source.is_file():
+def located(name: str) -> Path:
+    """Where a notebook of the project lies. Raises InputError where it does not exist."""
+    path = places.home() / "notebooks" / f"{name}.ipynb"
+    if not path.is_file():
         raise InputError(
-            f"notebook {source} does not exist: run this command inside the project folder"
+            f"notebook {path} does not exist: run this command inside a folder that `shfcas init"
+            " my-study` made"
         )
-    return source
+    return path
 
 
 def _literal(path: Path) -> str:

@@ -153,7 +153,8 @@ def knobs_of(params: Params, prompt_tokens: int, completion_tokens: int | None =
     model, sampling, policy = params.model, params.sampling, params.policy
     lora, trained = params.reward.kind == "lora", policy.kind != "tilt"
     tuned = params.sft.answers != "none"
-    cuda = model.device != "cpu"
+    # an Apple GPU shares the machine's memory, and computes in float32 here
+    cuda = model.device not in ("cpu", "mps")
     micro = params.training.micro_batch
     policy_batch = micro or _micro(policy.batch_size)
     return Knobs(

@@ -1,6 +1,7 @@
 from . import backbone as backbone
 from . import decoding as decoding
 from . import loading as loading
+from . import precision as precision
 from . import published as published
 from . import templates as templates
 from . import vllm_engine as vllm_engine

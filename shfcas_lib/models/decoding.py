@@ -19,6 +19,7 @@ import pandas as pd
 from shfcas_lib.base.batches import pad_left
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.randomness import rng
+from shfcas_lib.models.precision import widest
 from shfcas_lib.params.schema import Sampling
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ class _Record:
         device = states.device
         self.tokens = torch.zeros(rows, steps, dtype=torch.long, device=device)
         self.length = torch.zeros(rows, dtype=torch.long, device=device)
-        self.logp = torch.zeros(rows, dtype=torch.float64, device=device)
+        self.logp = torch.zeros(rows, dtype=widest(device), device=device)
         self.sum = torch.zeros(rows, states.shape[-1], device=device)
         self.start, self.end = torch.zeros_like(self.sum), torch.zeros_like(self.sum)
 
@@ -159,7 +160,7 @@ class _Record:
     ) -> None:
         self.tokens[rows, step] = chosen
         self.length[rows] += 1
-        self.logp[rows] += logp.double()
+        self.logp[rows] += logp.to(self.logp.dtype)
 
     def state(self, rows: torch.Tensor, step: int, hidden: torch.Tensor) -> None:
         self.sum[rows] += hidden.float()
@@ -227,7 +228,7 @@ def _choose(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling) -> 
         before = ordered.cumsum(-1) - ordered  # the token that crosses top_p stays in
         kept = torch.where(before < sampling.top_p * ordered.sum(-1, keepdim=True), ordered, 0)
         probs = probs.scatter(-1, index, kept)
-    total = probs.double().cumsum(-1)
+    total = probs.to(widest(probs.device)).cumsum(-1)
     target = uniform[:, None] * total[:, -1:]
     chosen = torch.searchsorted(total, target, right=True)[:, 0]
     return chosen.clamp(max=probs.shape[-1] - 1)
@@ -256,7 +257,7 @@ def teacher_force(backbone: Backbone, batch: pd.DataFrame) -> list[dict]:
         prompt_state = _prompt_state(hidden[k : k + 1, :-length], mask[k : k + 1, :-length])[0]
         own = hidden[k, -length:]
         states = [own.mean(0), own[:START_TOKENS].mean(0), own[-1], prompt_state]
-        total = float(logp[k, -length:].double().sum())
+        total = float(logp[k, -length:].to(widest(logp.device)).sum())
         ended = answer[-1] in backbone.stop_ids
         rows.append(_row(backbone, prompt_id, index, answer, ended, total, states))
     return rows

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 def load_backbone(model: Model) -> Backbone:
     """Load the backbone of a run, quantised as its parameters say.
 
-    It comes from an embedded asset, a local folder or a hub id.
+    model: the block `model` of a run's parameters; its source is an embedded asset, a local folder
+    or a hub id.
 
     Raises InputError when the source cannot be found, when it needs code of its own, or when a
     package, a GPU or a template is missing.
@@ -181,15 +182,25 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def pick_device(wanted: str) -> str:
-    """`auto` is a GPU where there is one. Raises InputError for a GPU that is not there."""
+    """`auto` is a CUDA GPU where there is one. Raises InputError for a GPU that is not there.
+
+    `mps` was never tried here, so `auto` does not take it.
+    """
     import torch
 
     if wanted == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "model.device: found 'cuda', but this machine shows no GPU: use 'auto' or 'cpu'"
+        )
+    if wanted == "mps" and not torch.backends.mps.is_available():
+        raise InputError(
+            "model.device: found 'mps', but this machine shows no GPU of Apple's: use 'auto' or"
+            " 'cpu'"
         )
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -256,7 +267,7 @@ def _dtype(name: str, device: str) -> torch.dtype:
     import torch
 
     if name == "auto":
-        name = {"cpu": "float32", "cuda": "bfloat16"}[device]
+        name = "bfloat16" if device == "cuda" else "float32"
     return getattr(torch, name)
 
 

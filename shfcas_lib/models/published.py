@@ -142,7 +142,7 @@ def _scores(
         tokens, mask = pad_right(batch, config.pad_token_id, model.device)
         with torch.inference_mode():
             logits = model(input_ids=tokens, attention_mask=mask).logits[:, column]
-            scores[rows] = logits.double().cpu().numpy()
+            scores[rows] = logits.cpu().double().numpy()
     return scores
 
 

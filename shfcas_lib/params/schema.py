@@ -34,10 +34,11 @@ class Model(Block):
         "nf4", description="bitsandbytes quantisation of the backbone"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="compute type; auto is float32 on a CPU and bfloat16 on a GPU"
+        "auto", description="compute type; auto is bfloat16 on a CUDA GPU, else float32"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto takes a GPU where there is one"
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto",
+        description="auto takes a CUDA GPU where there is one; mps, Apple's GPU, is untried",
     )
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto", description="attention kernel; auto: what transformers picks for the model"

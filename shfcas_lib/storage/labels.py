@@ -83,7 +83,8 @@ _COMPARISONS = f"({_STANDING}) WHERE j IS NOT NULL AND repeat = 0"
 class LabelStore:
     """Append-only answers in one SQLite file.
 
-    Several processes and threads may write at once; none loses a row.
+    path: the file, made where there is none. Several processes and threads may write at once;
+    none loses a row. Raises InputError for a file that is no store of labels.
     """
 
     def __init__(self, path: Path):

@@ -66,7 +66,7 @@ class LoraReward:
         with self.backbone.using(self.name), torch.inference_mode():
             for rows in tqdm(batches, disable=quiet or None, **bar):
                 last = self._last_states(base, [sequences[k] for k in rows])
-                scores[rows] = self.head(last.float())[:, 0].double().cpu().numpy()
+                scores[rows] = self.head(last.float())[:, 0].cpu().double().numpy()
         return scores / self.spread
 
     def _last_states(self, base: Any, sequences: list[list[int]]) -> torch.Tensor:
