@@ -38,6 +38,7 @@ def all_pairs(conflict: pd.DataFrame, asked: pd.DataFrame | None = None) -> pd.D
 
         prompt_id, i, j                     i < j
         kendall, mean_abs_pacs, degenerate  of the prompt
+        size                                how many completions the prompt has
         pacs_i, pacs_j                      of both completions, and so reward, z_reward, z_logp
     """
     parts = []
@@ -45,7 +46,7 @@ def all_pairs(conflict: pd.DataFrame, asked: pd.DataFrame | None = None) -> pd.D
     for n, part in conflict.sort_values(["prompt_id", "index"]).groupby(size):
         first, second = np.triu_indices(n, 1)
         table = part.iloc[::n][["prompt_id", "kendall", "mean_abs_pacs", "degenerate"]]
-        table = table.loc[table.index.repeat(len(first))]
+        table = table.loc[table.index.repeat(len(first))].assign(size=n)
         for name, ending in _OF_BOTH.items():
             value = part[name].to_numpy().reshape(-1, n)
             table[f"{ending}i"] = value[:, first].ravel()
@@ -69,7 +70,7 @@ def select(
     """Choose at most `budget` comparisons by `strategy`; columns prompt_id, i, j, rank (1 is
     first), strategy, reason, drawn.
 
-    drawn: true where chance alone chose the pair among all that were not asked before. These are
+    Pairs that a strategy wants alike take the turn that the generator gives them. drawn: true where chance alone chose the pair among all that were not asked before. These are
     `settings.random_share` of the budget, rounded up, at random places among the others; all of
     them where the strategy is `random`. fitted: the probe and what it was trained on, for the
     strategies that weigh its uncertainty. Raises InputError for an unknown strategy, a budget
@@ -83,6 +84,7 @@ def select(
             " left to ask"
         )
     wanted = len(pairs) if budget is None else budget
+    pairs = _with_turns(pairs, generator)
     drawn = _drawn(strategy, pairs, wanted, generator, settings)
     rest, wanted = _without(pairs, drawn), wanted - len(drawn)
     view = View(settings, strategy, fitted, conflict[SCORES])
@@ -92,6 +94,14 @@ def select(
         chosen = _mixed(chosen, drawn.assign(drawn=True, reason="drawn by chance"), generator)
     chosen = chosen.assign(rank=range(1, len(chosen) + 1), strategy=strategy)
     return chosen[COLUMNS].reset_index(drop=True)
+
+
+def _with_turns(pairs: pd.DataFrame, generator: np.random.Generator) -> pd.DataFrame:
+    """The pairs with the column `turn`: their places in a random order, which breaks ties. Ids
+    would pick the same prompts in every run."""
+    # the generator goes on as if nothing had been drawn: without ties nothing changes
+    aside = np.random.Generator(generator.bit_generator.jumped())
+    return pairs.assign(turn=aside.permutation(len(pairs)))
 
 
 def _drawn(
