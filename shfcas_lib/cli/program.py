@@ -7,6 +7,7 @@ shfcas annotate params/annotate.yaml   label in JupyterLab: notebook 03 with its
 shfcas check params/mine.yaml          everything about a run that needs no model
 shfcas plan params/mine.yaml           memory of every stage against a GPU's, before anything
                                        is downloaded
+shfcas audit my_pairs.jsonl            labelled pairs, those most worth a second opinion first
 shfcas keys                            every parameter with its default and meaning
 shfcas assets                          fetch the embedded model and prompts
 shfcas numbers params/quickstart.yaml  the numbers of a finished run once more
@@ -29,7 +30,7 @@ import sys
 
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.texts import one_line
-from shfcas_lib.cli import origins, people, runs, sweeps
+from shfcas_lib.cli import audit, origins, people, runs, sweeps
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="shfcas", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (runs, people, sweeps, origins):
+    for group in (runs, people, audit, sweeps, origins):
         group.add(commands)
     commands.add_parser("keys", help="list every parameter").set_defaults(act=_keys)
     assets = commands.add_parser("assets", help="fetch the embedded model and prompts")
