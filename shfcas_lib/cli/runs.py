@@ -111,6 +111,7 @@ def _stage(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from shfcas_lib import gold
     from shfcas_lib.data import prompts as prompt_data
     from shfcas_lib.experiment import checks
     from shfcas_lib.params import reading
@@ -120,6 +121,8 @@ def _check(options: argparse.Namespace) -> int:
     sizes = prompts["split"].value_counts()
     splits = ", ".join(f"{size} {split}" for split, size in sizes.items())
     print(f"{options.params}: fine; {len(prompts)} prompts: {splits}")
+    if gold.kind_of(settings) == "safety" or prompts["harmful"].any():
+        print(gold.harmful_text(prompts))
     dropped = prompt_data.dropped(settings)
     if len(dropped):
         print(printable(prompt_data.dropped_text(dropped)))
