@@ -70,7 +70,8 @@ def select(
     """Choose at most `budget` comparisons by `strategy`; columns prompt_id, i, j, rank (1 is
     first), strategy, reason, drawn.
 
-    Pairs that a strategy wants alike take the turn that the generator gives them. drawn: true where chance alone chose the pair among all that were not asked before. These are
+    Pairs that a strategy wants alike take the turn that the generator gives them. drawn: true
+    where chance alone chose the pair among all that were not asked before. These are
     `settings.random_share` of the budget, rounded up, at random places among the others; all of
     them where the strategy is `random`. fitted: the probe and what it was trained on, for the
     strategies that weigh its uncertainty. Raises InputError for an unknown strategy, a budget

@@ -132,9 +132,7 @@ def placebo(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pair
 
 def extreme_reward(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
     """The largest |z(r)_i| + |z(r)_j|: half of |PACS|, without the policy."""
-    return _most_conflicted(
-        pairs, lambda p: p["z_reward_i"].abs() + p["z_reward_j"].abs(), budget
-    )
+    return _most_conflicted(pairs, lambda p: p["z_reward_i"].abs() + p["z_reward_j"].abs(), budget)
 
 
 def random(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
@@ -356,8 +354,7 @@ def _difference(pairs: pd.DataFrame) -> pd.Series:
 def _most_conflicted(
     pairs: pd.DataFrame, key: Callable[[pd.DataFrame], pd.Series], budget: int
 ) -> pd.DataFrame:
-    """`_largest` by a number made of z-scores or K, whatever the prompts' numbers of completions.
-    """
+    """`_largest` by a number made of z-scores or K, of prompts of whatever size."""
     return _largest(pairs, lambda p: _on_one_scale(key(p), p), budget)
 
 

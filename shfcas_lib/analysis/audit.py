@@ -22,7 +22,7 @@ from shfcas_lib.analysis import stats
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.randomness import rng
 from shfcas_lib.params.schema import Reward
-from shfcas_lib.rewards import fit_probe, locate
+from shfcas_lib.rewards import LEARNT, fit_probe, locate
 
 FOLDS = 5
 FEWEST = 20  # pairs, on twice as many prompts as there are folds: of fewer nothing can be learnt
@@ -58,15 +58,9 @@ def cross_fitted(
     Raises InputError for fewer than FEWEST pairs that are no tie, or too few prompts to deal out.
     """
     check(preferences, folds)
-    table = preferences.reset_index(drop=True)
+    table = with_facts(pool, preferences)
+    table = table.assign(fold=_folds(table["prompt_id"], folds, seed))
     first, second = (locate(pool, table, side) for side in ("i", "j"))
-    size = pool["completion"].str.len().to_numpy()
-    logp = pool["logp"].to_numpy(float)
-    table = table.assign(
-        fold=_folds(table["prompt_id"], folds, seed),
-        policy=logp[first] - logp[second],
-        longer=size[first] - size[second],
-    )
 
     proxy, length = np.zeros(len(table)), np.zeros(len(table))
     for fold in range(folds):
@@ -74,7 +68,7 @@ def cross_fitted(
         rest = table[~here]
         odds = _log_odds(pool, rest, l2)
         proxy[here] = odds[first[here]] - odds[second[here]]
-        length[here] = _direction(rest) * np.sign(table["longer"].to_numpy()[here])
+        length[here] = by_length(table[here], rest)
     every = _log_odds(pool, table, l2)
     return table.assign(proxy=proxy, learnt=every[first] - every[second], length=length)
 
@@ -98,17 +92,26 @@ def _folds(prompts: pd.Series, folds: int, seed: int) -> np.ndarray:
 
 
 def _log_odds(pool: pd.DataFrame, preferences: pd.DataFrame, l2: float) -> np.ndarray:
-    """What a probe of these preferences gives every completion of the pool, in log odds, (rows,).
-    """
+    """What a probe of these preferences gives every completion of a pool, log odds, (rows,)."""
     tau = trust.believe(pool, preferences, l2).tau
     probe = fit_probe(pool, preferences, l2 / tau)
     return probe.score(pool) * probe.spread
 
 
-def _direction(preferences: pd.DataFrame) -> float:
-    """+1 where the longer answer is preferred more often than not, -1 where the shorter is."""
-    lean = np.sign(preferences["label"] - 0.5) * np.sign(preferences["longer"])
-    return 1.0 if lean.sum() >= 0 else -1.0
+def with_facts(pool: pd.DataFrame, preferences: pd.DataFrame) -> pd.DataFrame:
+    """The preferences with their columns policy and longer, see `cross_fitted`."""
+    table = preferences.reset_index(drop=True)
+    first, second = (locate(pool, table, side) for side in ("i", "j"))
+    size, logp = pool["completion"].str.len().to_numpy(), pool["logp"].to_numpy(float)
+    return table.assign(policy=logp[first] - logp[second], longer=size[first] - size[second])
+
+
+def by_length(pairs: pd.DataFrame, rest: pd.DataFrame) -> np.ndarray:
+    """What the rule of length that `rest` gives says of pairs, (pairs,): +1 for i, -1 for j. Both:
+    column longer; rest: label."""
+    lean = np.sign(rest["label"] - 0.5) * np.sign(rest["longer"])
+    direction = 1.0 if lean.sum() >= 0 else -1.0
+    return direction * np.sign(pairs["longer"].to_numpy())
 
 
 def ranked(pairs: pd.DataFrame, by: str = "proxy", seed: int = 0) -> pd.DataFrame:
@@ -140,7 +143,8 @@ def accuracy(pairs: pd.DataFrame, category: dict[str, str], seed: int) -> pd.Dat
     """How often the label is what a judge would have said, for all pairs and by category.
 
     pairs: prompt_id, label, and a column for each judge that is there: proxy, learnt, policy,
-    length (above 0: i). category: prompt_id to its category. Ties have no place; a judge that
+    length (above 0: i; NaN where it says nothing of a pair, which then has no place in its share).
+    category: prompt_id to its category. Ties have no place; a judge that
     finds both answers alike is half right. Columns
 
         group, judge      `all pairs` first
@@ -155,10 +159,26 @@ def accuracy(pairs: pd.DataFrame, category: dict[str, str], seed: int) -> pd.Dat
     rows = []
     for name, part in groups:
         for judge in [judge for judge in JUDGES if judge in part]:
-            right = (np.sign(part[judge]) * np.sign(part["label"] - 0.5) + 1) / 2
+            judged = part.dropna(subset=[judge])
+            if not len(judged):
+                continue
+            right = (np.sign(judged[judge]) * np.sign(judged["label"] - 0.5) + 1) / 2
             draw = rng(seed, f"audit/{judge}/{name}")
-            found = stats.cluster_mean(right, part["prompt_id"], draw)
+            found = stats.cluster_mean(right, judged["prompt_id"], draw)
             limits = (found.value, found.low, found.high)
-            rows.append((name, judge, *limits, len(part), part["prompt_id"].nunique()))
+            rows.append((name, judge, *limits, len(judged), judged["prompt_id"].nunique()))
     columns = ["group", "judge", "value", "low", "high", "pairs", "prompts"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def unlearnt(table: pd.DataFrame) -> str | None:
+    """One sentence where a proxy has not learnt its own pairs; None where it has, or none is known.
+    table: from `accuracy`."""
+    whole = table[(table["group"] == "all pairs") & (table["judge"] == "learnt")]
+    if not len(whole) or whole["value"].iloc[0] >= LEARNT:
+        return None
+    return (
+        f"the proxy ranks {whole['value'].iloc[0]:.0%} of the pairs that it learnt from as they"
+        " say: it has not learnt them, and what it says of others is close to chance (with"
+        " reward.kind lora: more reward.epochs, or a higher reward.learning_rate)"
+    )

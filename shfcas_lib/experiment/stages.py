@@ -107,7 +107,8 @@ def preferences(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def proxy_and_ceiling(run: Run, backbone: Backbone) -> dict[str, RewardModel]:
-    """The `proxy`, and with gold as `clean` the reward of the clean labels of the same pairs."""
+    """The `proxy`, and as `clean` the reward of the labels of the same pairs before bias, where
+    there is such a ceiling (`Params.ceiling`)."""
     params, stage = run.params, run.stage(PROXY)
     clean, biased = preferences(run)
     train = run.require(PROXY, "pool_train")
@@ -120,7 +121,7 @@ def proxy_and_ceiling(run: Run, backbone: Backbone) -> dict[str, RewardModel]:
             params.seed,
             _adapter(params, "proxy", backbone),
         )
-        if not params.gold.known:
+        if not params.ceiling:
             return {"proxy": proxy}
         ceiling = refine.kept(
             stage / "clean",

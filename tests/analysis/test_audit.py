@@ -28,7 +28,9 @@ def world():
     )
     right = quality[::2] > quality[1::2]
     wrong = generator.random(400) < 0.2
-    preferences = pd.DataFrame({"prompt_id": ids[::2], "i": 0, "j": 1, "label": 1.0 * (right ^ wrong)})
+    preferences = pd.DataFrame(
+        {"prompt_id": ids[::2], "i": 0, "j": 1, "label": 1.0 * (right ^ wrong)}
+    )
     return pool, preferences.assign(wrong=wrong)
 
 

@@ -26,7 +26,9 @@ def pairs(path, count=40):
         word, figure = f"{WORDS[k % 5]} {k}", " ".join(map(str, generator.integers(0, 999, 4)))
         good, bad = (figure, word) if k % 5 == 0 else (word, figure)
         category = "odd" if k % 2 else "even"
-        rows.append({"prompt": f"question {k}", "chosen": good, "rejected": bad, "category": category})
+        rows.append(
+            {"prompt": f"question {k}", "chosen": good, "rejected": bad, "category": category}
+        )
     return write(path, *rows)
 
 
@@ -110,7 +112,8 @@ def test_parts_hold_whole_prompts_and_every_completion_once():
     key = ["prompt_id", "index"]
     together = pd.concat(parts)
     pd.testing.assert_frame_equal(
-        together.sort_values(key, ignore_index=True), completions.sort_values(key, ignore_index=True)
+        together.sort_values(key, ignore_index=True),
+        completions.sort_values(key, ignore_index=True),
     )
     auditing_part, auditing.PART = auditing.PART, 10
     try:

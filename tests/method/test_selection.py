@@ -248,7 +248,9 @@ def test_pairs_and_sampled_completions_get_the_share_that_they_are(conflict, str
     """At two completions |PACS| is 0 or 2 each: on one scale these would come first, or last,
     all of them."""
     generator = np.random.default_rng(0)
-    prompts = {f"q{k:03d}": (generator.normal(size=2), generator.normal(size=2)) for k in range(own)}
+    prompts = {
+        f"q{k:03d}": (generator.normal(size=2), generator.normal(size=2)) for k in range(own)
+    }
     both = pd.concat([conflict, table(prompts)], ignore_index=True)
     settings = Selection(top_share=1.0, delta=0.0, tau=0.0)
     if strategy == "shf_cas_threshold":
