@@ -171,6 +171,13 @@ def accuracy(pairs: pd.DataFrame, category: dict[str, str], seed: int) -> pd.Dat
     return pd.DataFrame(rows, columns=columns)
 
 
+def beside_length(table: pd.DataFrame) -> pd.DataFrame:
+    """What `figures.proxy_errors` draws of `accuracy`: the proxy on pairs that it has not seen, and
+    length alone; judge is called reward."""
+    shown = table[table["judge"].isin(["proxy", "length"])]
+    return shown.rename(columns={"judge": "reward"}).drop(columns="pairs").reset_index(drop=True)
+
+
 def unlearnt(table: pd.DataFrame) -> str | None:
     """One sentence where a proxy has not learnt its own pairs; None where it has, or none is known.
     table: from `accuracy`."""

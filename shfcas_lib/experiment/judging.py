@@ -121,8 +121,7 @@ def accuracy(
     given = _given_pairs(run, backbone, proxy)
     if given is None or "proxy" not in set(given["judge"]):
         return None
-    shown = given[given["judge"].isin(["proxy", "length"])]
-    return shown.rename(columns={"judge": "reward"}).drop(columns="pairs").reset_index(drop=True)
+    return audit.beside_length(given)
 
 
 def given_pairs(run: Run, backbone: Backbone, proxy: RewardModel) -> pd.DataFrame | None:

@@ -199,8 +199,8 @@ def unlearnt(reward: LoraReward) -> str | None:
     if reward.learnt is None or reward.learnt >= LEARNT:
         return None
     return (
-        f"reward {reward.name} ranks {reward.learnt:.0%} of the pairs that trained it as they say: it"
-        " has not learnt them; raise reward.epochs or reward.learning_rate"
+        f"reward {reward.name} ranks {reward.learnt:.0%} of the pairs that trained it as they say:"
+        " it has not learnt them; raise reward.epochs or reward.learning_rate"
     )
 
 
@@ -223,7 +223,8 @@ def _encoded(backbone: Backbone, pairs: pd.DataFrame) -> dict[str, list]:
 
 
 def learning_rate(settings: Reward, pairs: int) -> float:
-    """That of the parameters, or one that so many pairs can learn with: few steps need large ones."""
+    """That of the parameters, or one with which so many pairs are learnt: few steps need a large
+    one."""
     if settings.learning_rate is not None:
         return settings.learning_rate
     steps = -(-pairs // settings.batch_size) * settings.epochs

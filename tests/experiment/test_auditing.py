@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +12,7 @@ from own_files import refusal, write
 
 from shfcas_lib import pool as pools
 from shfcas_lib.cli import main
-from shfcas_lib.experiment import auditing
+from shfcas_lib.experiment import auditing, notebooks
 from shfcas_lib.models import loading
 from shfcas_lib.storage import runs
 
@@ -186,3 +187,23 @@ def test_another_file_under_the_same_name_is_no_mix(settings, tmp_path, runs_fol
     run = runs.open_run(auditing.settings(values, "test"))
     assert "was made with other parameters" in refusal(run.stage, auditing.STAGE)
     shutil.rmtree(runs_folder)
+
+
+def test_the_notebook_runs_alone_under_papermill(settings, tmp_path, runs_folder):
+    values = yaml.safe_load(settings.read_text())
+    values = {key: values[key] for key in ("model", "preferences")} | {"by": "both", "run": "nb"}
+    executed = tmp_path / "out.ipynb"
+    assert notebooks.run_notebook("audit_your_labels", values, executed) is None
+    cells = nbformat.read(executed, as_version=4).cells
+    shown = "\n".join(
+        output.get("text", "")
+        for cell in cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+    )
+    assert "labels that agree, of 40 pairs" in shown and "40 rows, " in shown
+    folder = runs_folder / "nb" / "audit"
+    rows = pd.read_csv(folder / "rows.csv")
+    assert list(rows["rank"]) == list(range(1, 41))
+    assert (folder / "figures" / "accuracy.png").stat().st_size > 1000
+    assert json.loads((folder / "metrics.json").read_text())["accuracy"]
