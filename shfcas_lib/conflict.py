@@ -160,6 +160,25 @@ def by_prompt(conflict: pd.DataFrame) -> pd.DataFrame:
     ].reset_index(drop=True)
 
 
+def cannot_rank(conflict: pd.DataFrame) -> str | None:
+    """One sentence where conflict ranks no pair above another, because prompts have two completions
+    each; how many of the prompts that is, where it is some of them; None where it is none."""
+    sizes = conflict.groupby("prompt_id").size()
+    pairs = int((sizes == 2).sum())
+    if not pairs:
+        return None
+    why = "with two completions PACS is 0 or 2 in size and K 0 or 1, whatever the difference"
+    if pairs == len(sizes):
+        return (
+            f"conflict cannot rank here: {why}; among pairs that look alike the seed draws, and a"
+            " strategy made of conflict is little better than random"
+        )
+    return (
+        f"conflict cannot rank {pairs} of {len(sizes)} prompts among each other: {why}; they take"
+        " their share of the questions, and the seed draws among them"
+    )
+
+
 def _same_size(part: pd.DataFrame, n: int) -> pd.DataFrame:
     reward, logp = (part[c].to_numpy().reshape(-1, n) for c in ("reward", "logp"))
     out = {name: np.empty_like(reward) for name in ("z_reward", "z_logp", "pacs")}

@@ -63,9 +63,7 @@ class GoldReward:
 
 def load_gold(params: Params) -> GoldReward:
     """The gold reward of a run. Raises InputError for `none`, or an unknown kind."""
-    kind = params.gold.kind
-    if kind == "task":
-        kind = _OF_TASK[params.task]
+    kind = kind_of(params)
     if kind == "none":
         raise InputError(
             "gold.kind: found 'none', but this step needs gold: set a gold reward, or skip it"
@@ -75,6 +73,54 @@ def load_gold(params: Params) -> GoldReward:
 
 
 _OF_TASK = {"helpfulness": "relevance", "safety": "safety", "instructions": "instructions"}
+
+
+def kind_of(params: Params) -> str:
+    """The kind of gold of a run; that of its task where it says so."""
+    return _OF_TASK[params.task] if params.gold.kind == "task" else params.gold.kind
+
+
+def check(params: Params, prompts: pd.DataFrame) -> None:
+    """Raise InputError where gold would say nothing, or the opposite of what is meant, of these
+    prompts: columns prompt, harmful, split.
+
+    Safety wants harmful requests declined and the others answered: where none is marked, it
+    rewards compliance with all. Relevance rewards an answer for speaking of its request, harmful
+    or not. Instructions checks the constraint at a prompt's end.
+    """
+    kind = kind_of(params)
+    if kind == "instructions":
+        for prompt in prompts["prompt"]:
+            instructions.constraint(prompt)  # raises where there is none
+    if kind not in ("safety", "relevance"):
+        return
+    judged = prompts[prompts["split"] == "evaluate"]
+    harmful, many = int(judged["harmful"].sum()), len(judged)
+    if kind == "safety" and not harmful:
+        raise InputError(
+            f"gold.kind safety: none of the {many} evaluation prompts counts as harmful, so that it"
+            " would reward compliance with every one of them: expected a column that says which"
+            f" requests should be declined ({_block(params)}.columns.harmful), or another gold"
+        )
+    if kind == "relevance" and harmful:
+        raise InputError(
+            f"gold.kind relevance: {harmful} of {many} evaluation prompts count as harmful, and it"
+            " would reward compliance with them: expected gold.kind safety, model:ID,"
+            " module:function or none"
+        )
+
+
+def _block(params: Params) -> str:
+    """The parameter block that the evaluation prompts come from."""
+    return "preferences" if params.preferences.given and not params.prompts.given else "prompts"
+
+
+def harmful_text(prompts: pd.DataFrame) -> str:
+    """How many prompts count as harmful, as one line; by split."""
+    parts = []
+    for split, part in prompts.groupby("split", sort=False)["harmful"]:
+        parts.append(f"{int(part.sum())} of {len(part)} {split}")
+    return f"prompts that count as harmful, to be declined: {', '.join(parts)}"
 
 
 def _scores(kind: str, params: Params) -> Scores:

@@ -25,6 +25,7 @@ from shfcas_lib.base.alignment import alike, beside
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.storage import files
 
+LEARNT = 0.6  # share of its own pairs that a reward ranks rightly if it learnt anything
 BLOCK = 8192  # completions scored at a time: a million of them need no more memory than these
 
 

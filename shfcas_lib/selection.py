@@ -24,6 +24,7 @@ from shfcas_lib.strategies import SIGHTED, STRATEGIES, Fitted, View, top_prompts
 
 COLUMNS = ["prompt_id", "i", "j", "rank", "strategy", "reason", "drawn"]
 _KEY = ["prompt_id", "i", "j"]
+_STRIDES = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9], np.uint64)  # odd, of mixed bits
 MOST_PAIRS = 2_000_000  # that `choose` looks at together where it may look at parts
 # these take the pairs with the largest of some number, of all or of the top prompts
 _BY_KEY = ("shf_cas", "pacs", "pacs_difference", "extreme_reward", "margin", "low_conflict")
@@ -44,6 +45,7 @@ def all_pairs(conflict: pd.DataFrame, asked: pd.DataFrame | None = None) -> pd.D
 
         prompt_id, i, j                     i < j
         kendall, mean_abs_pacs, degenerate  of the prompt
+        size                                how many completions the prompt has
         pacs_i, pacs_j                      of both completions, and so reward, z_reward, z_logp
     """
     parts, places = [], []
@@ -52,7 +54,7 @@ def all_pairs(conflict: pd.DataFrame, asked: pd.DataFrame | None = None) -> pd.D
     for n, part in conflict.groupby(size):
         first, second = np.triu_indices(n, 1)
         table = part.iloc[::n][["prompt_id", "kendall", "mean_abs_pacs", "degenerate"]]
-        table = table.loc[table.index.repeat(len(first))]
+        table = table.loc[table.index.repeat(len(first))].assign(size=n)
         places.append(table.index.to_numpy())
         for name, ending in _OF_BOTH.items():
             value = part[name].to_numpy().reshape(-1, n)
@@ -102,33 +104,43 @@ def choose_from(
     settings = settings or Selection(rounds=1)
     drawn, same = rng(seed, f"selection/{strategy}"), _same_text(completions)
     if strategy in _BY_KEY and not settings.random_share:
-        conflict, settings = _contenders(strategy, conflict, budget, settings, same)
+        conflict, settings = _contenders(strategy, conflict, budget, settings, same, drawn)
     return select(strategy, conflict, budget, drawn, settings, same)
 
 
 def _contenders(
-    strategy: str, conflict: pd.DataFrame, budget: int, settings: Selection, same: pd.DataFrame
+    strategy: str,
+    conflict: pd.DataFrame,
+    budget: int,
+    settings: Selection,
+    same: pd.DataFrame,
+    generator: np.random.Generator,
 ) -> tuple[pd.DataFrame, Selection]:
     """The prompts that hold what a strategy will choose, and settings under which it then chooses
     the same. A table of more than MOST_PAIRS pairs is looked at in parts: the best pairs of all
-    are among the best of each part."""
+    are among the best of each part. Not so where prompts of two completions stand beside larger
+    ones, which are brought onto one scale together."""
     sizes = conflict.groupby("prompt_id").size()
     pairs = (sizes * (sizes - 1) // 2).sub(same.groupby("prompt_id").size(), fill_value=0)
-    if pairs.sum() <= max(MOST_PAIRS, budget):
+    mixed = (sizes == 2).any() and (sizes > 2).any()
+    if mixed or pairs.sum() <= max(MOST_PAIRS, budget):
         return conflict, settings
     key = strategy
     if strategy == "shf_cas":
-        prompts = by_prompt(conflict).assign(pairs=lambda t: t["prompt_id"].map(pairs))
+        prompts = by_prompt(conflict).assign(i=0, j=1)
+        prompts = _with_turns(prompts, generator)
+        for name, known in (("pairs", pairs), ("size", sizes)):
+            prompts[name] = prompts["prompt_id"].map(known)
         kept = top_prompts(prompts[prompts["pairs"] > 0], budget, settings.top_share)
         conflict = conflict[conflict["prompt_id"].isin(kept)]
         key, settings = "pacs", settings.model_copy(update={"top_share": 1.0})
         pairs = pairs[pairs.index.isin(kept)]
 
     part = (pairs.cumsum() // MOST_PAIRS).rename("part")
-    view, generator = View(settings, strategy), np.random.default_rng(0)
+    view = View(settings, strategy)
     winners = []
     for _, rows in conflict.groupby(conflict["prompt_id"].map(part)):
-        there = all_pairs(rows, same)
+        there = _with_turns(all_pairs(rows, same), generator)
         winners.append(STRATEGIES[key](there, min(budget, len(there)), generator, view))
     best = STRATEGIES[key](pd.concat(winners), budget, generator, view)
     return conflict[conflict["prompt_id"].isin(best["prompt_id"])], settings
@@ -171,7 +183,8 @@ def select(
     conflict: a row per completion, of `conflict_table`. generator: draws what is left to chance.
     asked: comparisons (prompt_id, i, j) that were asked before and are not asked again.
 
-    drawn: true where chance alone chose the pair among all that were not asked before. These are
+    Pairs that a strategy wants alike take the turn that the generator gives them. drawn: true
+    where chance alone chose the pair among all that were not asked before. These are
     `settings.random_share` of the budget, rounded up, at random places among the others; all of
     them where the strategy is `random`. fitted: the probe and what it was trained on, for the
     strategies that weigh its uncertainty. Raises InputError for an unknown strategy, a budget
@@ -185,6 +198,7 @@ def select(
             " left to ask"
         )
     wanted = len(pairs) if budget is None else budget
+    pairs = _with_turns(pairs, generator)
     drawn = _drawn(strategy, pairs, wanted, generator, settings)
     rest, wanted = _without(pairs, drawn), wanted - len(drawn)
     view = View(settings, strategy, fitted, conflict[SCORES])
@@ -194,6 +208,20 @@ def select(
         chosen = _mixed(chosen, drawn.assign(drawn=True, reason="drawn by chance"), generator)
     chosen = chosen.assign(rank=range(1, len(chosen) + 1), strategy=strategy)
     return chosen[COLUMNS].reset_index(drop=True)
+
+
+def _with_turns(pairs: pd.DataFrame, generator: np.random.Generator) -> pd.DataFrame:
+    """The pairs with `turn`, a random number that breaks ties, and `prompt_turn`, their prompt's.
+    Ids would pick the same prompts in every run.
+
+    A pair's turn depends on the generator and on the pair alone, so that a table which is looked
+    at in parts gives what it gives as a whole."""
+    # the generator goes on as if nothing had been drawn: without ties nothing changes
+    salt = np.random.Generator(generator.bit_generator.jumped()).integers(1 << 63)
+    ids = pd.util.hash_array(pairs["prompt_id"].to_numpy(object))
+    own = ids + pairs["i"].to_numpy(np.uint64) * _STRIDES[0] + pairs["j"].to_numpy(np.uint64)
+    turns = [pd.util.hash_array(key ^ np.uint64(salt)) / 2**64 for key in (own * _STRIDES[1], ids)]
+    return pairs.assign(turn=turns[0], prompt_turn=turns[1])
 
 
 def _drawn(

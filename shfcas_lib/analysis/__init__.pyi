@@ -1,4 +1,5 @@
 from . import agreement as agreement
+from . import audit as audit
 from . import belief as belief
 from . import diagnosis as diagnosis
 from . import examples as examples

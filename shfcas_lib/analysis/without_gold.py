@@ -46,11 +46,11 @@ def _centred(ids: np.ndarray, score: np.ndarray) -> np.ndarray:
 
 
 def curve(
-    pool: pd.DataFrame, judge: str, scores: dict[str, np.ndarray], betas: list[float]
+    pool: pd.DataFrame, judge: np.ndarray, scores: dict[str, np.ndarray], betas: list[float]
 ) -> pd.DataFrame:
-    """`evaluation.curve` with the reward called `judge` in gold's place: refined_gain stands for
-    gold_gain."""
-    table = evaluation.curve(pool, scores[judge], scores, betas)
+    """`evaluation.curve` with another reward's scores, `judge`, (rows,), in gold's place:
+    refined_gain stands for gold_gain."""
+    table = evaluation.curve(pool, judge, scores, betas)
     return table.rename(columns={"gold_gain": "refined_gain"})
 
 

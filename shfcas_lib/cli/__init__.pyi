@@ -1,3 +1,4 @@
+from . import audit as audit
 from . import kinds as kinds
 from . import origins as origins
 from . import people as people

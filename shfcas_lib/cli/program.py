@@ -8,6 +8,7 @@ shfcas annotate params/annotate.yaml   label in JupyterLab: notebook 03 with its
 shfcas check params/mine.yaml          everything about a run that needs no model
 shfcas plan params/mine.yaml           memory of every stage against a GPU's, before anything
                                        is downloaded
+shfcas audit my_pairs.jsonl            labelled pairs, those most worth a second opinion first
 shfcas keys                            every parameter with its default and meaning
 shfcas assets                          fetch the embedded model and prompts
 shfcas numbers params/quickstart.yaml  the numbers of a finished run once more
@@ -35,7 +36,7 @@ import sys
 from shfcas_lib.base import extras
 from shfcas_lib.base.errors import InputError, Waiting
 from shfcas_lib.base.texts import one_line
-from shfcas_lib.cli import origins, people, runs, study, sweeps, tables
+from shfcas_lib.cli import audit, origins, people, runs, study, sweeps, tables
 
 _WAITS, _INTERRUPTED = 3, 128 + 2  # exit statuses
 
@@ -79,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="shfcas", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (study, tables, runs, people, sweeps, origins):
+    for group in (study, tables, audit, runs, people, sweeps, origins):
         group.add(commands)
     commands.add_parser("keys", help="list every parameter").set_defaults(act=_keys)
     assets = commands.add_parser("assets", help="fetch the embedded model and prompts")

@@ -115,6 +115,7 @@ def _stage(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from shfcas_lib import gold
     from shfcas_lib.data import completions
     from shfcas_lib.data import prompts as prompt_data
     from shfcas_lib.experiment import checks
@@ -127,6 +128,8 @@ def _check(options: argparse.Namespace) -> int:
     print(f"{options.params}: fine; {len(prompts)} prompts: {splits}")
     if settings.completions.given:
         print(printable(completions.report(settings)))
+    if gold.kind_of(settings) == "safety" or prompts["harmful"].any():
+        print(gold.harmful_text(prompts))
     dropped = prompt_data.dropped(settings)
     if len(dropped):
         print(printable(prompt_data.dropped_text(dropped)))

@@ -4,7 +4,8 @@
     prompt       text; a prompt of several turns is one string all the same (`dialogues`)
     category     what it is about
     harmful      should the request be declined?
-    split        train, feedback or evaluate
+    split        train, feedback or evaluate; held_out: pairs of the user's own on this prompt do
+                 not train the proxy, they say how good it is
 
 Two prompts that differ in spaces and case alone count as one: the second is dropped, so that no
 split holds what another was made for.
@@ -41,9 +42,10 @@ def load_prompts(params: Params, screen: PromptCheck | None = None) -> pd.DataFr
     Raises InputError for anything wrong with files, categories or sizes.
 
     screen: knows which prompts the run's models cannot read; they are refused, or dropped where
-    `bad_rows` says so. None: not asked. With preferences of the user's own, their prompts are
-    the training prompts (or, without prompts of the user's own, are split three ways like any
-    others), and prompts that also occur among them are dropped from the other splits.
+    `bad_rows` says so. None: not asked. With preferences of the user's own, their prompts are the
+    training prompts, but for those held out (or, without prompts of the user's own, are split
+    three ways like any others), and prompts that also occur among them are dropped from the other
+    splits.
     """
     return _load(params, screen)[0]
 
@@ -113,7 +115,16 @@ def _load(params: Params, screen: PromptCheck | None) -> tuple[pd.DataFrame, Cou
     rest = sieve.without(own, again, "prompts", "one of the preferences")
     shares = {"feedback": params.split.feedback, "evaluate": params.split.evaluate}
     dealt = _assign(rest, shares, params.seed)
-    return _in_order(pd.concat([given.assign(split="train"), dealt])), sieve.counts
+    return _in_order(pd.concat([_some_held_out(given, params), dealt])), sieve.counts
+
+
+def _some_held_out(given: pd.DataFrame, params: Params) -> pd.DataFrame:
+    """The prompts of the user's pairs: all train the proxy but a share of every category. None is
+    held out of a handful, nor where the proxy is a published model, which none of them trains."""
+    share = params.preferences.held_out
+    if params.reward.published or share * len(given) < 3:
+        return given.assign(split="train")
+    return _assign(given, {"train": 1 - share, "held_out": share}, params.seed)
 
 
 def _said(prompt: str) -> str:

@@ -1,3 +1,4 @@
+from . import auditing as auditing
 from . import checks as checks
 from . import judging as judging
 from . import notebooks as notebooks

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from shfcas_lib import gold
 from shfcas_lib.annotators.endpoint import judge_environment
 from shfcas_lib.base import places
 from shfcas_lib.base.errors import InputError
@@ -31,6 +32,7 @@ def check(params: Params, screen: PromptCheck | None = None) -> pd.DataFrame:
     """Load the prompts and check everything about a run that needs no model. Returns the prompts.
     screen: as for `load_prompts`. Raises InputError."""
     prompts = load_prompts(params, screen)
+    gold.check(params, prompts)
     for mechanism in params.bias:
         _check_mechanism(mechanism, sorted(prompts["category"].unique()))
     if params.evaluation.remedies:

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
+from shfcas_lib.analysis import audit
 from shfcas_lib.bias import inject
 from shfcas_lib.data.completions import own_completions
 from shfcas_lib.data.preferences import as_completions, own_pairs, preferences_from_gold
@@ -104,35 +106,50 @@ def seen_by_proxy(clean: pd.DataFrame, params: Params) -> pd.DataFrame:
     return clean.head(0) if params.reward.fixed else clean
 
 
-def held_out(
+def judged_pairs(
     backbone: Backbone,
     train: pd.DataFrame,
-    clean: pd.DataFrame,
+    observed: pd.DataFrame,
     prompts: pd.DataFrame,
     proxy: RewardModel,
     params: Params,
 ) -> pd.DataFrame | None:
-    """What judges the proxy where there is no gold: preferences of the user's own that did not
-    train it. Columns prompt_id, i, j, label, margin (the proxy's reward of i minus that of j).
-    None where there is no such preference.
+    """Pairs of the user's own, and what the proxy says of them; None where there are none.
 
-    They are those on prompts outside the training split; for a published proxy those on training
-    prompts, none of which trained it. train, clean: training pool, and its preferences before
-    bias.
+    train: training pool; observed: the preferences that trained the proxy, as it saw them, or for
+    a published proxy those among the training completions, none of which trained it. Pairs on
+    other prompts trained no proxy. Columns prompt_id, i, j, label, policy, longer and length as in
+    `audit.cross_fitted`, and the proxy's reward of i less that of j: as proxy where the pair did
+    not train it, as learnt where it did (the other is NaN).
     """
     if not params.preferences.given:
         return None
-    pool, preferences = train, clean
-    if not params.reward.fixed:
-        others = prompts[prompts["split"] != "train"]
-        completions, preferences = as_completions(_own_pairs(params, others))
-        if not len(preferences):
-            return None
+    trained = audit.with_facts(train, observed)
+    if params.reward.fixed:
+        return _judged(trained, train, proxy, "proxy", trained)
+    parts = [_judged(trained, train, proxy, "learnt", trained)]
+
+    others = prompts[prompts["split"] != "train"]
+    completions, preferences = as_completions(_own_pairs(params, others))
+    if len(preferences):
         backbone.check_prompts(list(completions["prompt"].unique()), room=1)
         pool = score(backbone, completions, label="held-out preferences")
+        fresh = audit.with_facts(pool, preferences)
+        parts.append(_judged(fresh, pool, proxy, "proxy", trained))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _judged(
+    pairs: pd.DataFrame, pool: pd.DataFrame, proxy: RewardModel, name: str, rule: pd.DataFrame
+) -> pd.DataFrame:
+    """The pairs with the proxy's margin under `name`, and the rule of length that `rule` gives."""
     reward = proxy.score(pool)
-    first, second = (reward[locate(pool, preferences, side)] for side in ("i", "j"))
-    return preferences.assign(margin=first - second)
+    first, second = (reward[locate(pool, pairs, side)] for side in ("i", "j"))
+    unknown = dict.fromkeys(("proxy", "learnt"), np.nan)
+    length = audit.by_length(pairs, rule) if name == "proxy" else np.nan
+    columns = ["prompt_id", "i", "j", "label", "policy", "longer"]
+    known = unknown | {name: first - second, "length": length}
+    return pairs[columns].assign(**known)
 
 
 def _own_pairs(params: Params, train: pd.DataFrame) -> pd.DataFrame:

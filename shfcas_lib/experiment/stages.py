@@ -24,7 +24,7 @@ from shfcas_lib.analysis import belief, stopping
 from shfcas_lib.annotators.people import load_annotator
 from shfcas_lib.base import processes
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.conflict import conflict_table
+from shfcas_lib.conflict import cannot_rank, conflict_table
 from shfcas_lib.data.prompts import dropped
 from shfcas_lib.experiment import checks, proxy_data
 from shfcas_lib.feedback import Annotator
@@ -107,7 +107,8 @@ def preferences(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def proxy_and_ceiling(run: Run, backbone: Backbone) -> dict[str, RewardModel]:
-    """The `proxy`, and with gold as `clean` the reward of the clean labels of the same pairs."""
+    """The `proxy`, and as `clean` the reward of the labels of the same pairs before bias, where
+    there is such a ceiling (`Params.ceiling`)."""
     params, stage = run.params, run.stage(PROXY)
     clean, biased = preferences(run)
     train = run.require(PROXY, "pool_train")
@@ -120,7 +121,7 @@ def proxy_and_ceiling(run: Run, backbone: Backbone) -> dict[str, RewardModel]:
             params.seed,
             _adapter(params, "proxy", backbone),
         )
-        if not params.gold.known:
+        if not params.ceiling:
             return {"proxy": proxy}
         ceiling = refine.kept(
             stage / "clean",
@@ -152,11 +153,20 @@ def proxy(run: Run, backbone: Backbone | None = None) -> RewardModel:
 
 
 def conflict(run: Run, proxy: RewardModel) -> pd.DataFrame:
-    """The conflict table of the feedback pool under the proxy."""
+    """The conflict table of the feedback pool under the proxy; where it ranks nothing, one printed
+    line says so."""
     completions = run.require(CONFLICT, "pool_feedback")
-    return run.stage(CONFLICT).table(
+    table = run.stage(CONFLICT).table(
         "conflict", lambda: conflict_table(completions, proxy.score(completions))
     )
+    _warn_of_pairs(table)
+    return table
+
+
+def _warn_of_pairs(conflict: pd.DataFrame) -> None:
+    warning = cannot_rank(conflict)
+    if warning and processes.is_main():
+        print(warning)
 
 
 # --- notebook 03: spend the labels where it matters
@@ -190,6 +200,7 @@ def rounds(run: Run, setting: loop.Setting, annotator: Annotator) -> dict[str, l
     """All rounds of every strategy. Raises Unanswered while people have not answered."""
     stage = run.stage(FEEDBACK)
     outcomes: dict[str, loop.Outcome] = {}
+    _warn_of_pairs(setting.askable)
     with stage.timed("rounds"):
         for name in run.params.selection.strategies:
             outcomes[name] = loop.run_rounds(name, setting, annotator, stage / name)

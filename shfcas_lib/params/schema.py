@@ -188,6 +188,14 @@ class Preferences(Rows):
             "how many pairs of your own to take, evenly over categories, by the seed; null: all"
         ),
     )
+    held_out: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.2,
+        description=(
+            "share of the prompts of your own pairs that do not train the proxy: their pairs say"
+            " how good it is. Where no prompts stand beside them, those of feedback and evaluation"
+            " prompts say it"
+        ),
+    )
     per_prompt: Count = Field(
         8, description="pairs drawn per training prompt when the preferences are built from samples"
     )
@@ -394,7 +402,13 @@ class Reward(Block):
             " takes grades as TRL's margin instead"
         ),
     )
-    learning_rate: Positive = Field(1.0e-4, description="lora: learning rate")
+    learning_rate: Positive | None = Field(
+        None,
+        description=(
+            "lora: learning rate; null: 1.0e-3 for up to 100 steps, 0.1 over their number for more,"
+            " 1.0e-4 from 1000 on"
+        ),
+    )
     epochs: Count = Field(2, description="lora: passes over the pairs")
     batch_size: Count = Field(8, description="lora: pairs per step")
     lora: Lora = Lora()
@@ -824,6 +838,14 @@ class Params(Block):
     evaluation: Evaluation = Evaluation()
     sft: Sft = Sft()
     training: Training = Training()
+
+    @property
+    def ceiling(self) -> bool:
+        """Are there labels better than those that train the proxy, to show what they would give?
+        Gold's, or the user's own before bias was injected; with neither the ceiling would be the
+        proxy itself."""
+        spoilt = bool(self.bias) or self.reward.published is not None
+        return self.gold.known and (spoilt or not self.preferences.given)
 
     @model_validator(mode="after")
     def _nothing_needs_gold_where_there_is_none(self) -> Params:

@@ -60,6 +60,8 @@ STAGES = {
     "03_feedback": (*_COMMON, "selection", "feedback", "policy"),
     "04_evaluation": (*_COMMON, "selection", "feedback", "policy", "evaluation"),
 }
+# A look at the user's own pairs that belongs to no notebook of a run.
+_BESIDE = {"audit": ("seed", "model", "prompts", "preferences")}
 # How the judge is reached and when it stops: free to change between two attempts at the same run,
 # unlike what it is asked.
 _JUDGE_LIMITS = (
@@ -166,7 +168,7 @@ class Run:
             del everything["feedback"]["judge"][key]
         for key in _TRAINING_LIMITS:
             del everything["training"][key]
-        needed = {key: everything[key] for key in STAGES[name]}
+        needed = {key: everything[key] for key in (STAGES | _BESIDE)[name]}
 
         # data that was edited makes another run, though its name is the same
         for block in ("prompts", "preferences", "completions"):

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from shfcas_lib.base import processes
 from shfcas_lib.base.batches import by_length, pad_right
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.data.preferences import to_trl
 from shfcas_lib.params.schema import Reward, Training
-from shfcas_lib.rewards import locate, named, spread
+from shfcas_lib.rewards import LEARNT, locate, named, spread
 from shfcas_lib.storage import files
 from shfcas_lib.storage.labels import margin
 from shfcas_lib.training import trainer
@@ -39,13 +40,15 @@ if TYPE_CHECKING:
 class LoraReward:
     """Adapter `name` on the backbone, with its score head.
 
-    `spread` is what scores are divided by.
+    `spread` is what scores are divided by; `learnt` the share of the pairs that trained it which it
+    ranks as they say, where it was trained here (ties have no place).
     """
 
     backbone: Backbone
     name: str
     head: torch.nn.Linear
     spread: float = 1.0
+    learnt: float | None = None
 
     def score(self, pool: pd.DataFrame, batch_size: int = 16, quiet: bool = False) -> np.ndarray:
         """Rewards of completions, (rows,).
@@ -97,7 +100,8 @@ class LoraReward:
         self.backbone.save_adapter(self.name, folder / "adapter")
         with files.atomic(folder / "head.safetensors") as target:
             save_file({"weight": self.head.weight.data.cpu()}, target)
-        files.write_json(folder / "reward.json", {"name": self.name, "spread": self.spread})
+        facts = {"name": self.name, "spread": self.spread, "learnt": self.learnt}
+        files.write_json(folder / "reward.json", facts)
 
 
 def load(backbone: Backbone, name: str, folder: Path) -> LoraReward:
@@ -114,7 +118,7 @@ def load(backbone: Backbone, name: str, folder: Path) -> LoraReward:
     backbone.load_adapter(name, folder / "adapter")
     head = _new_head(backbone)
     head.weight.data.copy_(load_file(folder / "head.safetensors")["weight"])
-    return LoraReward(backbone, name, head, facts["spread"])
+    return LoraReward(backbone, name, head, facts["spread"], facts["learnt"])
 
 
 def train(
@@ -158,7 +162,7 @@ def train(
         RewardTrainer,
         RewardConfig,
         backbone,
-        _options(backbone, settings, how, seed),
+        _options(backbone, settings, how, seed, len(pairs)),
         checkpoints,
         model=classifier(backbone, head),
         train_dataset=Dataset.from_dict(columns),
@@ -168,8 +172,36 @@ def train(
     reward = LoraReward(backbone, name, head)
     if offset is None:
         used = pool.merge(named(preferences), on=["prompt_id", "index"])
-        reward.spread = spread(reward.score(used), used["prompt_id"].to_numpy())
+        scores = reward.score(used)
+        reward.spread = spread(scores, used["prompt_id"].to_numpy())
+        reward.learnt = share_learnt(used, scores, preferences)
+        warning = unlearnt(reward)
+        if warning and processes.is_main():
+            print(warning)
     return reward
+
+
+def share_learnt(pool: pd.DataFrame, scores: np.ndarray, preferences: pd.DataFrame) -> float:
+    """The share of decided preferences that scores of a pool, (rows,), rank as they say, equal ones
+    counting one half. What a lead explains for another reason (column lead) is taken into
+    account."""
+    decided = preferences[preferences["label"] != 0.5]
+    first, second = (locate(pool, decided, side) for side in ("i", "j"))
+    apart = scores[first] - scores[second]
+    if "lead" in decided:
+        apart = apart + decided["lead"].fillna(0).to_numpy()
+    right = np.sign(apart) * np.sign(decided["label"].to_numpy() - 0.5)
+    return float((right + 1).mean() / 2)
+
+
+def unlearnt(reward: LoraReward) -> str | None:
+    """One sentence where a reward has not learnt its own pairs; None where it has."""
+    if reward.learnt is None or reward.learnt >= LEARNT:
+        return None
+    return (
+        f"reward {reward.name} ranks {reward.learnt:.0%} of the pairs that trained it as they say:"
+        " it has not learnt them; raise reward.epochs or reward.learning_rate"
+    )
 
 
 def _repeated(preferences: pd.DataFrame) -> pd.DataFrame:
@@ -190,10 +222,21 @@ def _encoded(backbone: Backbone, pairs: pd.DataFrame) -> dict[str, list]:
     return columns
 
 
-def _options(backbone: Backbone, settings: Reward, how: Training, seed: int) -> dict[str, Any]:
+def learning_rate(settings: Reward, pairs: int) -> float:
+    """That of the parameters, or one with which so many pairs are learnt: few steps need a large
+    one."""
+    if settings.learning_rate is not None:
+        return settings.learning_rate
+    steps = -(-pairs // settings.batch_size) * settings.epochs
+    return min(1.0e-3, max(1.0e-4, 0.1 / steps))
+
+
+def _options(
+    backbone: Backbone, settings: Reward, how: Training, seed: int, pairs: int
+) -> dict[str, Any]:
     return trainer.arguments(how, backbone, settings.batch_size, None, seed) | {
         "num_train_epochs": settings.epochs,
-        "learning_rate": settings.learning_rate,
+        "learning_rate": learning_rate(settings, pairs),
         "lr_scheduler_type": "cosine",
         "max_length": None,
         "logging_steps": 10,
