@@ -175,7 +175,7 @@ def test_no_strategy_is_handed_gold(conflict, strategy, monkeypatch):
     choose(strategy, conflict.assign(gold=1.0), 5)
     both = {f"{name}_{side}" for name in ("pacs", "reward", "z_reward", "z_logp") for side in "ij"}
     of_prompt = {"kendall", "mean_abs_pacs", "degenerate", "size"}
-    assert set(seen) == {*KEY, *both, *of_prompt, "turn"}
+    assert set(seen) == {*KEY, *both, *of_prompt, "turn", "prompt_turn"}
 
 
 @every_strategy
