@@ -118,8 +118,8 @@ class Belief:
 def believe(pool: pd.DataFrame, biased: pd.DataFrame, l2: float) -> Belief:
     """What biased preferences say. pool: holds every completion named; biased: prompt_id, i, j,
     label in [0, 1]. l2: how strongly weights are held small, `reward.l2`. Time grows with the
-    cube of the pairs; of more than LARGEST, as many evenly
-    spaced ones are read. Raises InputError for no preferences or a completion that is missing."""
+    cube of the pairs; of more than LARGEST, as many evenly spaced ones are read. Raises InputError
+    for no preferences or a completion that is missing."""
     if not len(biased):
         raise InputError("no biased preferences: there is nothing to learn how far to trust")
     if len(biased) > LARGEST:

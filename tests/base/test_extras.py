@@ -17,7 +17,7 @@ MODULE = {"pyyaml": "yaml"}
 # Asked for where a run is quantised, or wants another engine; what needs them says so itself.
 OWN_WORDS = {"bitsandbytes", "vllm"}
 # What a declared package promises to bring.
-BROUGHT = {"traitlets": "anywidget"}
+BROUGHT = {"traitlets": "anywidget", "nbclient": "papermill", "jupyter_client": "papermill"}
 
 
 def module_of(name):
