@@ -1,4 +1,5 @@
 from . import kinds as kinds
+from . import models as models
 from . import origins as origins
 from . import people as people
 from . import program as program

@@ -15,6 +15,8 @@ shfcas sweep params/sweeps/smoke.yaml  many runs on Snakemake, then notebook 05 
 shfcas export params/mine.yaml q.csv   the comparisons that wait for people: .csv, or .json
                                        for Label Studio
 shfcas import params/mine.yaml q.csv   their answers, into the run
+shfcas export-model RUN reward FOLDER  the refined reward as AutoModelForSequenceClassification
+                                       loads it; policy: the trained policy
 shfcas trace figures/pacs_plane.png    what made a figure, a table or a metrics.json, and the
                                        command that makes it again
 shfcas release FIGURE figures/mine.png copy a figure out of a run folder; its trace goes with
@@ -29,7 +31,7 @@ import sys
 
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.texts import one_line
-from shfcas_lib.cli import origins, people, runs, sweeps
+from shfcas_lib.cli import models, origins, people, runs, sweeps
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="shfcas", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (runs, people, sweeps, origins):
+    for group in (runs, people, models, sweeps, origins):
         group.add(commands)
     commands.add_parser("keys", help="list every parameter").set_defaults(act=_keys)
     assets = commands.add_parser("assets", help="fetch the embedded model and prompts")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from shfcas_lib import trust
 from shfcas_lib.base import places
 from shfcas_lib.base.errors import InputError
+from shfcas_lib.models.backbone import POLICY
 from shfcas_lib.models.decoding import DEPTH, PROMPT_TOKENS, START_TOKENS
 from shfcas_lib.out import templates, weights
 from shfcas_lib.rewards import Corrected, Probe, Published, RewardModel
@@ -176,32 +177,60 @@ def _save(model: Any, found: weights.Weights, folder: Path, dtype: str, but: str
         if tensor.is_floating_point() and not name.startswith(but):
             wanted[name] = tensor.to(kind)
     model.load_state_dict(wanted, assign=True)
+    model.tie_weights()
     model.config.dtype = kind
     model.save_pretrained(folder)
 
 
 def _write_adapter(backbone: Backbone, reward: LoraReward, folder: Path, dtype: str) -> Written:
-    from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    config = adapter_config(backbone, reward.name)
+    config = _adapter_config(backbone, reward.name)
     config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
     config.save_pretrained(str(folder))
-    found = get_peft_model_state_dict(backbone.peft, adapter_name=reward.name)
-    found = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+    found = _adapter_weights(backbone, reward.name)
     found["base_model.model.score.weight"] = _head(reward)
     save_file(found, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     arguments = {"num_labels": "1", "pad_token_id": str(backbone.tokenizer.pad_token_id)}
     return Written(folder, "adapter", dtype, arguments | loading_arguments(backbone, "score"))
 
 
-def adapter_config(backbone: Backbone, name: str) -> Any:
+def _adapter_weights(backbone: Backbone, name: str) -> weights.Weights:
+    from peft import get_peft_model_state_dict
+
+    found = get_peft_model_state_dict(backbone.peft, adapter_name=name)
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in found.items()}
+
+
+def _adapter_config(backbone: Backbone, name: str) -> Any:
     """PEFT's configuration of an adapter, which names where its base lies."""
     config = copy.deepcopy(backbone.peft.peft_config[name])
     config.inference_mode = True
     config.base_model_name_or_path = base_of(backbone)
     config.revision = backbone.model.revision
     return config
+
+
+def write_policy_adapter(backbone: Backbone, folder: Path, dtype: str) -> Written:
+    """Write the policy's adapter as PEFT loads it."""
+    from safetensors.torch import save_file
+
+    _adapter_config(backbone, POLICY).save_pretrained(str(folder))
+    found = _adapter_weights(backbone, POLICY)
+    save_file(found, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return Written(folder, "adapter", dtype, loading_arguments(backbone))
+
+
+def write_merged_policy(backbone: Backbone, folder: Path, dtype: str) -> Written:
+    """Write the language model with the policy's adapter merged into it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(_plain_config(backbone))
+    model.generation_config = copy.deepcopy(backbone.causal.generation_config)
+    _save(model, weights.whole(backbone, POLICY), folder, dtype)
+    return Written(folder, "merged", dtype, {})
 
 
 def base_of(backbone: Backbone) -> str:

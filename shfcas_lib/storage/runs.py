@@ -24,6 +24,7 @@ import pandas as pd
 from shfcas_lib.base import processes
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.places import content_hash, runs_dir
+from shfcas_lib.params import reading
 from shfcas_lib.params.reading import fingerprint
 from shfcas_lib.params.schema import Params
 from shfcas_lib.storage.files import TEMPORARY, atomic, clear, locked, scratch, write_json, writing
@@ -81,6 +82,26 @@ pd.set_option("display.html.use_mathjax", False)
 def open_run(params: Params) -> Run:
     """The run that `params` describes; its folder is made when the first stage is opened."""
     return Run(params, runs_dir() / params.run)
+
+
+def find_run(named: str) -> Run:
+    """The run that a person names: by its parameter file, its folder, or its name among the runs.
+
+    Raises InputError where there is none.
+    """
+    path = Path(named).expanduser()
+    if path.is_file():
+        return open_run(reading.load(path))
+    for folder in (path, runs_dir() / named):
+        record = folder / "run.json"
+        if record.is_file():
+            params = reading.validate(json.loads(record.read_text())["parameters"], str(record))
+            return Run(params, folder)
+    there = sorted(record.parent.name for record in runs_dir().glob("*/run.json"))
+    raise InputError(
+        f"{named!r} is no parameter file, run folder or name of a run (runs in {runs_dir()}:"
+        f" {', '.join(there[:20]) or 'none'})"
+    )
 
 
 class Run:
