@@ -11,8 +11,9 @@ _RUN = "the run's parameter file, its folder, or its name in runs/"
 
 
 def add(commands: Commands) -> None:
-    """`export-model`."""
+    """`export-model`, `export-data`."""
     _add_export_model(commands)
+    _add_export_data(commands)
 
 
 def _add_export_model(commands: Commands) -> None:
@@ -35,15 +36,49 @@ def _add_export_model(commands: Commands) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="of whole weights (default: what the run computes in)",
     )
+    _add_push(command)
     command.set_defaults(act=_export_model)
 
 
+def _add_export_data(commands: Commands) -> None:
+    text = "labels, preferences and completions as a data set with a card"
+    command = commands.add_parser("export-data", help=text, description=text)
+    command.add_argument("run", help=_RUN)
+    command.add_argument("folder", type=Path, help="a new folder")
+    _add_push(command)
+    command.set_defaults(act=_export_data)
+
+
+def _add_push(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--push-to-hub",
+        metavar="OWNER/NAME",
+        help="upload the folder to this repository, private where it is new; the token is HF_TOKEN",
+    )
+
+
 def _export_model(options: argparse.Namespace) -> int:
-    from shfcas_lib.out import models
+    from shfcas_lib.out import hub, models
     from shfcas_lib.storage import runs
 
+    if options.push_to_hub:
+        hub.check(options.push_to_hub)
     write = models.export_reward if options.what == "reward" else models.export_policy
     run = runs.find_run(options.run)
     lines = write(run, options.strategy, options.folder, options.merged, options.dtype)
     print(*lines, sep="\n")
+    if options.push_to_hub:
+        print(hub.push(options.folder, options.push_to_hub, "model"))
+    return 0
+
+
+def _export_data(options: argparse.Namespace) -> int:
+    from shfcas_lib.out import hub, labels
+    from shfcas_lib.storage import runs
+
+    if options.push_to_hub:
+        hub.check(options.push_to_hub)
+    print(*labels.export_data(runs.find_run(options.run), options.folder), sep="\n")
+    if options.push_to_hub:
+        print(hub.push(options.folder, options.push_to_hub, "dataset"))
     return 0

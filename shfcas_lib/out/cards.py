@@ -142,9 +142,10 @@ def preferences_told(run: Run) -> list[str]:
     told = [f"The proxy was trained on {len(bias.observed(biased))} preferences: {origin}."]
     if not params.bias:
         return [*told, "Nothing was spoilt in them on purpose."]
-    for row in bias.summary(biased).itertuples():
+    *mechanisms, wrong = bias.summary(biased).itertuples()
+    for row in mechanisms:
         told.append(f"Spoilt on purpose: {row.mechanism}, {row.rows} rows ({row.share:.0%}).")
-    return told
+    return [*told, f"In all {wrong.rows} of their labels are wrong now ({wrong.share:.0%})."]
 
 
 def labels_told(run: Run, strategy: str) -> list[str]:
