@@ -11,9 +11,10 @@ _RUN = "the run's parameter file, its folder, or its name in runs/"
 
 
 def add(commands: Commands) -> None:
-    """`export-model`, `export-data`."""
+    """`export-model`, `export-data`, `benchmark`."""
     _add_export_model(commands)
     _add_export_data(commands)
+    _add_benchmark(commands)
 
 
 def _add_export_model(commands: Commands) -> None:
@@ -49,6 +50,24 @@ def _add_export_data(commands: Commands) -> None:
     command.set_defaults(act=_export_data)
 
 
+def _add_benchmark(commands: Commands) -> None:
+    text = "proxy and refined reward on chosen and rejected answers"
+    command = commands.add_parser("benchmark", help=text, description=text)
+    command.add_argument("run", help=_RUN)
+    command.add_argument(
+        "file",
+        help="RM-Bench's or RewardBench's layout, a preference file of yours, a folder of such"
+        " files, or rm-bench, reward-bench from the hub",
+    )
+    command.add_argument(
+        "--strategy", metavar="NAME", help="whose refined reward (default: of all strategies)"
+    )
+    command.add_argument(
+        "--prompts", type=int, metavar="N", help="at most N rows of each subset, by the run's seed"
+    )
+    command.set_defaults(act=_benchmark)
+
+
 def _add_push(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--push-to-hub",
@@ -81,4 +100,15 @@ def _export_data(options: argparse.Namespace) -> int:
     print(*labels.export_data(runs.find_run(options.run), options.folder), sep="\n")
     if options.push_to_hub:
         print(hub.push(options.folder, options.push_to_hub, "dataset"))
+    return 0
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    from shfcas_lib.analysis.benchmark import as_markdown
+    from shfcas_lib.experiment import benchmarking
+    from shfcas_lib.storage import runs
+
+    run = runs.find_run(options.run)
+    result = benchmarking.benchmark(run, options.file, options.strategy, options.prompts)
+    print(as_markdown(result))
     return 0

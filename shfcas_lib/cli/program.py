@@ -17,6 +17,8 @@ shfcas export params/mine.yaml q.csv   the comparisons that wait for people: .cs
 shfcas import params/mine.yaml q.csv   their answers, into the run
 shfcas export-model RUN reward FOLDER  the refined reward as AutoModelForSequenceClassification
                                        loads it; policy: the trained policy
+shfcas export-data RUN FOLDER          labels, preferences and completions as a data set
+shfcas benchmark RUN rm_bench/         proxy and refined reward on chosen and rejected answers
 shfcas trace figures/pacs_plane.png    what made a figure, a table or a metrics.json, and the
                                        command that makes it again
 shfcas release FIGURE figures/mine.png copy a figure out of a run folder; its trace goes with
