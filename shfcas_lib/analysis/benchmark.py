@@ -61,7 +61,15 @@ def compare(table: pd.DataFrame, scores: dict[str, np.ndarray], seed: int) -> pd
             part = found[chosen]
             draw = rng(seed, f"benchmark/{name}/{subset}/{style}")
             share = stats.cluster_mean(part["right"], part["prompt"], draw)
-            row = (subset, style, part["prompt"].nunique(), name, share.value, share.low, share.high)
+            row = (
+                subset,
+                style,
+                part["prompt"].nunique(),
+                name,
+                share.value,
+                share.low,
+                share.high,
+            )
             gain = (np.nan,) * 4
             if name != before:
                 difference = part["right"].to_numpy() - right[before].loc[chosen, "right"]

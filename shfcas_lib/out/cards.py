@@ -155,12 +155,13 @@ def labels_told(run: Run, strategy: str) -> list[str]:
     table = labels_of(run, strategy)
     label = table["label"]
     ties, skipped = int((label == 0.5).sum()), int(label.isna().sum())
+    decided = len(table) - ties - skipped
     people = table["annotator"].str.split(", ").explode().nunique()
     kind = run.params.feedback.kind
     who = _ANSWERED[kind] + (f" ({people})" if kind in ("person", "team", "mixed") else "")
     return [
         f"{len(table)} labels in {run.params.selection.rounds} rounds, on pairs that the strategy"
-        f" {strategy} chose: {len(table) - ties - skipped} decided, {ties} ties, {skipped} skipped.",
+        f" {strategy} chose: {decided} decided, {ties} ties, {skipped} skipped.",
         f"They come from {who}.",
         f"Refinement: {run.params.reward.refinement}.",
     ]
@@ -400,14 +401,15 @@ def _shown(value: Any) -> str:
 
 def _origin(facts: Facts) -> list[str]:
     packages = ", ".join(f"{name} {version}" for name, version in facts.software.items())
+    revision = f", revision {facts.revision}" if facts.revision else ""
+    code = facts.commit or "not recorded"
     system = f" The system prompt of the run stands in the chat template: {facts.system_prompt!r}."
     return [
         "## Where it comes from",
         "",
-        f"- Base model: {facts.base}" + (f", revision {facts.revision}" if facts.revision else ""),
+        f"- Base model: {facts.base}{revision}",
         f"- Licence of the base: {facts.licence}",
-        f"- Run {facts.run}, seed {facts.seed}, commit {facts.commit or 'not recorded'}; {packages}."
+        f"- Run {facts.run}, seed {facts.seed}, commit {code}; {packages}."
         + (one_line(system) if facts.system_prompt else ""),
         "",
     ]
-

@@ -23,7 +23,7 @@ from shfcas_lib.analysis import summary
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.experiment import stages
 from shfcas_lib.models.loading import free_memory
-from shfcas_lib.out import cards, reward_model, templates, weights
+from shfcas_lib.out import cards, reward_model, templates
 from shfcas_lib.out.reward_model import Written
 from shfcas_lib.params.schema import Policy
 from shfcas_lib.pool import reference_features
@@ -90,9 +90,10 @@ def export_policy(
         backbone.load_adapter("default", place / "adapter")
         written = _write_policy(backbone, scratch, merged, dtype)
         facts = cards.policy_facts(run, name, backbone)
-        line = serving_line(backbone, folder, policy, merged)
-        cards.write(scratch, cards.of_policy(facts, written, line))
+        told = serving_line("BASE", "FOLDER", backbone, policy, merged)
+        cards.write(scratch, cards.of_policy(facts, written, told))
         files.write_json(scratch / "facts.json", facts.record())
+    line = serving_line(reward_model.base_of(backbone), str(folder), backbone, policy, merged)
     return [f"{folder}: the policy of {name}, {written.form}, {written.dtype}", line]
 
 
@@ -215,13 +216,13 @@ def _write_policy(backbone: Backbone, folder: Path, merged: bool, dtype: str | N
     return reward_model.write_merged_policy(backbone, folder, kind)
 
 
-def serving_line(backbone: Backbone, folder: Path, policy: Policy, merged: bool) -> str:
+def serving_line(base: str, folder: str, backbone: Backbone, policy: Policy, merged: bool) -> str:
     """The command with which vLLM serves a policy."""
     if merged:
         return f"vllm serve {folder}"
     rank = next((rank for rank in _RANKS if rank >= policy.lora.r), policy.lora.r)
     quantised = backbone.model.quantisation != "none"
     return (
-        f"vllm serve {reward_model.base_of(backbone)} --enable-lora --max-lora-rank {rank}"
+        f"vllm serve {base} --enable-lora --max-lora-rank {rank}"
         f" --lora-modules policy={folder}" + (" --quantization bitsandbytes" if quantised else "")
     )

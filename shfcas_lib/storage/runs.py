@@ -72,9 +72,9 @@ _JUDGE_LIMITS = (
     "price_in",
     "price_out",
 )
-# What decides how much memory and time a training takes, and not what comes out: free to change
-# as well.
-_TRAINING_LIMITS = ("gradient_checkpointing", "checkpoint_every")
+# What decides how much memory and time a training takes and what is logged, not what comes out:
+# free to change as well.
+_TRAINING_LIMITS = ("gradient_checkpointing", "checkpoint_every", "report_to", "watch_every")
 # a completion's dollar signs are no formula where a notebook shows a table
 pd.set_option("display.html.use_mathjax", False)
 
