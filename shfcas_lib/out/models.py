@@ -203,7 +203,8 @@ def _arguments(backbone: Backbone, written: Written) -> dict[str, Any]:
         backbone.model, "model.source", backbone.model.source, skip=["score"]
     )
     del options["trust_remote_code"]
-    return options | {"num_labels": 1, "pad_token_id": backbone.tokenizer.pad_token_id}
+    pad = backbone.tokenizer.pad_token_id
+    return options | {"num_labels": 1, "pad_token_id": pad}
 
 
 def _write_policy(backbone: Backbone, folder: Path, merged: bool, dtype: str | None) -> Written:

@@ -192,6 +192,7 @@ def _write_adapter(backbone: Backbone, reward: LoraReward, folder: Path, dtype: 
     found["base_model.model.score.weight"] = _head(reward)
     save_file(found, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     arguments = {"num_labels": "1", "pad_token_id": str(backbone.tokenizer.pad_token_id)}
+    arguments |= {"id2label": str(_LABELS["id2label"])}
     return Written(folder, "adapter", dtype, arguments | loading_arguments(backbone, "score"))
 
 

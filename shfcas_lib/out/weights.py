@@ -56,20 +56,27 @@ def _named(place: str, weights: Weights) -> Weights:
 
 def _own(module: torch.nn.Module) -> Weights:
     """A module's own weights and persistent buffers in float32, on the CPU."""
-    from peft.utils.integrations import dequantize_module_weight
-
-    tensors: dict[str, Any] = {}
-    weight = getattr(module, "weight", None)
-    if hasattr(weight, "quant_state") or hasattr(weight, "SCB"):
-        tensors["weight"] = dequantize_module_weight(module)
-        if getattr(module, "bias", None) is not None:
-            tensors["bias"] = module.bias
-    else:
-        tensors |= module.named_parameters(recurse=False)
-        kept = module._non_persistent_buffers_set
-        buffers = module.named_buffers(recurse=False)
-        tensors |= {key: buffer for key, buffer in buffers if key not in kept}
+    tensors: dict[str, Any] = dict(module.named_parameters(recurse=False))
+    kept = module._non_persistent_buffers_set
+    buffers = module.named_buffers(recurse=False)
+    tensors |= {key: buffer for key, buffer in buffers if key not in kept}
+    if "weight" in tensors:
+        tensors["weight"] = _dequantised(module)
     return {key: _plain(tensor) for key, tensor in tensors.items()}
+
+
+def _dequantised(module: Any) -> torch.Tensor:
+    """What a layer's weight stands for; bitsandbytes' 4-bit and 8-bit ones are spelt out. (PEFT's
+    own function leaves an 8-bit layer without its scales.)"""
+    weight = module.weight
+    if getattr(weight, "quant_state", None) is not None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(weight.data, weight.quant_state)
+    scales = getattr(weight, "SCB", None)
+    if scales is None and hasattr(module, "state"):
+        scales = module.state.SCB  # where a first pass has put them
+    return weight if scales is None else weight.data.float() * scales.float()[:, None] / 127
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
