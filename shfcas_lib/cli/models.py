@@ -80,10 +80,11 @@ def _export_model(options: argparse.Namespace) -> int:
     from shfcas_lib.out import hub, models
     from shfcas_lib.storage import runs
 
-    if options.push_to_hub:
-        hub.check(options.push_to_hub)
     write = models.export_reward if options.what == "reward" else models.export_policy
     run = runs.find_run(options.run)
+    if options.push_to_hub:
+        hub.check(options.push_to_hub)
+        models.check_public(run, options.merged, options.what)
     lines = write(run, options.strategy, options.folder, options.merged, options.dtype)
     print(*lines, sep="\n")
     if options.push_to_hub:

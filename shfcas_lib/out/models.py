@@ -20,15 +20,16 @@ import pandas as pd
 
 from shfcas_lib import trust
 from shfcas_lib.analysis import summary
+from shfcas_lib.base import dialogues, places
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.experiment import stages
-from shfcas_lib.models.loading import free_memory
+from shfcas_lib.models import loading
 from shfcas_lib.out import cards, reward_model, templates
 from shfcas_lib.out.reward_model import Written
 from shfcas_lib.params.schema import Policy
 from shfcas_lib.pool import reference_features
 from shfcas_lib.rewards import Probe, RewardModel
-from shfcas_lib.storage import files
+from shfcas_lib.storage import assets, files
 from shfcas_lib.storage.runs import Run
 
 if TYPE_CHECKING:
@@ -97,6 +98,18 @@ def export_policy(
     return [f"{folder}: the policy of {name}, {written.form}, {written.dtype}", line]
 
 
+def check_public(run: Run, merged: bool, what: str) -> None:
+    """Raise InputError for an adapter whose base nobody else has: before it would be pushed."""
+    adapter = not merged and (what == "policy" or run.params.reward.kind == "lora")
+    source = run.params.model.source
+    local = source in assets.ASSETS or places.user_path(source).exists()
+    if adapter and (local or run.params.sft.answers != "none"):
+        raise InputError(
+            f"--push-to-hub: the adapter's base, {Path(source).name}, lies on this machine alone,"
+            " and nobody else could load it: expected --merged"
+        )
+
+
 def _strategy(run: Run, wanted: str | None) -> str:
     names = ["proxy", *run.params.selection.strategies]
     if wanted is not None and wanted not in names:
@@ -142,7 +155,7 @@ def _compared(
     shown = reference_features(backbone, texts) if isinstance(plain, Probe) else texts
     here = plain.score(shown)
     there, same = _scored_there(backbone, written, texts)
-    free_memory()
+    loading.free_memory()
     difference = np.abs(here - there)
     exact = written.dtype == "float32" and backbone.model.quantisation != "int8"
     if exact and difference.max() > TOLERANCE:
@@ -176,7 +189,7 @@ def _scored_there(
     scores, same = [], 0
     for row in texts.itertuples():
         ids = backbone.prompt_ids(row.prompt) + backbone.completion_ids(row.completion)
-        chat = [*_turns(row.prompt), {"role": "assistant", "content": row.completion}]
+        chat = [*dialogues.messages(row.prompt), {"role": "assistant", "content": row.completion}]
         through: Any = tokenizer.apply_chat_template(chat, return_dict=True)
         same += through["input_ids"] in (ids, ids[:-1])
         with torch.inference_mode():
@@ -185,16 +198,8 @@ def _scored_there(
     return np.array(scores), int(same)
 
 
-def _turns(prompt: str) -> list[dict[str, str]]:
-    from shfcas_lib.base import dialogues
-
-    return dialogues.messages(prompt)
-
-
 def _arguments(backbone: Backbone, written: Written) -> dict[str, Any]:
     """The arguments of a folder as objects."""
-    from shfcas_lib.models import loading
-
     if written.form == "probe":
         return {"trust_remote_code": True}
     if written.form == "merged":
