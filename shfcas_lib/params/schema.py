@@ -660,8 +660,8 @@ class Training(Block):
         None,
         description=(
             "steps between looks at a policy under training: answers to held-out prompts, agreement"
-            " with the labels, a warning where the reward rises and that falls; null: 10 where"
-            " report_to names a log, else never"
+            " with the labels, a warning where the reward rises and that falls (docs/training.md);"
+            " null: 10 where report_to names a log, else never"
         ),
     )
 

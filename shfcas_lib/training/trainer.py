@@ -190,9 +190,12 @@ def _watching(watch: Watch) -> Any:
     from transformers import TrainerCallback
 
     class Watching(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            watch.into({}, state.global_step)
+
         def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            if "loss" in given["logs"]:  # and not the summary at the end
-                watch.into(given["logs"], state.global_step)
+            last = "train_runtime" in given["logs"]  # the summary at the end
+            watch.into(given["logs"], state.global_step, last)
 
     return Watching()
 

@@ -2,8 +2,9 @@
 
     Watch(backbone, Held(prompts, reward, sampling, labels), seed, folder / "watch.csv")
 
-Every so many steps the policy writes answers to held-out prompts, and what is measured goes into
-the same log as the loss (`training.report_to`) and into watch.csv:
+At the start, every so many steps and at the end the policy writes answers to held-out prompts. What
+is measured goes into watch.csv, and, but for the start, into the same log as the loss
+(`training.report_to`), which is written every five steps:
 
     reward         mean reward of the answers
     kl             mean log-ratio to the reference, nats per answer
@@ -109,9 +110,10 @@ class Watch:
         self.warned = False
         self._reference: np.ndarray | None = None
 
-    def into(self, log: dict[str, Any], step: int) -> None:
-        """Add what is measured at this step to a log, where it is time to look."""
-        if self.rows and step - self.rows[-1]["step"] < self.every:
+    def into(self, log: dict[str, Any], step: int, last: bool = False) -> None:
+        """Add what is measured at this step to a log, where it is time to look: at the start,
+        every so many steps, and at the `last` one."""
+        if self.rows and step - self.rows[-1]["step"] < (1 if last else self.every):
             return
         moment = self.look()
         log.update({f"watch/{name}": value for name, value in moment.numbers.items()})

@@ -8,8 +8,10 @@ import sys
 import finished_run
 import hub_stand_in
 import numpy as np
+import own_files
 import pandas as pd
 import pytest
+from project import ROOT
 
 from shfcas_lib import cli, trust
 from shfcas_lib.base.errors import InputError
@@ -63,7 +65,8 @@ def finished(tiny_model, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHFCAS_RUNS", str(tmp_path_factory.mktemp("runs")))
         policy = {"kind": "dpo", "pairs": 8, "batch_size": 8, "lora": {"r": 4}}
-        yield finished_run.finish(tiny_model, reward=finished_run.LORA, policy=policy)
+        changes = {"run": "mine", "reward": finished_run.LORA, "policy": policy}
+        yield finished_run.finish(tiny_model, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -340,3 +343,29 @@ def test_a_benchmark_compares_proxy_and_refined_reward(which, tmp_path, capsys, 
             assert rows.at[style, "value"] == pytest.approx(np.mean(beats))
     said = capsys.readouterr().out
     assert "| all | hard | 12 |" in said and "shf_cas - proxy" in said
+
+
+# --- the page
+
+
+def test_the_commands_of_the_page_run(finished, tmp_path, monkeypatch, capsys):
+    """docs/out.md, as it stands, on the tiny model."""
+    page = (ROOT / "docs/out.md").read_text()
+    start = "    python -m shfcas_lib "
+    commands = [line.removeprefix(start) for line in page.splitlines() if line.startswith(start)]
+    assert len(commands) == 8 and sum("--push-to-hub" in command for command in commands) == 2
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SHFCAS_HOME", str(tmp_path))
+    monkeypatch.setenv("SHFCAS_RUNS", str(finished.folder.parent))
+    pair = {"prompt": "Name a bird.", "chosen": "a wren", "rejected": "no"}
+    own_files.write(tmp_path / "my_pairs.jsonl", pair, pair | {"prompt": "Name a cat."})
+    with hub_stand_in.running("hf_page") as (address, hub):
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        monkeypatch.setenv("HF_TOKEN", "hf_page")
+        for command in commands:
+            assert cli.main(command.split()) == 0, capsys.readouterr().err
+    assert set(hub.repositories) == {"me/my-reward", "me/my-labels"}
+    assert "model.safetensors" in hub.repositories["me/my-reward"]
+    said = capsys.readouterr().out
+    assert "vllm serve" in said and "--enable-lora --max-lora-rank 8" in said
+    assert "| my_pairs | all | 2 |" in said
