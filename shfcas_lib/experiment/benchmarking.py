@@ -46,6 +46,8 @@ def benchmark(
     names = run.params.selection.strategies
     if strategy is not None and strategy not in names:
         raise InputError(f"strategy: found {strategy!r}, expected one of {', '.join(names)}")
+    if most is not None and most < 1:
+        raise InputError(f"--prompts: found {most}, expected 1 or more")
     table = _drawn(read_benchmark(named), most, run.params.seed)
     backbone = stages.policy(run)
     table = _readable(backbone, table)

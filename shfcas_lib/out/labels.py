@@ -78,8 +78,10 @@ def labels(run: Run) -> dict[str, pd.DataFrame]:
     who = _pseudonyms(given)
     tables = {}
     for name, table in given.items():
-        rounds = cards.labels_of(run, name)["round"].to_numpy()
-        tables[name] = _as_text(table.assign(round=rounds), pool, who)
+        # the run's own numbers of completions: a round's fresh ones have others in `pool`
+        own = cards.labels_of(run, name)
+        told = _as_text(table.assign(round=own["round"].to_numpy()), pool, who)
+        tables[name] = told.assign(i=own["i"], j=own["j"])
     if not any(len(table) for table in tables.values()):
         raise InputError(f"run {run.params.run!r} has no labels: there is nothing to write")
     return tables
@@ -163,7 +165,8 @@ def card(run: Run, tables: Tables) -> str:
         "`label` is the probability that `first` is preferred to `second`: 1, 0, 0.5 for a tie,",
         "missing where everybody skipped. Pairs were chosen by the strategy that names the split:",
         "only those of `random` are a fair sample. `logp` is the log-probability of the whole",
-        "completion at temperature 1, in nats.",
+        "completion at temperature 1, in nats. A prompt that is a chat history is the JSON of its",
+        "messages.",
         "",
         *[f"- {text}" for text in dict.fromkeys(told)],
         "",

@@ -157,7 +157,8 @@ def _compared(
     there, same = _scored_there(backbone, written, texts)
     loading.free_memory()
     difference = np.abs(here - there)
-    exact = written.dtype == "float32" and backbone.model.quantisation != "int8"
+    both = {written.dtype, str(backbone.causal.dtype).removeprefix("torch.")}
+    exact = both == {"float32"} and backbone.model.quantisation != "int8"
     if exact and difference.max() > TOLERANCE:
         row = texts.iloc[int(difference.argmax())]
         raise InputError(
