@@ -1,5 +1,6 @@
 from . import agreement as agreement
 from . import belief as belief
+from . import benchmark as benchmark
 from . import diagnosis as diagnosis
 from . import examples as examples
 from . import figures as figures

@@ -1,3 +1,4 @@
+from . import benchmarks as benchmarks
 from . import formats as formats
 from . import preferences as preferences
 from . import prompts as prompts

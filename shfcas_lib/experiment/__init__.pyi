@@ -1,3 +1,4 @@
+from . import benchmarking as benchmarking
 from . import checks as checks
 from . import judging as judging
 from . import notebooks as notebooks

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from shfcas_lib.analysis import benchmark as tables
+from shfcas_lib.base import progress
 from shfcas_lib.base.batches import by_length
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.randomness import rng
@@ -103,13 +104,11 @@ def scores(
 
 def _features(backbone: Backbone, table: pd.DataFrame) -> np.ndarray:
     """What a probe reads of every completion, (rows, 4 x hidden); of like length together."""
-    from tqdm import tqdm
-
     texts = (table["prompt"] + table["completion"]).tolist()
     batches = by_length(texts, BATCH)
     found: list[np.ndarray] = [np.empty(0)] * len(table)
     with backbone.using(None):
-        for rows in tqdm(batches, desc="reading the benchmark", unit="batch", mininterval=1):
+        for rows in progress.over(batches, "reading the benchmark", "batch"):
             for row, states in zip(rows, read_states(backbone, table.iloc[rows]), strict=True):
                 found[row] = states
     return np.stack(found)

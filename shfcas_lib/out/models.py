@@ -180,13 +180,9 @@ def _scored_there(
     """Raw logits of the folder, as transformers loads it, and how many texts its chat template
     writes as this library does."""
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    code = {"trust_remote_code": True} if written.form == "probe" else {}
-    tokenizer = AutoTokenizer.from_pretrained(written.folder, **code)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        written.folder, **_arguments(backbone, written)
-    ).eval()
+    tokenizer = type(backbone.tokenizer).from_pretrained(written.folder)
+    model = _loaded(backbone, written).eval()
     scores, same = [], 0
     for row in texts.itertuples():
         ids = backbone.prompt_ids(row.prompt) + backbone.completion_ids(row.completion)
@@ -199,18 +195,24 @@ def _scored_there(
     return np.array(scores), int(same)
 
 
-def _arguments(backbone: Backbone, written: Written) -> dict[str, Any]:
-    """The arguments of a folder as objects."""
+def _loaded(backbone: Backbone, written: Written) -> Any:
+    """The model in a folder. A probe's class is taken from here, of which the folder has a copy:
+    no code is loaded from a folder."""
+    from transformers import AutoModelForSequenceClassification
+
+    from shfcas_lib.out.modeling_probe_reward import ProbeReward
+
     if written.form == "probe":
-        return {"trust_remote_code": True}
+        return ProbeReward.from_pretrained(written.folder)
     if written.form == "merged":
-        return {}
-    options = loading.loading_options(
-        backbone.model, "model.source", backbone.model.source, skip=["score"]
-    )
+        return AutoModelForSequenceClassification.from_pretrained(written.folder)
+    model = backbone.model
+    options = loading.loading_options(model, "model.source", model.source, skip=["score"])
     del options["trust_remote_code"]
     pad = backbone.tokenizer.pad_token_id
-    return options | {"num_labels": 1, "pad_token_id": pad}
+    return AutoModelForSequenceClassification.from_pretrained(
+        written.folder, num_labels=1, pad_token_id=pad, **options
+    )
 
 
 def _write_policy(backbone: Backbone, folder: Path, merged: bool, dtype: str | None) -> Written:
