@@ -13,6 +13,7 @@ from . import gold as gold
 from . import loop as loop
 from . import memory as memory
 from . import models as models
+from . import out as out
 from . import params as params
 from . import policies as policies
 from . import pool as pool

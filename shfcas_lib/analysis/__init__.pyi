@@ -1,6 +1,7 @@
 from . import agreement as agreement
 from . import audit as audit
 from . import belief as belief
+from . import benchmark as benchmark
 from . import diagnosis as diagnosis
 from . import examples as examples
 from . import figures as figures

@@ -1,5 +1,6 @@
 from . import audit as audit
 from . import kinds as kinds
+from . import models as models
 from . import origins as origins
 from . import people as people
 from . import program as program

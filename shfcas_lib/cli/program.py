@@ -21,6 +21,10 @@ shfcas conflicts completions.parquet   PACS and Kendall-tau distance of a table 
 shfcas choose completions.parquet      what to ask about them: a spreadsheet, or Label Studio
 shfcas label questions.csv             answer on the screen, or in the terminal
 shfcas answers questions.csv           the answers as TRL preferences
+shfcas export-model RUN reward FOLDER  the refined reward as AutoModelForSequenceClassification
+                                       loads it; policy: the trained policy
+shfcas export-data RUN FOLDER          labels, preferences and completions as a data set
+shfcas benchmark RUN rm_bench/         proxy and refined reward on chosen and rejected answers
 shfcas trace figures/pacs_plane.png    what made a figure, a table or a metrics.json, and the
                                        command that makes it again
 shfcas release FIGURE figures/mine.png copy a figure out of a run folder; its trace goes with
@@ -36,7 +40,7 @@ import sys
 from shfcas_lib.base import extras
 from shfcas_lib.base.errors import InputError, Waiting
 from shfcas_lib.base.texts import one_line
-from shfcas_lib.cli import audit, origins, people, runs, study, sweeps, tables
+from shfcas_lib.cli import audit, models, origins, people, runs, study, sweeps, tables
 
 _WAITS, _INTERRUPTED = 3, 128 + 2  # exit statuses
 
@@ -80,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="shfcas", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (study, tables, audit, runs, people, sweeps, origins):
+    for group in (study, tables, audit, runs, people, models, sweeps, origins):
         group.add(commands)
     commands.add_parser("keys", help="list every parameter").set_defaults(act=_keys)
     assets = commands.add_parser("assets", help="fetch the embedded model and prompts")

@@ -1,3 +1,4 @@
+from . import benchmarks as benchmarks
 from . import completions as completions
 from . import formats as formats
 from . import layouts as layouts

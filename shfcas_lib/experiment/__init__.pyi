@@ -1,4 +1,5 @@
 from . import auditing as auditing
+from . import benchmarking as benchmarking
 from . import checks as checks
 from . import judging as judging
 from . import notebooks as notebooks

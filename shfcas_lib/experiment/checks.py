@@ -45,6 +45,7 @@ def check(params: Params, screen: PromptCheck | None = None) -> pd.DataFrame:
         judge_environment()  # raises where the judge has no address or model
     if params.training.optimiser != "adamw_torch":
         trainer.check_optimiser(params.training, loading.pick_device(params.model.device))
+    trainer.check_report(params.training)
     _check_budget(params, prompts)
     return prompts
 

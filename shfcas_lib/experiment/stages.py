@@ -273,7 +273,18 @@ def policies(run: Run, setting: loop.Setting, rewards: dict[str, RewardModel]) -
         return
     for name, reward in rewards.items():
         with stage.timed(f"train the policy against {name}"):
-            loop.train_policy(setting, reward, setting.known, stage.folder / f"policy_{name}")
+            folder, said = stage.folder / f"policy_{name}", _labels(run, name)
+            loop.train_policy(setting, reward, setting.known, folder, said)
+
+
+def _labels(run: Run, name: str) -> pd.DataFrame:
+    """The labels of a strategy; of all of them for a reward that is none's, such as the proxy."""
+    strategies = run.params.selection.strategies
+    parts = []
+    for strategy in [name] if name in strategies else strategies:
+        for number in range(1, run.params.selection.rounds + 1):
+            parts.append(run.require(FEEDBACK, f"{strategy}/round_{number}/labels"))
+    return pd.concat(parts).drop_duplicates(["prompt_id", "i", "j"], ignore_index=True)
 
 
 def refined_rewards(run: Run, backbone: Backbone | None = None) -> dict[str, RewardModel]:

@@ -750,6 +750,17 @@ class Training(Block):
         None,
         description="steps between checkpoints that a killed training goes on from; null: none",
     )
+    report_to: Literal["none", "tensorboard", "trackio", "wandb", "mlflow"] = Field(
+        "none", description="where trainings log to, through TRL; each needs its package"
+    )
+    watch_every: Count | None = Field(
+        None,
+        description=(
+            "steps between looks at a policy under training: answers to held-out prompts, agreement"
+            " with the labels, a warning where the reward rises and that falls (docs/training.md);"
+            " null: 10 where report_to names a log, else never"
+        ),
+    )
 
 
 RemedyName = Literal[

@@ -24,6 +24,7 @@ import pandas as pd
 from shfcas_lib.base import processes
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.places import content_hash, runs_dir
+from shfcas_lib.params import reading
 from shfcas_lib.params.reading import fingerprint
 from shfcas_lib.params.schema import Params
 from shfcas_lib.storage.files import TEMPORARY, atomic, clear, locked, scratch, write_json, writing
@@ -74,9 +75,9 @@ _JUDGE_LIMITS = (
     "price_in",
     "price_out",
 )
-# What decides how much memory and time a training takes, and not what comes out: free to change
-# as well.
-_TRAINING_LIMITS = ("gradient_checkpointing", "checkpoint_every")
+# What decides how much memory and time a training takes and what is logged, not what comes out:
+# free to change as well.
+_TRAINING_LIMITS = ("gradient_checkpointing", "checkpoint_every", "report_to", "watch_every")
 # a completion's dollar signs are no formula where a notebook shows a table
 pd.set_option("display.html.use_mathjax", False)
 
@@ -84,6 +85,26 @@ pd.set_option("display.html.use_mathjax", False)
 def open_run(params: Params) -> Run:
     """The run that `params` describes; its folder is made when the first stage is opened."""
     return Run(params, runs_dir() / params.run)
+
+
+def find_run(named: str) -> Run:
+    """The run that a person names: by its parameter file, its folder, or its name among the runs.
+
+    Raises InputError where there is none.
+    """
+    path = Path(named).expanduser()
+    if path.is_file():
+        return open_run(reading.load(path))
+    for folder in (path, runs_dir() / named):
+        record = folder / "run.json"
+        if record.is_file():
+            params = reading.validate(json.loads(record.read_text())["parameters"], str(record))
+            return Run(params, folder)
+    there = sorted(record.parent.name for record in runs_dir().glob("*/run.json"))
+    raise InputError(
+        f"{named!r} is no parameter file, run folder or name of a run (runs in {runs_dir()}:"
+        f" {', '.join(there[:20]) or 'none'})"
+    )
 
 
 class Run:

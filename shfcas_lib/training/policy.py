@@ -33,6 +33,7 @@ from shfcas_lib.params.schema import Policy, Sampling, Training
 from shfcas_lib.policies import tilt
 from shfcas_lib.pool import reference_features
 from shfcas_lib.training.trainer import PLAIN, arguments, run_trainer
+from shfcas_lib.training.watch import Watch
 
 if TYPE_CHECKING:
     from shfcas_lib.models.backbone import Backbone
@@ -154,11 +155,12 @@ def train(
     how: Training = PLAIN,
     checkpoints: Path | None = None,
     online: Online | None = None,
+    watch: Watch | None = None,
 ) -> None:
     """Replace the policy adapter by one trained on what `examples` made.
 
-    how, checkpoints: see module trainer. online: for rloo and grpo. Dropout is off in all of
-    them, as TRL has it for DPO.
+    how, checkpoints, watch: see module trainer. online: for rloo and grpo. Dropout is off in all
+    of them, as TRL has it for DPO.
     """
     from datasets import Dataset
 
@@ -183,6 +185,7 @@ def train(
         backbone,
         options,
         checkpoints,
+        watch,
         model=backbone.peft,
         train_dataset=Dataset.from_list(rows),
         **recipe.given,

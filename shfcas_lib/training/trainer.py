@@ -21,6 +21,7 @@ from shfcas_lib.base.errors import InputError
 from shfcas_lib.params.schema import Training
 from shfcas_lib.storage import files
 from shfcas_lib.training.checkpoints import Resumable, latest, trained_weights
+from shfcas_lib.training.watch import Watch
 
 if TYPE_CHECKING:
     from shfcas_lib.models.backbone import Backbone
@@ -43,6 +44,18 @@ def check_optimiser(training: Training, device: str) -> None:
         raise InputError(
             f"training.optimiser: found {training.optimiser!r}, which pages its state between GPU"
             f" and memory, but the device is {device}: use 'adamw_8bit' or 'adamw_torch'"
+        )
+
+
+def check_report(training: Training) -> None:
+    """Raise InputError where trainings are to be logged by a package that is not installed."""
+    import importlib.util
+
+    name = training.report_to
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise InputError(
+            f"training.report_to: found {name!r}, which needs the package {name}: install it, or"
+            " use 'none'"
         )
 
 
@@ -73,7 +86,8 @@ def arguments(
         "gradient_checkpointing_kwargs": None,
         "save_strategy": "steps" if training.checkpoint_every else "no",
         "save_steps": training.checkpoint_every or 500,
-        "report_to": "none",
+        "report_to": training.report_to,
+        "project": "shfcas",
         "ddp_find_unused_parameters": False,
         "disable_tqdm": bool(os.environ.get("TQDM_DISABLE")) or not processes.is_main(),
     }
@@ -108,12 +122,15 @@ def run_trainer(
     backbone: Backbone,
     settings: dict[str, Any],
     checkpoints: Path | None,
+    watch: Watch | None = None,
     **given: Any,
 ) -> None:
     """Train with a TRL trainer class and its configuration class.
 
     settings:     for the configuration
-    checkpoints:  a folder to keep checkpoints in and to go on from; None: none are kept
+    checkpoints:  a folder to keep checkpoints in and to go on from; None: none are kept. Its
+                  place among the runs names the training in a log
+    watch:        looks at a policy, and adds to the log
     given:        for the trainer, model and data above all
 
     The backbone keeps its own forward method, hooks and flags. The caller has the checkpoints
@@ -126,9 +143,13 @@ def run_trainer(
         warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
         if folder is None:
             settings = settings | {"save_strategy": "no"}
-        args = config(output_dir=str(folder or scratch), **settings)
+        args = config(output_dir=str(folder or scratch), **_named(checkpoints), **settings)
         resumable: Any = type(trainer.__name__, (Resumable, trainer), {})
-        work = resumable(args=args, processing_class=backbone.tokenizer, **given)
+        with _logging_beside(checkpoints):
+            work = resumable(args=args, processing_class=backbone.tokenizer, **given)
+        if watch is not None:
+            # before the reporters, which are given the same log
+            work.callback_handler.callbacks.insert(0, _watching(watch))
 
         if args.fp16:
             _widen(work.model)
@@ -140,6 +161,43 @@ def run_trainer(
             forget(folder)
             processes.wait()
         work.train(resume_from_checkpoint=str(last) if last else None)
+
+
+def _named(checkpoints: Path | None) -> dict[str, str]:
+    """What a log calls a training: run, stage and what is trained."""
+    if checkpoints is None:
+        return {}
+    return {"run_name": "/".join(checkpoints.absolute().parent.parts[-3:])}
+
+
+@contextlib.contextmanager
+def _logging_beside(checkpoints: Path | None) -> Iterator[None]:
+    """TensorBoard's files go beside the checkpoints: the folder that transformers would take is
+    gone after the training. The user's own TENSORBOARD_LOGGING_DIR wins."""
+    key = "TENSORBOARD_LOGGING_DIR"
+    if checkpoints is None or key in os.environ:
+        yield
+        return
+    os.environ[key] = str(checkpoints.absolute().parent / "logs")
+    try:
+        yield
+    finally:
+        del os.environ[key]
+
+
+def _watching(watch: Watch) -> Any:
+    """The watch as a callback of transformers' trainers."""
+    from transformers import TrainerCallback
+
+    class Watching(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            watch.into({}, state.global_step)
+
+        def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            last = "train_runtime" in given["logs"]  # the summary at the end
+            watch.into(given["logs"], state.global_step, last)
+
+    return Watching()
 
 
 def _widen(model: Any) -> None:
