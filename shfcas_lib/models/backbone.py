@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from shfcas_lib.base import dialogues
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.models import templates
+from shfcas_lib.models.experts import Experts, find
 from shfcas_lib.params.schema import Lora, Model
 from shfcas_lib.storage import files
 
@@ -45,6 +46,11 @@ class Backbone:
     peft: Any = None
     active: str | None = field(default=None)
     model: Model = Model()  # what it was loaded as
+    experts: Experts = Experts()  # of a mixture; found before the first adapter comes
+
+    def __post_init__(self) -> None:
+        if not self.experts.names:
+            self.experts = find(self.causal)
 
     @property
     def device(self) -> torch.device:
@@ -137,8 +143,8 @@ class Backbone:
             r=lora.r,
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
-            target_modules="all-linear",
             task_type=task,
+            **self.experts.targets(lora.dropout),
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

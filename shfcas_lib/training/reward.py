@@ -23,6 +23,7 @@ import pandas as pd
 from shfcas_lib.base.batches import by_length, pad_right
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.data.preferences import to_trl
+from shfcas_lib.models.architecture import body
 from shfcas_lib.params.schema import Reward, Training
 from shfcas_lib.rewards import locate, named, spread
 from shfcas_lib.storage import files
@@ -62,7 +63,7 @@ class LoraReward:
         bar = {"desc": f"scoring with {self.name}", "unit": "batch", "mininterval": 1}
         scores = np.zeros(len(sequences))
         model = classifier(self.backbone, self.head)
-        base = getattr(model, model.base_model_prefix)
+        base = getattr(model, body(model))
         with self.backbone.using(self.name), torch.inference_mode():
             for rows in tqdm(batches, disable=quiet or None, **bar):
                 last = self._last_states(base, [sequences[k] for k in rows])
@@ -241,8 +242,7 @@ def classifier(backbone: Backbone, head: torch.nn.Linear) -> Any:
         del config.quantization_config
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(config)
-    layers = getattr(backbone.causal, backbone.causal.base_model_prefix)
-    setattr(model, model.base_model_prefix, layers)
+    setattr(model, body(model), getattr(backbone.causal, body(backbone.causal)))
     model.score = head
     return model
 
@@ -250,7 +250,9 @@ def classifier(backbone: Backbone, head: torch.nn.Linear) -> Any:
 def _new_head(backbone: Backbone) -> torch.nn.Linear:
     import torch
 
-    head = torch.nn.Linear(backbone.causal.config.hidden_size, 1, bias=False, dtype=torch.float32)
+    # what the output layer reads: some models narrow their hidden states before it
+    width = backbone.causal.get_output_embeddings().weight.shape[1]
+    head = torch.nn.Linear(width, 1, bias=False, dtype=torch.float32)
     torch.nn.init.normal_(head.weight, std=0.02)
     return head.to(backbone.device)
 
