@@ -227,7 +227,8 @@ def load_weights(
             f"{whence.name} is a LoRA adapter on a model, expected the model: merge it into the"
             " weights first"
         )
-    model = stored.settle(model, how, options["dtype"], whence.where)
+    with _quiet():
+        model = stored.settle(model, how, options["dtype"], whence.where)
     if options["dtype"] == torch.float32:
         _keep_float32(model)
     return model.eval().requires_grad_(False)

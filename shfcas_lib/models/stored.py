@@ -88,6 +88,7 @@ def treat(config: Any, wanted: str, dtype: Any, device: str, where: Where) -> Tr
     method = method_of(config)
     if method is None:
         return Treatment(config, "none" if wanted == "as_stored" else wanted)
+    _check_known(method, where)
     _check_wanted(method, _settings(config) or {}, wanted, where)
     if wanted == "as_stored" and device == "cpu" and method in _GPU_ALONE:
         raise InputError(
@@ -97,6 +98,16 @@ def treat(config: Any, wanted: str, dtype: Any, device: str, where: Where) -> Tr
     told = _told(config, method, wanted == "none", dtype)
     trainable = _tried(told, wanted, dtype, device, method, where)
     return Treatment(told, "none", method, wanted == "none", trainable)
+
+
+def _check_known(method: str, where: Where) -> None:
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as known
+
+    if method not in (BNB4, BNB8, *known):
+        raise InputError(
+            f"{where.name} is stored quantised ({method}), which transformers does not read:"
+            " expected another form of the model"
+        )
 
 
 def _check_wanted(method: str, settings: dict[str, Any], wanted: str, where: Where) -> None:
@@ -142,7 +153,8 @@ def _tried(config: Any, wanted: str, dtype: Any, device: str, method: str, where
     try:
         quantiser = AutoHfQuantizer.from_config(settings, pre_quantized=True)
         quantiser.validate_environment(device_map={"": device}, weights_only=True)
-        computed, trainable = quantiser.update_dtype(dtype), bool(quantiser.is_trainable)
+        computed = quantiser.update_dtype(dtype)
+        trainable = wanted == "none" or bool(quantiser.is_trainable)
     # whatever a package of somebody else's raises where it is missing or does not fit
     except Exception as error:
         raise InputError(
@@ -183,7 +195,22 @@ def settle(model: Any, how: Treatment, dtype: Any, where: Where) -> Any:
             f"{where.name} is stored quantised ({how.method}), but was widened on this machine: set"
             f" {where.key} to none"
         )
+    if how.method in (BNB4, BNB8):
+        _retype(model, dtype)
+    if model.dtype != dtype:
+        found = str(model.dtype).removeprefix("torch.")
+        raise InputError(
+            f"{where.dtype}: {where.name} is stored quantised ({how.method}) and computes in"
+            f" {found}, as its files have it: set it to {found}"
+        )
     return model
+
+
+def _retype(model: Any, dtype: Any) -> None:
+    """Give what bitsandbytes left whole the compute type: transformers leaves that of the files."""
+    for weight in model.parameters():
+        if weight.is_floating_point():
+            weight.data = weight.data.to(dtype)
 
 
 def first_line(error: BaseException) -> str:

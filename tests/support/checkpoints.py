@@ -453,3 +453,92 @@ def mixture(name, folder):
     made = getattr(transformers, config)(**keys | _tokens())
     kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(made)]
     return save(made, kind, folder)
+
+
+# --- checkpoints that are quantised already
+
+
+def bitsandbytes(twin, folder, bits):
+    """A twin that bitsandbytes quantised, as transformers writes it (compute type bfloat16)."""
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    settings = {"load_in_8bit": True}
+    if bits == 4:
+        settings = {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_compute_dtype": torch.bfloat16,
+        }
+    shutil.copytree(twin, folder, dirs_exist_ok=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        twin, quantization_config=BitsAndBytesConfig(**settings), device_map={"": "cpu"}
+    )
+    model.save_pretrained(folder)
+    return folder
+
+
+def fp8(twin, folder):
+    """A twin whose linear layers lie in 8-bit floats, with one scale a block of 16 x 16."""
+    import torch
+
+    shutil.copytree(twin, folder, dirs_exist_ok=True)
+    tensors = {}
+    for name, weight in read(twin).items():
+        if "proj.weight" not in name:
+            tensors[name] = weight
+            continue
+        rows, columns = weight.shape
+        blocks = weight.float().reshape(rows // 16, 16, columns // 16, 16)
+        scale = blocks.abs().amax((1, 3)) / 448
+        small = blocks / scale[:, None, :, None]
+        tensors[name] = small.reshape(rows, columns).to(torch.float8_e4m3fn)
+        tensors[name.replace("weight", "weight_scale_inv")] = scale
+    write(folder, tensors)
+    stored = {"quant_method": "fp8", "weight_block_size": [16, 16], "activation_scheme": "dynamic"}
+    return configure(folder, quantization_config=stored)
+
+
+def mxfp4(folder):
+    """The twin of gpt-oss, its experts packed in 4-bit floats as published."""
+    import torch
+
+    mixture("gpt_oss", folder)
+    tensors = {}
+    for name, weight in read(folder).items():
+        if not name.endswith(("gate_up_proj", "down_proj")):
+            tensors[name] = weight
+            continue
+        experts, columns, rows = weight.shape  # transposed: inputs before outputs
+        packed_in = (experts, rows, columns // 32, 16)
+        tensors[f"{name}_blocks"] = torch.randint(0, 256, packed_in, dtype=torch.uint8)
+        scales = torch.full((experts, rows, columns // 32), 124, dtype=torch.uint8)
+        tensors[f"{name}_scales"] = scales
+    write(folder, tensors)
+    return configure(folder, quantization_config={"quant_method": "mxfp4"})
+
+
+# What stands in the config.json of published checkpoints, by method. Their packages are not
+# installed here, or need a GPU.
+STORED = {
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": True, "sym": True},
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True},
+    "compressed-tensors": {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4}}},
+        "ignore": ["lm_head"],
+    },
+    "hqq": {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4}}},
+    "torchao": {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig"}}},
+    "aqlm": {"quant_method": "aqlm", "in_group_size": 8},
+    "quanto": {"quant_method": "quanto", "weights": "int8"},
+    "eetq": {"quant_method": "eetq", "weights": "int8"},
+    "fbgemm_fp8": {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0},
+    "higgs": {"quant_method": "higgs", "bits": 4},
+    "vptq": {"quant_method": "vptq"},
+    "auto-round": {"quant_method": "auto-round", "bits": 4, "group_size": 128},
+    "modelopt": {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+    "exl2": {"quant_method": "exl2", "bits": 4.0},
+    "no method": {"bits": 4},
+}
