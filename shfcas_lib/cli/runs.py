@@ -120,6 +120,8 @@ def _check(options: argparse.Namespace) -> int:
     sizes = prompts["split"].value_counts()
     splits = ", ".join(f"{size} {split}" for split, size in sizes.items())
     print(f"{options.params}: fine; {len(prompts)} prompts: {splits}")
+    for line in checks.check_models(settings):
+        print(printable(line))
     dropped = prompt_data.dropped(settings)
     if len(dropped):
         print(printable(prompt_data.dropped_text(dropped)))

@@ -57,7 +57,7 @@ def check_policy(config: Any, name: str, trust_remote_code: bool = False) -> Non
             f"{name} is an encoder ({kind}), which reads a text in both directions, {_EXPECTED}"
         )
     text = text_config(config) if written_by(config) is not None else config
-    if _causal_class(text) is None:
+    if causal_class(text) is None:
         several = ", and none for the language model inside it" if is_composite(config) else ""
         raise InputError(
             f"{name} is a {kind}: transformers has no causal language model of the type"
@@ -107,9 +107,15 @@ def _keeps_state(config: Any) -> bool:
     """Does any layer keep something else than keys and values of every token?"""
     from transformers import DynamicCache
 
-    if getattr(_causal_class(config), "_is_stateful", False):
+    if getattr(causal_class(config), "_is_stateful", False):
         return True
-    return not shares_prompts(DynamicCache(config=text_config(config)))
+    try:
+        return not shares_prompts(DynamicCache(config=text_config(config)))
+    except (
+        AttributeError,
+        ValueError,
+    ):  # a family with a cache of its own, tried when it is loaded
+        return False
 
 
 def shares_prompts(cache: Any) -> bool:
@@ -128,7 +134,8 @@ def is_composite(config: Any) -> bool:
     return text_config(config) is not config
 
 
-def _causal_class(config: Any) -> Any:
+def causal_class(config: Any) -> Any:
+    """transformers' language model for a configuration, or None."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING as language_models
 
     return language_models.get(type(config), None)
@@ -141,11 +148,11 @@ def written_by(config: Any) -> Any:
     if not is_composite(config):
         return None
     writer = getattr(transformers, _kind(config), None)
-    inner = (_causal_class(config), _causal_class(text_config(config)))
+    inner = (causal_class(config), causal_class(text_config(config)))
     # some families write their text model alone under the configuration of the whole
     if writer is not None and writer.__name__.endswith("ForCausalLM") and writer in inner:
         return None
-    return writer or _causal_class(config)
+    return writer or causal_class(config)
 
 
 def skeleton(config: Any, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -15,6 +15,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from shfcas_lib.params.schema import Params
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -50,19 +52,25 @@ def find(model: PreTrainedModel) -> Experts:
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    names, numbers = [], 0
-    for name, weight in model.named_parameters():
-        if weight.ndim >= 3 and not _convolves(model, name):
-            names.append(name)
-            numbers += weight.numel()
+    names = find_names(model)
     if not names:
         return Experts()
     head, linear = model.get_output_embeddings(), []
     for name, module in model.named_modules():
         if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head:
             linear.append(name)
-    share = numbers / sum(_numbers(weight) for weight in model.parameters())
+    inside = sum(model.get_parameter(name).numel() for name in names)
+    share = inside / sum(_numbers(weight) for weight in model.parameters())
     return Experts(tuple(names), tuple(linear), share)
+
+
+def find_names(module: Any) -> list[str]:
+    """Names of the fused experts in a module: weights of three axes, convolutions apart."""
+    names = []
+    for name, weight in module.named_parameters():
+        if weight.ndim >= 3 and not _convolves(module, name):
+            names.append(name)
+    return names
 
 
 def _numbers(weight: Any) -> int:
@@ -71,7 +79,7 @@ def _numbers(weight: Any) -> int:
     return math.prod(state.shape) if state is not None else weight.numel()
 
 
-def _convolves(model: PreTrainedModel, name: str) -> bool:
+def _convolves(model: Any, name: str) -> bool:
     """Does a weight belong to a convolution, whose weights have three axes too?"""
     import torch
 
@@ -91,21 +99,31 @@ def quantise(model: PreTrainedModel, experts: Experts) -> Experts:
     return replace(experts, quantised=True)
 
 
+def trained_adapters(params: Params) -> dict[str, float]:
+    """lora.dropout of every adapter that a run trains, by the key that describes it."""
+    trained = {
+        "reward.lora": (params.reward.kind == "lora", params.reward.lora),
+        "policy.lora": (params.policy.kind != "tilt", params.policy.lora),
+        "sft.lora": (params.sft.answers != "none", params.sft.lora),
+    }
+    return {key: lora.dropout for key, (wanted, lora) in trained.items() if wanted}
+
+
 def unreached(experts: Experts, quantisation: str, dropouts: dict[str, float]) -> str | None:
     """One line about what quantisation or LoRA does not reach; None where there is nothing.
 
-    dropouts: lora.dropout of every training of the run, by the key that names it.
+    quantisation: model.quantisation; dropouts: of `trained_adapters`.
     """
     if not experts.names:
         return None
     told = []
-    if quantisation == "int8":
-        told.append("model.quantisation int8 leaves them in the compute type (nf4 reaches them)")
+    if quantisation in ("nf4", "int8") and not experts.quantised:
+        told.append(f"model.quantisation {quantisation} leaves them in the compute type")
     for key, dropout in dropouts.items():
-        if quantisation == "nf4":
-            told.append(f"{key} does not adapt them, which PEFT cannot on NF4")
+        if experts.quantised:
+            told.append(f"{key} does not adapt them, which PEFT cannot do on NF4")
         elif dropout:
-            told.append(f"{key} adapts them only with {key}.dropout 0 (now {dropout})")
+            told.append(f"{key} adapts them only with dropout 0 (now {dropout})")
     if not told:
         return None
     first = f"{experts.names[0]} and {len(experts.names) - 1} more"

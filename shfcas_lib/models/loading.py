@@ -12,11 +12,12 @@ import contextlib
 import gc
 import importlib.util
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from shfcas_lib.base import places
+from shfcas_lib.base import places, processes
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.models import (
     architecture,
@@ -41,21 +42,24 @@ if TYPE_CHECKING:
 def load_backbone(model: Model) -> Backbone:
     """Load the backbone of a run, quantised as its parameters say.
 
-    It comes from an embedded asset, a local folder or a hub id. What its experts are not reached
-    by is said on stderr.
+    It comes from an embedded asset, a local folder or a hub id. Where its quantisation leaves the
+    experts of a mixture whole, a line on stderr says so.
 
     Raises InputError when the source cannot be found, is no whole decoder-only language model, is
     quantised otherwise than the parameters say, needs code of its own, or when a package, a GPU or
     a template is missing.
     """
     whence = Source("model.source", model.source, model.revision)
-    causal, config = _language_model(model, whence)
-    tokenizer = _settled_tokenizer(model)
+    causal, how = _language_model(model, whence)
+    tokenizer = settled_tokenizer(model)
     rows = causal.get_input_embeddings().weight.shape[0]
     vocabulary.check(tokenizer, rows, whence.name)
     backbone = Backbone(causal, tokenizer, model.system_prompt, model=model)
-    if model.quantisation == "nf4" and backbone.experts.names and not stored.method_of(config):
+    if backbone.experts.names and quantises_experts(model, how):
         backbone.experts = experts.quantise(causal, backbone.experts)
+    left = experts.unreached(backbone.experts, model.quantisation, {})
+    if left and processes.is_main():
+        print(left, file=sys.stderr)
     _check_stops(backbone, rows, whence.name)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = backbone.stop_ids[0]
@@ -63,8 +67,13 @@ def load_backbone(model: Model) -> Backbone:
     return backbone
 
 
-def _language_model(model: Model, whence: Source) -> tuple[Any, Any]:
-    """The frozen language model of a source, and the configuration in its files."""
+def quantises_experts(model: Model, how: stored.Treatment) -> bool:
+    """Are the experts of a mixture held in NF4?"""
+    return model.quantisation == "nf4" and how.method is None
+
+
+def _language_model(model: Model, whence: Source) -> tuple[Any, stored.Treatment]:
+    """The frozen language model of a source, and how it was loaded."""
     from transformers import AutoModelForCausalLM
 
     config = checked_config(model, whence)
@@ -75,7 +84,7 @@ def _language_model(model: Model, whence: Source) -> tuple[Any, Any]:
     if whole is not None:
         causal = architecture.language_part(causal, whence.name)
         free_memory()
-    return causal, config
+    return causal, options["how"]
 
 
 def _check_stops(backbone: Backbone, rows: int, name: str) -> None:
@@ -101,10 +110,11 @@ def load_reader(model: Model) -> Backbone:
     config = load_config(model, whence.key, whence.source, whence.revision)
     architecture.check_policy(config, whence.name, model.trust_remote_code)
     causal = architecture.skeleton(config, model.trust_remote_code)
-    return Backbone(causal, _settled_tokenizer(model), model.system_prompt)
+    return Backbone(causal, settled_tokenizer(model), model.system_prompt)
 
 
-def _settled_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+def settled_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    """The backbone's tokenizer with the template that the run asks for. Raises InputError."""
     tokenizer = load_tokenizer(model, "model.source", model.source, model.revision)
     templates.settle(tokenizer, model)
     return tokenizer
@@ -142,6 +152,13 @@ def checked_config(model: Model, whence: Source) -> Any:
     return load_config(model, whence.key, whence.source, whence.revision)
 
 
+def treatment(model: Model, config: Any, whence: Source) -> stored.Treatment:
+    """How a model's files are made what the parameters say. Raises InputError."""
+    device = pick_device(model.device)
+    dtype = _dtype(model.dtype, device)
+    return stored.treat(config, model.quantisation, dtype, device, whence.where)
+
+
 def loading_options(
     model: Model, config: Any, whence: Source, skip: list[str] | None = None
 ) -> dict[str, Any]:
@@ -157,7 +174,7 @@ def loading_options(
     device = pick_device(model.device)
     dtype = _dtype(model.dtype, device)
     _check_attention(model, device, dtype, config, whence.source)
-    how = stored.treat(config, model.quantisation, dtype, device, whence.where)
+    how = treatment(model, config, whence)
     attention = {} if model.attention == "auto" else {"attn_implementation": model.attention}
     # a number: each process of a launch has a GPU of its own
     place = torch.cuda.current_device() if device == "cuda" else device
@@ -251,16 +268,21 @@ def _loaded(load: Callable[..., Any], whence: Source, **options: Any) -> Any:
     """What a loader of transformers makes of a source. Raises InputError."""
     if whence.revision:
         options["revision"] = whence.revision
-    place, name = located(whence.source, whence.key), whence.name
+    place = located(whence.source, whence.key)
     if place == whence.source and not hub.within_reach():
         options["local_files_only"] = True
+    return guarded(whence, lambda: load(place, **options))
+
+
+def guarded(whence: Source, load: Callable[[], Any]) -> Any:
+    """What `load` makes of a model; whatever it raises becomes one sentence, an InputError."""
     try:
-        return load(place, **options)
+        return load()
     except InputError:
         raise
     # transformers, and the packages that it calls, raise whatever they like
     except Exception as error:
-        raise InputError(_told(error, name)) from error
+        raise InputError(_told(error, whence.name)) from error
 
 
 def _told(error: Exception, name: str) -> str:

@@ -9,7 +9,6 @@ with no more than a line in the log. A model that was loaded so is not the one t
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 from shfcas_lib.base.errors import InputError
@@ -36,8 +35,8 @@ def check_report(report: dict[str, Any], name: str, kind: str, spare: str = "(?!
     packed = [key for key in left if key.endswith(_PACKED)]
     if packed:
         raise InputError(
-            f"{name} holds weights that GPTQ or AWQ packed ({packed[0]}), but its config.json has no"
-            " quantization_config that says how: expected one, or the unquantised model"
+            f"{name} holds weights that GPTQ or AWQ packed ({packed[0]}), but its config.json has"
+            " no quantization_config that says how: expected one, or the unquantised model"
         )
     for key, stored, built in sorted(report["mismatched_keys"]):
         raise InputError(_unlike(name, key, stored, built))

@@ -11,6 +11,7 @@ none        widened to the compute type, where transformers can widen them
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,8 +89,7 @@ def treat(config: Any, wanted: str, dtype: Any, device: str, where: Where) -> Tr
     method = method_of(config)
     if method is None:
         return Treatment(config, "none" if wanted == "as_stored" else wanted)
-    _check_known(method, where)
-    _check_wanted(method, _settings(config) or {}, wanted, where)
+    check(config, wanted, where)
     if wanted == "as_stored" and device == "cpu" and method in _GPU_ALONE:
         raise InputError(
             f"{where.name} is stored quantised ({method}), which computes on a GPU alone: set"
@@ -98,6 +98,32 @@ def treat(config: Any, wanted: str, dtype: Any, device: str, where: Where) -> Tr
     told = _told(config, method, wanted == "none", dtype)
     trainable = _tried(told, wanted, dtype, device, method, where)
     return Treatment(told, "none", method, wanted == "none", trainable)
+
+
+def check(config: Any, wanted: str, where: Where) -> None:
+    """Raise InputError where a checkpoint's files cannot become what is wanted."""
+    method = method_of(config)
+    if method is not None:
+        _check_known(method, where)
+        _check_wanted(method, _settings(config) or {}, wanted, where)
+
+
+def bits_of(config: Any) -> int:
+    """Bits of a stored weight; 4 where the configuration does not say."""
+    settings = _settings(config) or {}
+    if settings.get("load_in_8bit") or "fp8" in str(settings.get("quant_method")):
+        return 8
+    return next((int(found) for found in _find(settings) if str(found).isdigit()), 4)
+
+
+def _find(settings: Any) -> Iterator[Any]:
+    """Values of the keys, at any depth, under which methods note their bits."""
+    if not isinstance(settings, dict):
+        return
+    for key, value in settings.items():
+        if key in ("bits", "w_bit", "num_bits", "nbits"):
+            yield value
+        yield from _find(value)
 
 
 def _check_known(method: str, where: Where) -> None:
@@ -117,7 +143,7 @@ def _check_wanted(method: str, settings: dict[str, Any], wanted: str, where: Whe
         values.append("nf4")
     if method == BNB8:
         values.append("int8")
-    if method in (BNB4, BNB8, *_WIDENED_ON_THE_WAY):
+    if widens(method):
         values.append("none")
     if wanted in values:
         return
@@ -128,6 +154,11 @@ def _check_wanted(method: str, settings: dict[str, Any], wanted: str, where: Whe
         f"{where.key}: found {wanted!r}, but {where.name} is stored quantised ({method}): set it to"
         f" {ways}"
     )
+
+
+def widens(method: str | None) -> bool:
+    """Can weights that are stored so be had in the compute type?"""
+    return method in (None, BNB4, BNB8, *_WIDENED_ON_THE_WAY)
 
 
 def _told(config: Any, method: str, widen: bool, dtype: Any) -> Any:

@@ -54,7 +54,10 @@ def run(backbone: Backbone, name: str) -> None:
 
 
 def _logits(backbone: Backbone, ids: list[int]) -> torch.Tensor:
-    """Logits of one sequence, (tokens, vocabulary), float32. Its cache must be one to sample with."""
+    """Logits of one sequence, (tokens, vocabulary), float32.
+
+    Raises ValueError for a cache that sampling cannot work with.
+    """
     import torch
 
     tokens = torch.tensor([ids], device=backbone.device)

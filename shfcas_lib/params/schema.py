@@ -851,8 +851,8 @@ class Params(Block):
         if self.model.quantisation == "as_stored" and self.sft.answers != "none":
             raise ValueError(
                 "sft.answers chosen writes a fine-tuned copy without quantisation, so that"
-                " model.quantisation as_stored would not say how that is loaded: set it to nf4, int8"
-                " or none"
+                " model.quantisation as_stored would not say how that is loaded: set it to nf4,"
+                " int8 or none"
             )
         return self
 

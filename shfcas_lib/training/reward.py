@@ -234,17 +234,33 @@ def classifier(backbone: Backbone, head: torch.nn.Linear) -> Any:
     import copy
 
     import torch
-    from transformers import AutoModelForSequenceClassification
+    from transformers import (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        AutoModelForSequenceClassification,
+    )
 
     config = copy.deepcopy(backbone.causal.config)
     config.num_labels, config.pad_token_id = 1, backbone.tokenizer.pad_token_id
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(config)
+        if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            model = AutoModelForSequenceClassification.from_config(config)
+        else:
+            model = _classifier_class(backbone)(config)
     setattr(model, body(model), getattr(backbone.causal, body(backbone.causal)))
     model.score = head
     return model
+
+
+def _classifier_class(backbone: Backbone) -> Any:
+    """A sequence classifier for a family that transformers has none for, made as it makes them."""
+    from transformers import PreTrainedModel
+    from transformers.modeling_layers import GenericForSequenceClassification
+
+    ancestors = type(backbone.causal).__mro__
+    family = next(kind for kind in ancestors if PreTrainedModel in kind.__bases__)
+    return type("Classifier", (GenericForSequenceClassification, family), {})
 
 
 def _new_head(backbone: Backbone) -> torch.nn.Linear:

@@ -12,7 +12,7 @@ from project import ROOT
 
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.cli.program import main
-from shfcas_lib.memory import estimate, plan, shapes
+from shfcas_lib.memory import estimate, known, plan, shapes
 from shfcas_lib.memory.plan import UNKNOWN_PROMPT, _micro, longest_prompt, make_plan
 from shfcas_lib.params import reading
 from shfcas_lib.params.schema import Lora
@@ -27,10 +27,17 @@ RUN = {
 }
 # From the models' pages: parameters, as safetensors files count them.
 PUBLISHED = {
-    "llama-3.1-8b": 8_030_261_248,
-    "qwen2.5-7b": 7_615_616_512,
-    "pythia-1b": 1_011_781_632,
-    "smollm2-135m": 134_515_008,
+    "meta-llama/Llama-3.1-8B-Instruct": 8_030_261_248,
+    "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512,
+    "EleutherAI/pythia-1b": 1_011_781_632,
+    "smollm2-135m-instruct": 134_515_008,
+    "HuggingFaceTB/SmolLM2-360M-Instruct": 361_821_120,
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": 1_100_048_384,
+    # with the output layer of the language model, which it shares with its embedding
+    "Skywork/Skywork-Reward-V2-Qwen3-0.6B": 596_049_920,
+    "Skywork/Skywork-Reward-Llama-3.1-8B-v0.2": 8_030_261_248,
+    # the published 6,738,415,616 of LLaMA, and one more word on both sides
+    "PKU-Alignment/beaver-7b-unified-cost": 6_738_415_616 + 2 * 4096,
 }
 
 
@@ -41,23 +48,19 @@ def settings(**changes):
 @pytest.fixture(scope="module")
 def llama_config(tmp_path_factory):
     """A folder with nothing but the config.json of an 8B Llama."""
-    import gpu_check
-
     folder = tmp_path_factory.mktemp("config")
-    gpu_check.config("llama-3.1-8b").save_pretrained(folder)
+    known.described("meta-llama/Llama-3.1-8B-Instruct")[0].save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def llama(llama_config):
-    return shapes.shape_of(shapes.read_config("", config=llama_config))
+    return shapes.shape_of(shapes.read_config("", config=llama_config).config)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_are_counted_as_published(name):
-    import gpu_check
-
-    assert shapes.shape_of(gpu_check.config(name)).parameters == PUBLISHED[name]
+    assert shapes.shape_of(known.described(name)[0]).parameters == PUBLISHED[name]
 
 
 # the formulas, part by part
@@ -432,16 +435,6 @@ def test_the_plan_takes_the_micro_batch_that_training_takes(batch_size):
         == trainer.arguments(trainer.PLAIN, backbone, batch_size, 4, 0)[
             "per_device_train_batch_size"
         ]
-    )
-
-
-def test_gpu_check_knows_the_shape_of_every_recipe_without_a_hub():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    import gpu_check
-
-    sources = [reading.load(path).model.source.lower() for path in (ROOT / "params").glob("*.yaml")]
-    assert all(
-        any(shape in source for shape in gpu_check.SHAPES) for source in sources if "/" in source
     )
 
 

@@ -522,7 +522,13 @@ def mxfp4(folder):
 # installed here, or need a GPU.
 STORED = {
     "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": True, "sym": True},
-    "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True},
+    "awq": {
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": 128,
+        "version": "gemm",
+        "zero_point": True,
+    },
     "compressed-tensors": {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
@@ -530,7 +536,10 @@ STORED = {
         "ignore": ["lm_head"],
     },
     "hqq": {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4}}},
-    "torchao": {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig"}}},
+    "torchao": {
+        "quant_method": "torchao",
+        "quant_type": {"default": {"_type": "Int8WeightOnlyConfig"}},
+    },
     "aqlm": {"quant_method": "aqlm", "in_group_size": 8},
     "quanto": {"quant_method": "quanto", "weights": "int8"},
     "eetq": {"quant_method": "eetq", "weights": "int8"},
