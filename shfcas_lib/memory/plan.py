@@ -22,6 +22,7 @@ from shfcas_lib.memory.estimate import PARTS, Beside, Knobs, StageMemory
 from shfcas_lib.memory.shapes import Shape
 from shfcas_lib.models import architecture, experts, stored
 from shfcas_lib.params.schema import Params
+from shfcas_lib.storage import assets
 
 GB = 1e9
 CARDS = {
@@ -358,10 +359,14 @@ def _halves(number: int, least: int) -> list[int]:
 
 
 def longest_prompt(params: Params) -> int:
-    """Tokens of the longest prompt, guessed from its letters; a fixed guess for a hub's."""
+    """Tokens of the longest prompt, guessed from its letters; a fixed guess for a hub's, and for
+    those that the library would have to fetch first."""
     from shfcas_lib.data.prompts import load_prompts
 
     if any(block.source or block.recipe for block in (params.prompts, params.preferences)):
+        return UNKNOWN_PROMPT
+    fetched = (assets.cache_dir() / "do-not-answer" / assets.MANIFEST).is_file()
+    if params.task == "safety" and not fetched:
         return UNKNOWN_PROMPT
     longest = max(len(dialogues.plain(prompt)) for prompt in load_prompts(params)["prompt"])
     return (longest + len(params.model.system_prompt)) // LETTERS_PER_TOKEN + TEMPLATE_TOKENS
