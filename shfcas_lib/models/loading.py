@@ -50,8 +50,10 @@ def load_backbone(model: Model) -> Backbone:
     a template is missing.
     """
     whence = Source("model.source", model.source, model.revision)
-    causal, how = _language_model(model, whence)
-    tokenizer = settled_tokenizer(model)
+    config = checked_config(model, whence)
+    architecture.check_policy(config, whence.name, model.trust_remote_code)
+    tokenizer = settled_tokenizer(model)  # asked before the weights, which take minutes
+    causal, how = _language_model(model, config, whence)
     rows = causal.get_input_embeddings().weight.shape[0]
     vocabulary.check(tokenizer, rows, whence.name)
     backbone = Backbone(causal, tokenizer, model.system_prompt, model=model)
@@ -72,12 +74,12 @@ def quantises_experts(model: Model, how: stored.Treatment) -> bool:
     return model.quantisation == "nf4" and how.method is None
 
 
-def _language_model(model: Model, whence: Source) -> tuple[Any, stored.Treatment]:
+def _language_model(
+    model: Model, config: Any, whence: Source
+) -> tuple[PreTrainedModel, stored.Treatment]:
     """The frozen language model of a source, and how it was loaded."""
     from transformers import AutoModelForCausalLM
 
-    config = checked_config(model, whence)
-    architecture.check_policy(config, whence.name, model.trust_remote_code)
     whole = architecture.written_by(config)
     options = loading_options(model, config, whence)
     causal = load_weights(whole or AutoModelForCausalLM, whence, **options)
