@@ -245,16 +245,14 @@ def _linear(module) -> list[tuple[tuple[int, int], Any]]:
     GPT-2's are transformers' Conv1D, the same with its matrix transposed: both are quantised and
     adapted.
     """
-    import torch
     from transformers.pytorch_utils import Conv1D
 
     found: list[tuple[tuple[int, int], Any]] = []
     for part in module.modules():
-        if isinstance(part, torch.nn.Linear):
-            found.append(((part.in_features, part.out_features), part))
-        elif isinstance(part, Conv1D):
-            reads, writes = part.weight.shape
-            found.append(((reads, writes), part))
+        if not experts.is_linear(part):
+            continue
+        one, other = part.weight.shape
+        found.append(((one, other) if isinstance(part, Conv1D) else (other, one), part))
     return found
 
 

@@ -49,19 +49,26 @@ class Experts:
 
 def find(model: PreTrainedModel) -> Experts:
     """The fused experts of a model that has no adapters yet."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
     names = find_names(model)
     if not names:
         return Experts()
     head, linear = model.get_output_embeddings(), []
     for name, module in model.named_modules():
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head:
+        if is_linear(module) and module is not head:
             linear.append(name)
     inside = sum(model.get_parameter(name).numel() for name in names)
     share = inside / sum(_numbers(weight) for weight in model.parameters())
     return Experts(tuple(names), tuple(linear), share)
+
+
+def is_linear(module: Any) -> bool:
+    """Is it a linear layer, or GPT-2's form of one? A family's own router, which is one and gives
+    back more, is not meant."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    own = type(module).__module__.startswith("transformers.models.")
+    return isinstance(module, (torch.nn.Linear, Conv1D)) and not own
 
 
 def find_names(module: Any) -> list[str]:

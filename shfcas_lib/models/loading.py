@@ -86,6 +86,8 @@ def _language_model(
     if whole is not None:
         causal = architecture.language_part(causal, whence.name)
         free_memory()
+    if not hasattr(causal, causal.base_model_prefix):
+        causal.base_model_prefix = architecture.body(causal)  # TRL looks there (Llama 4)
     return causal, options["how"]
 
 

@@ -260,7 +260,9 @@ def _classifier_class(backbone: Backbone) -> Any:
 
     ancestors = type(backbone.causal).__mro__
     family = next(kind for kind in ancestors if PreTrainedModel in kind.__bases__)
-    return type("Classifier", (GenericForSequenceClassification, family), {})
+    # transformers reads the module's source to know what the family can do
+    of_the_family = {"__module__": family.__module__}
+    return type("Classifier", (GenericForSequenceClassification, family), of_the_family)
 
 
 def _new_head(backbone: Backbone) -> torch.nn.Linear:
