@@ -130,6 +130,8 @@ def _check(options: argparse.Namespace) -> int:
         print(printable(completions.report(settings)))
     if gold.kind_of(settings) == "safety" or prompts["harmful"].any():
         print(gold.harmful_text(prompts))
+    for line in checks.check_models(settings):
+        print(printable(line))
     dropped = prompt_data.dropped(settings)
     if len(dropped):
         print(printable(prompt_data.dropped_text(dropped)))

@@ -21,7 +21,8 @@ from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.plugins import imported
 from shfcas_lib.data.completions import own_completions
 from shfcas_lib.data.prompts import load_prompts
-from shfcas_lib.models import loading, published
+from shfcas_lib.models import inspection, loading, published, stored
+from shfcas_lib.models.experts import trained_adapters, unreached
 from shfcas_lib.models.templates import Refusal
 from shfcas_lib.params.schema import Attribute, Coverage, Mechanism, Params
 from shfcas_lib.tasks.attributes import attribute
@@ -31,6 +32,7 @@ from shfcas_lib.training import trainer
 def check(params: Params, screen: PromptCheck | None = None) -> pd.DataFrame:
     """Load the prompts and check everything about a run that needs no model. Returns the prompts.
     screen: as for `load_prompts`. Raises InputError."""
+    check_models(params)
     prompts = load_prompts(params, screen)
     gold.check(params, prompts)
     for mechanism in params.bias:
@@ -48,6 +50,32 @@ def check(params: Params, screen: PromptCheck | None = None) -> pd.DataFrame:
     trainer.check_report(params.training)
     _check_budget(params, prompts)
     return prompts
+
+
+def check_models(params: Params) -> list[str]:
+    """Look at the models whose files lie on this machine. Returns lines about what quantisation
+    or LoRA will not reach. Raises InputError."""
+    for key, block in (("gold.kind", params.gold), ("reward.proxy", params.reward)):
+        if block.published:
+            inspection.classifier(block.published, block.model, params.model, key)
+    found = inspection.policy(params.model)
+    if found is None:
+        return []
+    adapters = trained_adapters(params)
+    if adapters and not found.how.trainable:
+        raise InputError(
+            f"{next(iter(adapters))}: {found.name} is stored quantised ({found.how.method}), on"
+            " which no adapter can be trained: expected reward.kind probe and policy.kind tilt, or"
+            " another form of the model"
+        )
+    if params.sft.answers != "none" and not stored.widens(found.how.method):
+        raise InputError(
+            f"sft.answers: {found.name} is stored quantised ({found.how.method}), whose weights"
+            " cannot be widened to merge an adapter into them: expected none, or another form of"
+            " the model"
+        )
+    told = unreached(found.experts, params.model.quantisation, adapters)
+    return [told] if told else []
 
 
 def _check_mechanism(mechanism: Mechanism, categories: list[str]) -> None:

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from shfcas_lib.base import dialogues
+from shfcas_lib.base import dialogues, processes
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.models import templates
+from shfcas_lib.models.experts import Experts, find, unreached
 from shfcas_lib.params.schema import Lora, Model
 from shfcas_lib.storage import files
 
@@ -45,6 +47,12 @@ class Backbone:
     peft: Any = None
     active: str | None = field(default=None)
     model: Model = Model()  # what it was loaded as
+    experts: Experts = Experts()  # of a mixture; found before the first adapter comes
+    _told: bool = field(default=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.experts.names:
+            self.experts = find(self.causal)
 
     @property
     def device(self) -> torch.device:
@@ -133,12 +141,13 @@ class Backbone:
         import torch
         from peft import LoraConfig, get_peft_model
 
+        self._tell_of_experts(lora)
         config = LoraConfig(
             r=lora.r,
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
-            target_modules="all-linear",
             task_type=task,
+            **self.experts.targets(lora.dropout),
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -148,6 +157,13 @@ class Backbone:
             else:
                 self.peft.add_adapter(name, config)
         self.use(name)
+
+    def _tell_of_experts(self, lora: Lora) -> None:
+        """Say once, on stderr, where LoRA does not reach the experts of a mixture."""
+        told = unreached(self.experts, "none", {"lora": lora.dropout})
+        if told and not self._told and processes.is_main():
+            print(told, file=sys.stderr)
+            self._told = True
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Put a saved adapter on the backbone as `name`, replacing one of that name.

@@ -24,7 +24,7 @@ from shfcas_lib.base import dialogues
 from shfcas_lib.base.alignment import need
 from shfcas_lib.base.batches import by_length, pad_right
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.models import loading, templates
+from shfcas_lib.models import architecture, loading, templates, vocabulary
 from shfcas_lib.params.schema import Classifier, Model, Params
 
 if TYPE_CHECKING:
@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 
 # Score heads of published models under names that transformers does not know (safe-rlhf's reward
 # and cost models).
-_HEADS = {r"^score_head\.": "score."}
-_HEAD_NAMES = ("score", "classifier", "classification_head", "lm_head")
+HEADS = {r"^score_head\.": "score."}
+HEAD_NAMES = ("score", "classifier", "classification_head", "lm_head")
+# What may lie beside a score head unused: the language model's output layer, and the running mean
+# that safe-rlhf keeps in training.
+SPARE = r"^lm_head\.|^normalizer\."
 
 
 def scored(pool: pd.DataFrame, params: Params) -> pd.DataFrame:
@@ -158,24 +161,28 @@ def load_classifier(
     """Tokenizer, model and the number of the output that is the reward. Raises InputError."""
     from transformers import AutoModelForSequenceClassification
 
-    tokenizer = loading.load_tokenizer(backbone, key, source, read.revision)
-    options = loading.loading_options(backbone, key, source, skip=list(_HEAD_NAMES))
-    model, report = loading.load_weights(
-        AutoModelForSequenceClassification,
-        key,
-        source,
-        revision=read.revision,
-        key_mapping=_HEADS,
-        **options,
+    model, whence = as_loaded(source, read, backbone, key)
+    config = loading.checked_config(model, whence)
+    architecture.check_classifier(config, whence.name, model.trust_remote_code)
+    options = loading.loading_options(model, config, whence, skip=list(HEAD_NAMES))
+    classifier = loading.load_weights(
+        AutoModelForSequenceClassification, whence, spare=SPARE, key_mapping=HEADS, **options
     )
-    mismatched = sorted(name for name, *_ in report["mismatched_keys"])
-    fresh = sorted(report["missing_keys"]) + mismatched
-    if fresh:
-        raise InputError(
-            f"{key} {source!r} has no trained score head ({fresh[0]} is not among its weights):"
-            " expected a reward model, a sequence classifier"
-        )
-    return tokenizer, model, _column(model.config, read.label, key, source)
+    tokenizer = loading.load_tokenizer(backbone, key, source, read.revision)
+    rows = classifier.get_input_embeddings().weight.shape[0]
+    vocabulary.check(tokenizer, rows, whence.name)
+    return tokenizer, classifier, _column(classifier.config, read.label, key, source)
+
+
+def as_loaded(
+    source: str, read: Classifier, backbone: Model, key: str
+) -> tuple[Model, loading.Source]:
+    """How a published model is loaded: as the backbone, but for a quantisation of its own."""
+    if read.quantisation is None:
+        return backbone, loading.Source(key, source, read.revision, "model.quantisation")
+    told = f"{key.partition('.')[0]}.model.quantisation"
+    model = backbone.model_copy(update={"quantisation": read.quantisation})
+    return model, loading.Source(key, source, read.revision, told)
 
 
 def _column(config: Any, label: int | str | None, key: str, source: str) -> int:

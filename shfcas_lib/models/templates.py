@@ -63,7 +63,7 @@ def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> int | None:
     if len(around) < 4:
         return None
     after = tokenizer(around[2].strip(), add_special_tokens=False)["input_ids"]
-    return after[0] if after and after[0] in _control(tokenizer) else None
+    return after[0] if after and after[0] in control(tokenizer) else None
 
 
 class Refusal(NamedTuple):
@@ -93,7 +93,7 @@ class Guard:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.tokenizer, self.control = tokenizer, _control(tokenizer)
+        self.tokenizer, self.control = tokenizer, control(tokenizer)
         tokens = {token for token in self.control.values() if len(token) > 2}
         self.marks = sorted(tokens | _marks(_around(tokenizer)))
 
@@ -138,11 +138,18 @@ class Guard:
         return text
 
 
-def _control(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+def control(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """The control tokens of a tokenizer: number to text."""
     added = tokenizer.added_tokens_decoder.items()
     special = {number: token.content for number, token in added if token.special}
     named = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
     return special | dict(named)
+
+
+def written_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids that stand around contents: those of the template, or of a plain text."""
+    around = _around(tokenizer) or [""]
+    return [number for piece in around for number in tokenizer(piece)["input_ids"]]
 
 
 def _marks(around: list[str]) -> set[str]:

@@ -25,13 +25,20 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
+Quantisation = Literal["nf4", "int8", "none", "as_stored"]
+
+
 class Model(Block):
     source: str = Field(
         "smollm2-135m-instruct", description="embedded model, hub id, or local folder"
     )
     revision: str | None = Field(None, description="hub revision to pin")
-    quantisation: Literal["nf4", "int8", "none"] = Field(
-        "nf4", description="bitsandbytes quantisation of the backbone"
+    quantisation: Quantisation = Field(
+        "nf4",
+        description=(
+            "of the backbone: nf4, int8 by bitsandbytes; none; as_stored: as its files have it,"
+            " for a checkpoint that is quantised already"
+        ),
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="compute type; auto is bfloat16 on a CUDA GPU, else float32"
@@ -338,10 +345,13 @@ class Lora(Block):
 class Classifier(Block):
     """How a published reward model (sequence classification) is read.
 
-    Device, compute type and quantisation are the backbone's.
+    Device and compute type are the backbone's.
     """
 
     revision: str | None = Field(None, description="hub revision to pin")
+    quantisation: Quantisation | None = Field(
+        None, description="as model.quantisation, for this model; null: as the backbone"
+    )
     label: int | str | None = Field(
         None, description="which output, by number or name, where the model has several"
     )
@@ -998,6 +1008,12 @@ class Params(Block):
                 f" policy.kind {self.policy.kind} with those of model.quantisation"
                 f" {self.model.quantisation}: set that to none, sampling.engine to backbone, or"
                 " policy.kind to tilt"
+            )
+        if self.model.quantisation == "as_stored" and self.sft.answers != "none":
+            raise ValueError(
+                "sft.answers chosen writes a fine-tuned copy without quantisation, so that"
+                " model.quantisation as_stored would not say how that is loaded: set it to nf4,"
+                " int8 or none"
             )
         return self
 

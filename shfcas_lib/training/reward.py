@@ -24,6 +24,7 @@ from shfcas_lib.base import processes
 from shfcas_lib.base.batches import by_length, pad_right
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.data.preferences import to_trl
+from shfcas_lib.models.architecture import body
 from shfcas_lib.params.schema import Reward, Training
 from shfcas_lib.rewards import LEARNT, locate, named, spread
 from shfcas_lib.storage import files
@@ -65,7 +66,7 @@ class LoraReward:
         bar = {"desc": f"scoring with {self.name}", "unit": "batch", "mininterval": 1}
         scores = np.zeros(len(sequences))
         model = classifier(self.backbone, self.head)
-        base = getattr(model, model.base_model_prefix)
+        base = getattr(model, body(model))
         with self.backbone.using(self.name), torch.inference_mode():
             for rows in tqdm(batches, disable=quiet or None, **bar):
                 last = self._last_states(base, [sequences[k] for k in rows])
@@ -276,24 +277,43 @@ def classifier(backbone: Backbone, head: torch.nn.Linear) -> Any:
     import copy
 
     import torch
-    from transformers import AutoModelForSequenceClassification
+    from transformers import (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        AutoModelForSequenceClassification,
+    )
 
     config = copy.deepcopy(backbone.causal.config)
     config.num_labels, config.pad_token_id = 1, backbone.tokenizer.pad_token_id
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(config)
-    layers = getattr(backbone.causal, backbone.causal.base_model_prefix)
-    setattr(model, model.base_model_prefix, layers)
+        if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            model = AutoModelForSequenceClassification.from_config(config)
+        else:
+            model = _classifier_class(backbone)(config)
+    setattr(model, body(model), getattr(backbone.causal, body(backbone.causal)))
     model.score = head
     return model
+
+
+def _classifier_class(backbone: Backbone) -> Any:
+    """A sequence classifier for a family that transformers has none for, made as it makes them."""
+    from transformers import PreTrainedModel
+    from transformers.modeling_layers import GenericForSequenceClassification
+
+    ancestors = type(backbone.causal).__mro__
+    family = next(kind for kind in ancestors if PreTrainedModel in kind.__bases__)
+    # transformers reads the module's source to know what the family can do
+    of_the_family = {"__module__": family.__module__}
+    return type("Classifier", (GenericForSequenceClassification, family), of_the_family)
 
 
 def _new_head(backbone: Backbone) -> torch.nn.Linear:
     import torch
 
-    head = torch.nn.Linear(backbone.causal.config.hidden_size, 1, bias=False, dtype=torch.float32)
+    # what the output layer reads: some models narrow their hidden states before it
+    width = backbone.causal.get_output_embeddings().weight.shape[1]
+    head = torch.nn.Linear(width, 1, bias=False, dtype=torch.float32)
     torch.nn.init.normal_(head.weight, std=0.02)
     return head.to(backbone.device)
 

@@ -143,6 +143,9 @@ def run_trainer(
         warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
         if folder is None:
             settings = settings | {"save_strategy": "no"}
+        if "router_aux_loss_coef" in getattr(config, "__dataclass_fields__", {}):
+            # routers are frozen: a loss that balances them would only blur the method's own
+            settings = settings | {"router_aux_loss_coef": 0.0}
         args = config(output_dir=str(folder or scratch), **_named(checkpoints), **settings)
         resumable: Any = type(trainer.__name__, (Resumable, trainer), {})
         with _logging_beside(checkpoints):

@@ -3,6 +3,7 @@ saving, one step of DPO; and what a prompt may not spell."""
 
 import logging
 
+import checkpoints
 import families
 import numpy as np
 import pandas as pd
@@ -43,7 +44,10 @@ def twins(tmp_path_factory):
 
     def folder(family):
         if family not in made:
-            made[family] = families.save(family, tmp_path_factory.mktemp(family))
+            folder = tmp_path_factory.mktemp(family.replace("/", "-"))
+            kind, _, name = family.rpartition("/")
+            save = getattr(checkpoints, kind) if kind else families.save
+            made[family] = save(name, folder)
         return made[family]
 
     return folder
@@ -74,7 +78,11 @@ def plain_pass(backbone, table):
     return np.array(total)
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+# one with a classifier of transformers', one whose classifier is made here, and a multimodal one
+UNUSUAL = ["mixture/mixtral", "mixture/granitemoe", "composite/llama4"]
+
+
+@pytest.mark.parametrize("family", [*families.FAMILIES, *UNUSUAL])
 def test_a_family_through_every_stage(family, twins, tmp_path, monkeypatch):
     import trl
 

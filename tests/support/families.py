@@ -130,6 +130,31 @@ FAMILIES = {
         [1, 4],
         _GEMMA,
     ),
+    "gpt2": (
+        "GPT2Config",  # linear layers of a kind of their own; positions that are learnt
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "initializer_range": 0.2},
+        ["<|endoftext|>"],
+        {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"},
+        0,
+        None,
+    ),
+    "opt": (
+        "OPTConfig",  # hidden states that are narrowed before the output layer
+        {
+            "hidden_size": 32,
+            "ffn_dim": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 512,
+            "word_embed_proj_dim": 16,
+            "do_layer_norm_before": False,
+            "init_std": 0.2,
+        },
+        ["<s>", "<pad>", "</s>", "<unk>"],
+        {"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"},
+        2,
+        None,
+    ),
     "gpt_neox": (
         "GPTNeoXConfig",
         _SMALL | {"rotary_pct": 0.25, "tie_word_embeddings": False},
