@@ -8,6 +8,7 @@ Whatever puts sequences through a model pads and sorts them here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence, Sized
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,42 @@ def by_length(sequences: Sequence[Sized], size: int) -> list[list[int]]:
     """
     order = sorted(range(len(sequences)), key=lambda k: (len(sequences[k]), k))
     return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def by_prompt(
+    prompts: Sequence[Sequence[int]], answers: Sequence[Sized], most: int
+) -> list[list[int]]:
+    """The numbers of rows in batches, the rows of one prompt side by side.
+
+    prompts, answers: token ids of each row. In a batch the different prompts have at most `most`
+    tokens with their padding, the answers too, and all rows at most twice as many; a row that is
+    longer is alone. Prompts of like length share a batch, among these prompts with like answers.
+    """
+    longest: dict[tuple[int, ...], int] = {}
+    keys = [tuple(prompt) for prompt in prompts]
+    for key, answer in zip(keys, answers, strict=True):
+        longest[key] = max(longest.get(key, 0), len(answer))
+
+    def place(row: int) -> tuple:
+        key = keys[row]
+        # lengths a fifth apart are alike
+        alike = round(math.log(max(1, len(key)), 1.2))
+        return alike, longest[key], key, len(answers[row]), row
+
+    batches: list[list[int]] = []
+    apart, prompt, answer = 0, 0, 0  # of the last batch: its prompts, the longest, longest answer
+    for row in sorted(range(len(keys)), key=place):
+        batch = batches[-1] if batches else []
+        more = apart + (not batch or keys[batch[-1]] != keys[row])
+        wide, long = max(prompt, len(keys[row])), max(answer, len(answers[row]))
+        rows = len(batch) + 1
+        if batch and max(more * wide, rows * long, rows * (wide + long) / 2) <= most:
+            batch.append(row)
+            apart, prompt, answer = more, wide, long
+        else:
+            batches.append([row])
+            apart, prompt, answer = 1, len(keys[row]), len(answers[row])
+    return batches
 
 
 def pad_right(

@@ -14,9 +14,8 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
-from shfcas_lib.base.batches import pad_left
+from shfcas_lib.base.batches import pad_left, pad_right
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.randomness import rng
 from shfcas_lib.params.schema import Sampling
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from shfcas_lib.models.backbone import Backbone
+    from shfcas_lib.models.tokens import Sequence
 
 DEPTH = 0.6
 START_TOKENS = 8
@@ -108,9 +108,10 @@ class _Front:
         import torch
 
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
-        out = _forward(backbone, chosen[:, None], self.mask, self.position[:, None], self.cache)
+        position = self.position[:, None]
+        out, hidden = _forward(backbone, chosen[:, None], self.mask, position, self.cache)
         self.logits, self.position = out.logits[:, -1].float(), self.position + 1
-        return _layer(out)[:, -1]
+        return hidden[:, -1]
 
     def keep(self, going: torch.Tensor) -> None:
         """Drop all but these of the rows."""
@@ -124,7 +125,7 @@ def _prefill(backbone: Backbone, prompts: list[list[int]], n: int) -> tuple[_Fro
     import torch
 
     tokens, mask = pad_left(prompts, backbone.tokenizer.pad_token_id, backbone.device)
-    out = _forward(backbone, tokens, mask, position=(mask.cumsum(1) - 1).clamp(min=0))
+    out, hidden = _forward(backbone, tokens, mask, position=(mask.cumsum(1) - 1).clamp(min=0))
     cache = out.past_key_values
     cache.batch_repeat_interleave(n)
     front = _Front(
@@ -134,7 +135,7 @@ def _prefill(backbone: Backbone, prompts: list[list[int]], n: int) -> tuple[_Fro
         position=mask.sum(1).repeat_interleave(n),
         logits=out.logits[:, -1].float().repeat_interleave(n, 0),
     )
-    return front, _prompt_state(_layer(out), mask).repeat_interleave(n, 0)
+    return front, _prompt_state(hidden, mask).repeat_interleave(n, 0)
 
 
 class _Record:
@@ -177,11 +178,6 @@ class _Record:
         return self.tokens[row, : self.length[row]].tolist()
 
 
-def _layer(out: Any) -> torch.Tensor:
-    """Hidden states at DEPTH of a model's output, (batch, tokens, hidden)."""
-    return out.hidden_states[round(DEPTH * (len(out.hidden_states) - 1))]
-
-
 def _prompt_state(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean hidden state of the last prompt tokens, (batch, hidden); left-padded.
 
@@ -199,16 +195,37 @@ def _forward(
     mask: torch.Tensor,
     position: torch.Tensor,
     cache: Any = None,
-) -> Any:
-    return backbone.causal(
-        input_ids=tokens,
-        attention_mask=mask,
-        position_ids=position,
-        past_key_values=cache,
-        use_cache=True,
-        output_hidden_states=True,
-        logits_to_keep=1,
-    )
+    keep: int = 1,
+) -> tuple[Any, torch.Tensor]:
+    """The model's output, and its hidden states at DEPTH, (batch, tokens, hidden).
+
+    keep: of how many last tokens logits are wanted, 0: of all. Hidden states of all other layers
+    are let go at once: together they are many times the rest of a forward pass.
+    """
+    layers = backbone.layers
+    depth = round(DEPTH * len(layers))
+    seen: list[torch.Tensor] = []
+
+    def watch(_: Any, given: tuple, named: dict) -> None:
+        seen.append(given[0] if given else named["hidden_states"])
+
+    # what layer k reads is what transformers calls hidden state k; the last one is normed
+    inside = depth < len(layers)
+    hook = layers[depth].register_forward_pre_hook(watch, with_kwargs=True) if inside else None
+    try:
+        out = backbone.causal(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+            output_hidden_states=not inside,
+            logits_to_keep=keep,
+        )
+    finally:
+        if hook is not None:
+            hook.remove()
+    return out, seen[0] if inside else out.hidden_states[-1]
 
 
 def _choose(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling) -> torch.Tensor:
@@ -233,57 +250,53 @@ def _choose(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling) -> 
     return chosen.clamp(max=probs.shape[-1] - 1)
 
 
-def teacher_force(backbone: Backbone, batch: pd.DataFrame) -> list[dict]:
+def teacher_force(
+    backbone: Backbone, names: list[tuple[str, int]], sequences: list[Sequence]
+) -> list[dict]:
     """Completions that are given, put through the model; one row each, as `decode` makes them.
 
-    batch: columns prompt_id, index, prompt, and tokens (ids) or completion (text).
-    """
-    prompts = [backbone.prompt_ids(prompt) for prompt in batch["prompt"]]
-    if "tokens" in batch:
-        answers = [list(map(int, tokens)) for tokens in batch["tokens"]]
-    else:
-        answers = [backbone.completion_ids(text) for text in batch["completion"]]
-    sequences = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-    tokens, mask = pad_left(sequences, backbone.tokenizer.pad_token_id, backbone.device)
-
-    longest = max(map(len, answers))
-    logp, hidden = _read(backbone, tokens, mask, longest)
-
-    rows = []
-    names = zip(batch["prompt_id"], batch["index"], strict=True)
-    for k, (prompt_id, index) in enumerate(names):
-        answer, length = answers[k], len(answers[k])
-        prompt_state = _prompt_state(hidden[k : k + 1, :-length], mask[k : k + 1, :-length])[0]
-        own = hidden[k, -length:]
-        states = [own.mean(0), own[:START_TOKENS].mean(0), own[-1], prompt_state]
-        total = float(logp[k, -length:].double().sum())
-        ended = answer[-1] in backbone.stop_ids
-        rows.append(_row(backbone, prompt_id, index, answer, ended, total, states))
-    return rows
-
-
-def _read(
-    backbone: Backbone, tokens: torch.Tensor, mask: torch.Tensor, longest: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sequences that are padded on the left, in one pass.
-
-    Log-probabilities of the last `longest` tokens, (rows, longest), and the hidden states of
-    all, (rows, tokens, hidden).
+    names: prompt_id and index of each row. Each different prompt is read once and its cache
+    shared out to the rows that continue it; all rows are read in one pass.
     """
     import torch
 
+    which: dict[tuple[int, ...], int] = {}
+    rows = [which.setdefault(tuple(one.prompt), len(which)) for one in sequences]
+    answers = [one.completion for one in sequences]
+    pad, device = backbone.tokenizer.pad_token_id, backbone.device
     with torch.inference_mode():
-        out = backbone.causal(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            output_hidden_states=True,
-            logits_to_keep=longest + 1,  # of the prompts nobody needs them
-            use_cache=False,
-        )
-        every = torch.log_softmax(out.logits[:, :-1].float(), -1)
-        logp = every.gather(2, tokens[:, -longest:, None])[..., 0]
-        return logp, _layer(out).float()
+        tokens, mask = pad_left(list(map(list, which)), pad, device)
+        position = (mask.cumsum(1) - 1).clamp(min=0)
+        asked, hidden = _forward(backbone, tokens, mask, position)
+        prompt_states = _prompt_state(hidden, mask)
+
+        number = torch.tensor(rows, device=device)
+        cache, mask = asked.past_key_values, mask[number]
+        cache.batch_select_indices(number)
+        tokens, own = pad_right(answers, pad, device)
+        position = mask.sum(1, keepdim=True) + torch.arange(tokens.shape[1], device=device)
+        read, hidden = _forward(backbone, tokens, torch.cat([mask, own], 1), position, cache, 0)
+
+        made = []
+        for k, (name, answer) in enumerate(zip(names, answers, strict=True)):
+            # the prompt's last token foretells the first, each token the one after it
+            logits = torch.cat([asked.logits[rows[k], -1:], read.logits[k, : len(answer) - 1]])
+            logp = _log_probabilities(logits, tokens[k, : len(answer)])
+            states = hidden[k, : len(answer)].float()
+            parts = [states.mean(0), states[:START_TOKENS].mean(0), states[-1]]
+            ended = answer[-1] in backbone.stop_ids
+            total = float(logp.double().sum())
+            features = [*parts, prompt_states[rows[k]]]
+            made.append(_row(backbone, *name, answer, ended, total, features))
+    return made
+
+
+def _log_probabilities(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Log-probability of each token, (tokens,). logits: (tokens, vocabulary)."""
+    import torch
+
+    logits = logits.float()
+    return logits.gather(1, tokens[:, None])[:, 0] - torch.logsumexp(logits, 1)
 
 
 def _row(
@@ -301,11 +314,10 @@ def _row(
             " output is not finite"
         )
     features = np.concatenate([state.cpu().numpy() for state in states])
-    text = str(backbone.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
     return {
         "prompt_id": prompt_id,
         "index": index,
-        "completion": text,
+        "completion": backbone.text(tokens),
         "tokens": tokens,
         "n_tokens": len(tokens),
         "ended": ended,

@@ -42,13 +42,11 @@ def load_backbone(model: Model) -> Backbone:
         AutoModelForCausalLM, "model.source", model.source, revision=model.revision, **common
     )
     backbone = Backbone(causal, tokenizer, model.system_prompt, model=model)
-    if not backbone.stop_ids:
-        raise InputError(
-            f"model.source {model.source!r}: neither tokenizer nor generation config names an end"
-            " token: no completion could end"
-        )
+    _check_end(backbone)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = backbone.stop_ids[0]
+    # TRL's online trainers write with it
+    causal.generation_config.eos_token_id = list(backbone.stop_ids)
     return backbone
 
 
@@ -57,13 +55,42 @@ def load_reader(model: Model) -> Backbone:
 
     That is enough to say which prompts it can read. Raises InputError.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import GenerationConfig
 
-    config = load_config(model, "model.source", model.source, model.revision)
+    skeleton = load_skeleton(
+        "AutoModelForCausalLM", model, "model.source", model.source, model.revision
+    )
+    reader = Backbone(skeleton, _settled_tokenizer(model), model.system_prompt, model=model)
+    if not reader.stop_ids:
+        # the end token may stand in a file beside the configuration
+        skeleton.generation_config = _loaded(
+            GenerationConfig.from_pretrained, "model.source", model.source, model.revision
+        )
+        del reader.stop_ids
+    _check_end(reader)
+    return reader
+
+
+def _check_end(backbone: Backbone) -> None:
+    if not backbone.stop_ids:
+        raise InputError(
+            f"model.source {backbone.model.source!r}: neither tokenizer nor generation config names"
+            " an end token: no completion could end"
+        )
+
+
+def load_skeleton(kind: str, model: Model, key: str, source: str, revision: str | None) -> Any:
+    """A model of transformers' class `kind` without weights (torch's meta device).
+
+    Raises InputError that calls it `key`.
+    """
+    import torch
+    import transformers
+
+    config = load_config(model, key, source, revision)
+    auto = getattr(transformers, kind)
     with torch.device("meta"):
-        causal = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
-    return Backbone(causal, _settled_tokenizer(model), model.system_prompt)
+        return auto.from_config(config, trust_remote_code=model.trust_remote_code)
 
 
 def _settled_tokenizer(model: Model) -> PreTrainedTokenizerBase:

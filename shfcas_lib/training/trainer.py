@@ -21,6 +21,7 @@ from shfcas_lib.base.errors import InputError
 from shfcas_lib.params.schema import Training
 from shfcas_lib.storage import files
 from shfcas_lib.training.checkpoints import Resumable, latest, trained_weights
+from shfcas_lib.training.encoded import Encoded
 
 if TYPE_CHECKING:
     from shfcas_lib.models.backbone import Backbone
@@ -127,8 +128,8 @@ def run_trainer(
         if folder is None:
             settings = settings | {"save_strategy": "no"}
         args = config(output_dir=str(folder or scratch), **settings)
-        resumable: Any = type(trainer.__name__, (Resumable, trainer), {})
-        work = resumable(args=args, processing_class=backbone.tokenizer, **given)
+        ours: Any = type(trainer.__name__, (Resumable, Encoded, trainer), {"backbone": backbone})
+        work = ours(args=args, processing_class=backbone.tokenizer, **given)
 
         if args.fp16:
             _widen(work.model)

@@ -129,7 +129,7 @@ def test_what_the_screen_lets_through_the_sampler_takes(family, tmp_path):
     folder = families.save(family, tmp_path)
     model = Model(source=str(folder), quantisation="none", device="cpu")
     backbone = load_backbone(model)
-    marks = backbone.guard.marks
+    marks = backbone.writer.guard.marks
     texts = [
         "hello",
         "a < b [sic]",
