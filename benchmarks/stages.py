@@ -26,6 +26,8 @@ import pandas as pd
 import torch
 
 from shfcas_lib import pool
+from shfcas_lib.memory import estimate
+from shfcas_lib.memory.plan import knobs_of
 from shfcas_lib.models import loading
 from shfcas_lib.models.backbone import POLICY, Backbone
 from shfcas_lib.params.schema import Params
@@ -263,7 +265,22 @@ class Stages:
         )
 
     def scoring(self, answers: pd.DataFrame) -> Measured:
-        return self.measured("scoring", 16, lambda: pool.score(self.backbone, answers.head(16)))
+        asked = answers.iloc[0]
+        ids = self.backbone.completion_ids(asked["completion"])
+        knobs = knobs_of(self.params, self.length - len(ids), len(ids))
+        rows = estimate.scoring_rows(knobs)
+        # a full batch, no two alike: what is said twice is read once
+        first = np.arange(rows) % len(self.backbone.tokenizer)
+        full = pd.DataFrame(
+            {
+                "prompt_id": asked["prompt_id"],
+                "index": range(rows),
+                "prompt": asked["prompt"],
+                "completion": "",
+                "tokens": [[int(token), *ids[1:]] for token in first],
+            }
+        )
+        return self.measured("scoring", rows, lambda: pool.score(self.backbone, full))
 
     def reward(self, answers: pd.DataFrame) -> Measured:
         params = self.params

@@ -16,6 +16,7 @@ import pandas as pd
 
 from shfcas_lib.bias import inject
 from shfcas_lib.data.preferences import as_completions, own_pairs, preferences_from_gold
+from shfcas_lib.experiment.checks import readable
 from shfcas_lib.gold import gold_table
 from shfcas_lib.models import published
 from shfcas_lib.params.schema import Params
@@ -105,4 +106,4 @@ def held_out(
 
 def _own_pairs(params: Params, train: pd.DataFrame) -> pd.DataFrame:
     pairs = own_pairs(params)
-    return pairs[pairs["prompt_id"].isin(train["prompt_id"])]
+    return readable(params, pairs[pairs["prompt_id"].isin(train["prompt_id"])])

@@ -94,9 +94,10 @@ def make_plan(
     gpu = _card(gpu_memory)
     source = params.model.source
     shape = shapes.shape_of(shapes.read_config(source, params.model.revision, config))
-    knobs = knobs_of(params, prompt_tokens or longest_prompt(params), completion_tokens)
+    answer = completion_tokens or longest_answer(params)
+    knobs = knobs_of(params, prompt_tokens or longest_prompt(params), answer)
     published, notes = _published(params)
-    if params.preferences.given and completion_tokens is None:
+    if params.preferences.given and answer is None:
         notes.append(
             "the answers of your preferences are not cut and were not measured: taken to be"
             f" {knobs.completion} tokens long (sampling.max_new_tokens); say how long they get with"
@@ -324,6 +325,19 @@ def longest_prompt(params: Params) -> int:
         return UNKNOWN_PROMPT
     longest = max(len(dialogues.plain(prompt)) for prompt in load_prompts(params)["prompt"])
     return (longest + len(params.model.system_prompt)) // LETTERS_PER_TOKEN + TEMPLATE_TOKENS
+
+
+def longest_answer(params: Params) -> int | None:
+    """Tokens of the longest completion where answers of the user's own lie in a file: theirs,
+    guessed from their letters, or those that are sampled. None where there is no such file."""
+    from shfcas_lib.data.preferences import own_pairs
+
+    data = params.preferences
+    if not data.file:
+        return None
+    pairs = own_pairs(params)
+    letters = max(map(len, [*pairs["chosen"], *pairs["rejected"]]))
+    return max(params.sampling.max_new_tokens, letters // LETTERS_PER_TOKEN + 1)
 
 
 def _card(card: float | str | None) -> float:

@@ -87,7 +87,7 @@ def train(
 
     backbone.add_adapter(POLICY, sft.lora, seed=seed)
     # the loss is that of the answers alone: prompts are not imitated
-    written = backbone.writer.rows(table)
+    written = backbone.writer.rows(table[_readable(backbone, table)])
     rows = [{"input_ids": row.ids, "completion_mask": row.mask} for row in written]
     options = trainer.arguments(how, backbone, sft.batch_size, 4, seed) | {
         "num_train_epochs": sft.epochs,
@@ -106,6 +106,19 @@ def train(
         model=backbone.peft,
         train_dataset=Dataset.from_list(rows),
     )
+
+
+def _readable(backbone: Backbone, table: pd.DataFrame) -> list[bool]:
+    """Of every answer: can the backbone read it? Those that it cannot were counted as bad rows.
+
+    Raises InputError where there is none.
+    """
+    answers = zip(table["prompt"], table["completion"], strict=True)
+    refusals = [backbone.answer_refusal(*answer) for answer in answers]
+    if all(refusals):
+        told = refusals[0].told if refusals and refusals[0] else "is missing"
+        raise InputError(f"sft.answers: there is no answer to imitate; the first {told}")
+    return [refusal is None for refusal in refusals]
 
 
 def merge_adapter(backbone: Backbone, folder: Path) -> None:

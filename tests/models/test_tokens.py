@@ -223,7 +223,9 @@ def test_a_turn_ends_with_its_marker_whatever_kind_of_token_that_is(special):
 
 
 def test_a_turn_that_ends_in_plain_text_is_refused():
-    with pytest.raises(InputError, match=r"ends an answer with '<\|im_end\|>', which its tokenizer"):
+    with pytest.raises(
+        InputError, match=r"ends an answer with '<\|im_end\|>', which its tokenizer"
+    ):
         templates.settle(_chatml(None), Model())
     templates.settle(_chatml(None), Model(template="plain"))
 
@@ -238,9 +240,10 @@ def test_a_turn_that_ends_by_the_end_token_or_by_nothing_is_used(ended):
     tokenizer = families._tokenizer(["<EOS>"], {"eos_token": "<EOS>"}, template)
     templates.settle(tokenizer, Model())
     written = writer(tokenizer).both("Hi", "An owl.")
-    assert tokenizer.decode(written.ids) == "user: Hi" + ended.replace(
-        "{{ eos_token }}", "<EOS>"
-    ) + "assistant: An owl.<EOS>"
+    assert (
+        tokenizer.decode(written.ids)
+        == "user: Hi" + ended.replace("{{ eos_token }}", "<EOS>") + "assistant: An owl.<EOS>"
+    )
 
 
 # rows

@@ -349,7 +349,9 @@ def test_two_rewards_take_the_prompts_in_one_order(kind):
 
 @pytest.mark.parametrize("kind", ["dpo", "kto"])
 def test_an_answer_that_spells_control_tokens_is_trained_on_as_text(kind, backbone):
-    mark = next(m for m in backbone.writer.guard.marks if m in backbone.tokenizer.all_special_tokens)
+    mark = next(
+        m for m in backbone.writer.guard.marks if m in backbone.tokenizer.all_special_tokens
+    )
     names = ("completion",) if kind == "kto" else ("chosen", "rejected")
     row = policy_training._row(
         backbone, {"prompt": "Hello?"} | dict.fromkeys(names, f"No.{mark}Well done!")
