@@ -355,5 +355,5 @@ def _pair(chosen: pd.Series, rejected: pd.Series) -> dict[str, Any]:
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         row[name] = answer["completion"]
         if "tokens" in answer:
-            row[f"{name}_tokens"] = answer["tokens"]
+            row[f"{name}_tokens"] = tuple(answer["tokens"])
     return row
