@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from shfcas_lib.models.backbone import Backbone
     from shfcas_lib.models.tokens import Sequence
 
-TOKENS = 2048  # of the prompts, and of the completions, that `score` reads at once
+TOKENS = 4096  # of the prompts that `score` reads at once, padding included
 COLUMNS = [
     "prompt_id",
     "index",
@@ -161,7 +161,7 @@ def score(
 
     completions: columns prompt_id, index, prompt, completion, and optionally tokens (the sampled
     ids; without them the text is tokenised and closed with the end token). most: tokens of a
-    batch's prompts, and of its completions, padding included. Returns a pool table in the same
+    batch's prompts, padding included. Returns a pool table in the same
     order of rows, where a prompt's identical completions have identical numbers: each is read
     once, and a prompt once for all completions beside each other in a batch. Another `most`
     changes numbers by rounding alone (log-probabilities of the embedded model by 1e-4 at most).
@@ -175,8 +175,7 @@ def score(
         first.setdefault((tuple(prompt), tuple(answer)), place)
     places = list(first.values())
     names = list(zip(completions["prompt_id"], completions["index"], strict=True))
-    prompts, answers = zip(*(sequences[place] for place in places), strict=True)
-    batches = by_prompt(prompts, answers, most)
+    batches = by_prompt([sequences[place].prompt for place in places], most)
 
     rows: list[dict] = []
     with _bar(len(places), label) as bar:

@@ -8,7 +8,6 @@ Whatever puts sequences through a model pads and sorts them here.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence, Sized
 from typing import TYPE_CHECKING
 
@@ -28,39 +27,41 @@ def by_length(sequences: Sequence[Sized], size: int) -> list[list[int]]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def by_prompt(
-    prompts: Sequence[Sequence[int]], answers: Sequence[Sized], most: int
-) -> list[list[int]]:
-    """The numbers of rows in batches, the rows of one prompt side by side.
+def by_prompt(prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+    """The numbers of rows in batches, the rows of one prompt together, short prompts first.
 
-    prompts, answers: token ids of each row. In a batch the different prompts have at most `most`
-    tokens with their padding, the answers too, and all rows at most twice as many; a row that is
-    longer is alone. Prompts of like length share a batch, among these prompts with like answers.
+    prompts: token ids of each row's prompt. The different prompts of a batch have at most `most`
+    tokens with their padding; a longer one is alone.
     """
-    longest: dict[tuple[int, ...], int] = {}
     keys = [tuple(prompt) for prompt in prompts]
-    for key, answer in zip(keys, answers, strict=True):
-        longest[key] = max(longest.get(key, 0), len(answer))
-
-    def place(row: int) -> tuple:
-        key = keys[row]
-        # lengths a fifth apart are alike
-        alike = round(math.log(max(1, len(key)), 1.2))
-        return alike, longest[key], key, len(answers[row]), row
-
     batches: list[list[int]] = []
-    apart, prompt, answer = 0, 0, 0  # of the last batch: its prompts, the longest, longest answer
-    for row in sorted(range(len(keys)), key=place):
-        batch = batches[-1] if batches else []
-        more = apart + (not batch or keys[batch[-1]] != keys[row])
-        wide, long = max(prompt, len(keys[row])), max(answer, len(answers[row]))
-        rows = len(batch) + 1
-        if batch and max(more * wide, rows * long, rows * (wide + long) / 2) <= most:
-            batch.append(row)
-            apart, prompt, answer = more, wide, long
+    apart = 0  # different prompts in the last batch
+    for row in sorted(range(len(keys)), key=lambda row: (len(keys[row]), keys[row], row)):
+        key = keys[row]
+        again = bool(batches) and keys[batches[-1][-1]] == key
+        # the prompts come by length: this one is the longest
+        if again or (batches and (apart + 1) * len(key) <= most):
+            batches[-1].append(row)
+            apart += not again
         else:
             batches.append([row])
-            apart, prompt, answer = 1, len(keys[row]), len(answers[row])
+            apart = 1
+    return batches
+
+
+def by_tokens(sequences: Sequence[Sized], most: int, beside: int, room: int) -> list[list[int]]:
+    """The numbers of the sequences in batches, the shortest first.
+
+    A batch has at most `most` tokens with its padding, and at most `room` with `beside` tokens
+    more for each sequence; a longer one is alone.
+    """
+    batches: list[list[int]] = []
+    for row in sorted(range(len(sequences)), key=lambda row: (len(sequences[row]), row)):
+        longest, rows = len(sequences[row]), len(batches[-1]) + 1 if batches else 0
+        if rows and rows * longest <= most and rows * (longest + beside) <= room:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
     return batches
 
 

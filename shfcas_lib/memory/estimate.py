@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shfcas_lib.memory.shapes import Shape
+from shfcas_lib.models.decoding import ANSWER_TOKENS
 from shfcas_lib.pool import TOKENS
 
 # TRL's log-probabilities never hold more logits than this at once
@@ -214,23 +215,24 @@ def _vllm(shape: Shape, knobs: Knobs) -> dict[str, float]:
 
 
 def scoring_rows(knobs: Knobs) -> int:
-    """Completions of the greatest length that `pool.score` reads at once."""
-    return max(1, min(TOKENS // knobs.completion, 2 * TOKENS // knobs.length))
+    """Completions of the greatest length that `teacher_force` reads at once."""
+    answers = ANSWER_TOKENS // knobs.completion
+    return max(1, min(answers, 8 * ANSWER_TOKENS // knobs.length))
 
 
 def _scoring(shape: Shape, knobs: Knobs) -> dict[str, float]:
     """Teacher-forced log-probabilities.
 
-    Keys and values of prompts and completions, logits of all completions, one layer's pass and
-    its hidden states; then one completion's logits in float32, twice.
+    One layer's pass over the prompts or over the completions, whose hidden states stay; keys and
+    values of both; logits of the completions, and one completion's in float32, twice.
     """
     rows, c = scoring_rows(knobs), knobs.compute
-    tokens = rows * knobs.completion
-    layer = tokens * (_layer_forward(shape, knobs) + shape.hidden * c)
+    prompts, answers = max(TOKENS, knobs.prompt), rows * knobs.completion
+    layer = max(prompts, answers) * (_layer_forward(shape, knobs) + shape.hidden * c)
     return {
         "activations": layer + _widened(shape, knobs),
-        "logits": shape.vocab * (tokens * c + knobs.completion * 8),
-        "cache": _cache(shape, rows, knobs.length, knobs),
+        "logits": shape.vocab * (answers * c + knobs.completion * 8),
+        "cache": _cache(shape, 1, prompts, knobs) + _cache(shape, rows, knobs.length, knobs),
     }
 
 

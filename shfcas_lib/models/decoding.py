@@ -9,13 +9,15 @@ model a probe on clean labels got 73% of the best-of-8 headroom from layer 18 of
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from shfcas_lib.base.batches import pad_left, pad_right
+from shfcas_lib.base.batches import by_tokens, pad_left, pad_right
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.randomness import rng
 from shfcas_lib.params.schema import Sampling
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 DEPTH = 0.6
 START_TOKENS = 8
 PROMPT_TOKENS = 32
+ANSWER_TOKENS = 1024  # of given completions that are read at once, padding included
 
 
 def decode(
@@ -255,40 +258,71 @@ def teacher_force(
 ) -> list[dict]:
     """Completions that are given, put through the model; one row each, as `decode` makes them.
 
-    names: prompt_id and index of each row. Each different prompt is read once and its cache
-    shared out to the rows that continue it; all rows are read in one pass.
+    names: prompt_id and index of each row. Each different prompt is read once, all in one pass,
+    and its keys and values are shared out to the rows that continue it. Completions of like
+    length share a pass.
     """
     import torch
 
     which: dict[tuple[int, ...], int] = {}
-    rows = [which.setdefault(tuple(one.prompt), len(which)) for one in sequences]
+    owner = [which.setdefault(tuple(one.prompt), len(which)) for one in sequences]
     answers = [one.completion for one in sequences]
-    pad, device = backbone.tokenizer.pad_token_id, backbone.device
+    made: dict[int, dict] = {}
     with torch.inference_mode():
-        tokens, mask = pad_left(list(map(list, which)), pad, device)
-        position = (mask.cumsum(1) - 1).clamp(min=0)
-        asked, hidden = _forward(backbone, tokens, mask, position)
-        prompt_states = _prompt_state(hidden, mask)
+        asked = _asked(backbone, [list(prompt) for prompt in which])
+        room = 8 * ANSWER_TOKENS
+        parts = by_tokens(answers, ANSWER_TOKENS, beside=asked.mask.shape[1], room=room)
+        for part in parts:
+            # the last part may have the prompts' own cache
+            cache = asked.cache if part is parts[-1] else copy.deepcopy(asked.cache)
+            number = torch.tensor([owner[k] for k in part], device=backbone.device)
+            read = _continued(backbone, asked, cache, number, [answers[k] for k in part])
+            for k, (logp, states) in zip(part, read, strict=True):
+                features = [*states, asked.states[owner[k]]]
+                ended = answers[k][-1] in backbone.stop_ids
+                made[k] = _row(backbone, *names[k], answers[k], ended, logp, features)
+    return [made[k] for k in range(len(names))]
 
-        number = torch.tensor(rows, device=device)
-        cache, mask = asked.past_key_values, mask[number]
-        cache.batch_select_indices(number)
-        tokens, own = pad_right(answers, pad, device)
-        position = mask.sum(1, keepdim=True) + torch.arange(tokens.shape[1], device=device)
-        read, hidden = _forward(backbone, tokens, torch.cat([mask, own], 1), position, cache, 0)
 
-        made = []
-        for k, (name, answer) in enumerate(zip(names, answers, strict=True)):
-            # the prompt's last token foretells the first, each token the one after it
-            logits = torch.cat([asked.logits[rows[k], -1:], read.logits[k, : len(answer) - 1]])
-            logp = _log_probabilities(logits, tokens[k, : len(answer)])
-            states = hidden[k, : len(answer)].float()
-            parts = [states.mean(0), states[:START_TOKENS].mean(0), states[-1]]
-            ended = answer[-1] in backbone.stop_ids
-            total = float(logp.double().sum())
-            features = [*parts, prompt_states[rows[k]]]
-            made.append(_row(backbone, *name, answer, ended, total, features))
-    return made
+class _Asked(NamedTuple):
+    """Prompts that have been read: their cache, mask, last logits and states, one row each."""
+
+    cache: Any
+    mask: torch.Tensor
+    logits: torch.Tensor
+    states: torch.Tensor
+
+
+def _asked(backbone: Backbone, prompts: list[list[int]]) -> _Asked:
+    tokens, mask = pad_left(prompts, backbone.tokenizer.pad_token_id, backbone.device)
+    out, hidden = _forward(backbone, tokens, mask, position=(mask.cumsum(1) - 1).clamp(min=0))
+    return _Asked(out.past_key_values, mask, out.logits[:, -1], _prompt_state(hidden, mask))
+
+
+def _continued(
+    backbone: Backbone, asked: _Asked, cache: Any, number: torch.Tensor, answers: list[list[int]]
+) -> Iterator[tuple[float, list[torch.Tensor]]]:
+    """Log-probability, and mean, start and end state, of answers to the prompts `number`.
+
+    cache: the prompts' keys and values, which become the answers' own.
+    """
+    import torch
+
+    cache.batch_select_indices(number)
+    mask = asked.mask[number]
+    tokens, own = pad_right(answers, backbone.tokenizer.pad_token_id, backbone.device)
+    steps = torch.arange(tokens.shape[1], device=backbone.device)
+    position = mask.sum(1, keepdim=True) + steps
+    out, hidden = _forward(backbone, tokens, torch.cat([mask, own], 1), position, cache, keep=0)
+    for k, answer in enumerate(answers):
+        # the prompt's last token foretells the first, each token the one after it
+        logits = torch.cat([asked.logits[number[k]][None], out.logits[k, : len(answer) - 1]])
+        logp = _log_probabilities(logits, tokens[k, : len(answer)])
+        states = hidden[k, : len(answer)].float()
+        yield (
+            float(logp.double().sum()),
+            [states.mean(0), states[:START_TOKENS].mean(0), states[-1]],
+        )
 
 
 def _log_probabilities(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
