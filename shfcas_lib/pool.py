@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from shfcas_lib.base import processes
+from shfcas_lib.base.batches import by_prompt
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.models import vllm_engine
 from shfcas_lib.models.decoding import decode, teacher_force
@@ -28,7 +29,9 @@ from shfcas_lib.params.schema import Sampling
 
 if TYPE_CHECKING:
     from shfcas_lib.models.backbone import Backbone
+    from shfcas_lib.models.tokens import Sequence
 
+TOKENS = 4096  # of the prompts that `score` reads at once, padding included
 COLUMNS = [
     "prompt_id",
     "index",
@@ -150,7 +153,7 @@ def sample_adapted(
 def score(
     backbone: Backbone,
     completions: pd.DataFrame,
-    batch_size: int = 16,
+    most: int = TOKENS,
     label: str = "scoring",
     scorer: Scorer = as_it_is,
 ) -> pd.DataFrame:
@@ -159,35 +162,62 @@ def score(
 
     backbone: of `load_backbone`. completions: columns prompt_id, index, prompt, completion, and
     optionally tokens (the sampled ids; without them the text is tokenised and closed with the
-    end token). Returns a pool table in the same order of rows, where a prompt's identical
-    completions have identical numbers. Several processes share out whole batches, and each
-    returns the whole table.
+    end token). most: tokens of a batch's prompts, padding included. Returns a pool table in the
+    same order of rows, where a prompt's identical completions have identical numbers: each is
+    read once, and a prompt once for all completions beside each other in a batch. Another `most`
+    changes numbers by rounding alone (log-probabilities of the embedded model by 1e-4 at most).
+    Several processes share out whole batches, and each returns the whole table. Raises
+    InputError for a completion that does not fit the context with its prompt.
     """
+    sequences = backbone.writer.rows(completions)
+    _check_lengths(backbone, completions, sequences)
+    first: dict[tuple, int] = {}
+    for place, (prompt, answer) in enumerate(sequences):
+        first.setdefault((tuple(prompt), tuple(answer)), place)
+    places = list(first.values())
+    names = list(zip(completions["prompt_id"], completions["index"], strict=True))
+    batches = by_prompt([sequences[place].prompt for place in places], most)
+
     rows: list[dict] = []
-    with _bar(len(completions), label) as bar:
-        for start in processes.share(range(0, len(completions), batch_size)):
-            batch = completions.iloc[start : start + batch_size]
-            for place, row in enumerate(teacher_force(backbone, batch), start):
-                rows.append({"place": place, **row})
+    with _bar(len(places), label) as bar:
+        for batch in processes.share(batches):
+            mine = [places[k] for k in batch]
+            read = teacher_force(
+                backbone, [names[place] for place in mine], [sequences[place] for place in mine]
+            )
+            rows += [{"place": place, **row} for place, row in zip(mine, read, strict=True)]
             bar.update(len(batch) * processes.count())
 
     table = processes.gathered(pd.DataFrame(rows, columns=["place", *COLUMNS]))
-    table = table.sort_values("place", ignore_index=True)
-    table["prompt"] = completions["prompt"].to_numpy()
-
-    # batches round differently, and what is said twice must stay a tie
-    by_text = table.groupby(["prompt", table["tokens"].map(tuple)])
-    first = by_text["place"].transform("first").to_numpy()
-    for column in ("logp", "logp_mean", "features"):
-        table[column] = table[column].to_numpy()[first]
+    read_at = [first[tuple(prompt), tuple(answer)] for prompt, answer in sequences]
+    table = table.set_index("place").loc[read_at].reset_index(drop=True)
+    for column in ("prompt_id", "index", "prompt"):
+        table[column] = completions[column].to_numpy()
     return scorer(table[COLUMNS])
+
+
+def _check_lengths(
+    backbone: Backbone, completions: pd.DataFrame, sequences: list[Sequence]
+) -> None:
+    """Raise InputError for a completion that does not fit the context with its prompt."""
+    for place, sequence in enumerate(sequences):
+        row = completions.iloc[place]
+        name = f"completion {row['index']} of prompt {row['prompt_id']}"
+        if not sequence.completion:
+            raise InputError(f"{name} has no tokens, expected at least one")
+        if len(sequence.ids) > backbone.context:
+            raise InputError(
+                f"{name} has {len(sequence.ids)} tokens with its prompt, more than the model's"
+                f" context of {backbone.context}"
+            )
 
 
 def reference_features(backbone: Backbone, completions: pd.DataFrame) -> pd.DataFrame:
     """The completions with the features that a probe reads, by one pass with the adapters off,
     this process on its own and no bar shown. completions: as for `score`, of one batch."""
+    names = list(zip(completions["prompt_id"], completions["index"], strict=True))
     with backbone.using(None):
-        rows = pd.DataFrame(teacher_force(backbone, completions))
+        rows = pd.DataFrame(teacher_force(backbone, names, backbone.writer.rows(completions)))
     return rows.assign(prompt=completions["prompt"].to_numpy())[COLUMNS]
 
 

@@ -93,6 +93,7 @@ def _load(params: Params, screen: PromptCheck | None) -> tuple[pd.DataFrame, Cou
         facts = pairs.drop_duplicates("prompt_id")[FACTS]
         alone = own is None and not params.completions.given
         given = sieve.usable(facts, "preferences", room if alone else 1)
+        given = sieve.answered(given, pairs)
     if own is not None:
         own = sieve.usable(own, "prompts", room)
     if params.completions.given:
@@ -159,6 +160,37 @@ class _Sieve:
         if again.any():
             self.counts[data, f"{_SAME} as {other}"] += int(again.sum())
         return prompts[~again].reset_index(drop=True)
+
+    def answered(self, prompts: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+        """The prompts of preferences that keep a pair whose answers the run's models can read.
+
+        The other pairs are counted, or the first of them raises InputError.
+        """
+        if self.screen is None:
+            return prompts
+        stop = recipes.filled_in(self.params.preferences).bad_rows != "drop"
+        kept: set[str] = set()
+        first: str | None = None
+        for row in pairs[pairs["prompt_id"].isin(prompts["prompt_id"])].itertuples():
+            found = [self.screen.answer(row.prompt, text) for text in (row.chosen, row.rejected)]
+            refusal = found[0] or found[1]
+            if refusal is None:
+                kept.add(row.prompt_id)
+                continue
+            text = row.chosen if found[0] else row.rejected
+            first = first or f"answer {text[:60]!r} {refusal.told}"
+            if stop:
+                raise InputError(
+                    f"{first}: change it, or set preferences.bad_rows to drop, which leaves such"
+                    " pairs out and counts them"
+                )
+            self.counts["preferences", f"answer {refusal.kind}"] += 1
+        if first and not kept:
+            raise InputError(
+                f"preferences: the models of this run can read the answers of none of the"
+                f" {len(pairs)} pairs; the first {first}"
+            )
+        return prompts[prompts["prompt_id"].isin(kept)].reset_index(drop=True)
 
     def readable(self, prompts: pd.DataFrame, data: str, room: int) -> pd.DataFrame:
         """The prompts that the run's models can read.

@@ -10,8 +10,10 @@ tokenizers alone are asked.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from typing import Protocol
 
+import numpy as np
 import pandas as pd
 
 from shfcas_lib import gold
@@ -27,6 +29,14 @@ from shfcas_lib.models.templates import Refusal
 from shfcas_lib.params.schema import Attribute, Coverage, Mechanism, Params
 from shfcas_lib.tasks.attributes import attribute
 from shfcas_lib.training import trainer
+
+
+class Reader(Protocol):
+    """A model that reads prompts and answers: the backbone, a published gold or proxy."""
+
+    def refusal(self, prompt: str, room: int) -> Refusal | None: ...
+
+    def answer_refusal(self, prompt: str, completion: str) -> Refusal | None: ...
 
 
 def check(params: Params, screen: PromptCheck | None = None) -> pd.DataFrame:
@@ -126,23 +136,46 @@ def _check_own_budget(params: Params, prompts: pd.DataFrame) -> None:
 
 
 class PromptCheck:
-    """Says of a prompt why the run cannot use it. Tokenizers are loaded at the first question;
-    answers are kept."""
+    """Says of a prompt, and of an answer that is given to it, why the run cannot use it. Tokenizers
+    are loaded at the first question; answers are kept."""
 
     def __init__(self, params: Params):
         self.params = params
-        self._readers: list[Callable[[str, int], Refusal | None]] | None = None
-        self._known: dict[tuple[str, int], Refusal | None] = {}
+        self._known: dict[tuple[str, int | str], Refusal | None] = {}
+
+    @functools.cached_property
+    def _readers(self) -> list[Reader]:
+        return [loading.load_reader(self.params.model), *published.readers(self.params)]
 
     def __call__(self, prompt: str, room: int) -> Refusal | None:
         """Why no answer of `room` tokens can be asked of this prompt, by the first model that
         cannot read it; None where all can."""
-        if self._readers is None:
-            self._readers = [
-                loading.load_reader(self.params.model).refusal,
-                *published.readers(self.params),
-            ]
         if (prompt, room) not in self._known:
-            refusals = (refusal(prompt, room) for refusal in self._readers)
+            refusals = (reader.refusal(prompt, room) for reader in self._readers)
             self._known[prompt, room] = next((found for found in refusals if found), None)
         return self._known[prompt, room]
+
+    def answer(self, prompt: str, text: str) -> Refusal | None:
+        """The same for an answer that the data gives to a prompt."""
+        if (prompt, text) not in self._known:
+            refusals = (reader.answer_refusal(prompt, text) for reader in self._readers)
+            self._known[prompt, text] = next((found for found in refusals if found), None)
+        return self._known[prompt, text]
+
+
+def readable(params: Params, pairs: pd.DataFrame) -> pd.DataFrame:
+    """The pairs whose answers all models of the run can read; `check` has counted the others.
+
+    pairs: columns prompt, chosen, rejected.
+    """
+    screen = _screen(params.model_dump_json())
+    kept = []
+    for row in pairs.itertuples():
+        kept.append(not any(screen.answer(row.prompt, text) for text in (row.chosen, row.rejected)))
+    return pairs[np.array(kept, bool)]
+
+
+@functools.lru_cache(maxsize=1)
+def _screen(params: str) -> PromptCheck:
+    """Its answers are asked for several times in a run."""
+    return PromptCheck(Params.model_validate_json(params))

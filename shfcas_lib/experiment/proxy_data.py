@@ -19,6 +19,7 @@ from shfcas_lib.analysis import audit
 from shfcas_lib.bias import inject
 from shfcas_lib.data.completions import own_completions
 from shfcas_lib.data.preferences import as_completions, own_pairs, preferences_from_gold
+from shfcas_lib.experiment.checks import readable
 from shfcas_lib.gold import gold_table
 from shfcas_lib.models import published
 from shfcas_lib.params.schema import Params
@@ -154,4 +155,4 @@ def _judged(
 
 def _own_pairs(params: Params, train: pd.DataFrame) -> pd.DataFrame:
     pairs = own_pairs(params)
-    return pairs[pairs["prompt_id"].isin(train["prompt_id"])]
+    return readable(params, pairs[pairs["prompt_id"].isin(train["prompt_id"])])

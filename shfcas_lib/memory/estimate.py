@@ -12,13 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from shfcas_lib.memory.shapes import Shape
+from shfcas_lib.models.decoding import ANSWER_TOKENS
+from shfcas_lib.pool import TOKENS
 
 # TRL's log-probabilities never hold more logits than this at once
 TILE_TOKENS, TILE_VOCAB = 4096, 32768
 # copies of such a tile where there is no Triton (CPU): logits, softmax, gradient and what lies
 # between
 TORCH_TILES = 8.5
-SCORING_ROWS = 16  # the default batch of pool.score and training.reward
 
 
 @dataclass(frozen=True)
@@ -246,16 +247,25 @@ def _vllm(shape: Shape, knobs: Knobs) -> dict[str, float]:
     }
 
 
+def scoring_rows(knobs: Knobs) -> int:
+    """Completions of the greatest length that `teacher_force` reads at once."""
+    answers = ANSWER_TOKENS // knobs.completion
+    return max(1, min(answers, 8 * ANSWER_TOKENS // knobs.length))
+
+
 def _scoring(shape: Shape, knobs: Knobs) -> dict[str, float]:
     """Teacher-forced log-probabilities.
 
-    Hidden states of all layers, logits of the completion and their log-softmax.
+    One layer's pass over the prompts or over the completions, whose hidden states stay; keys and
+    values of both; logits of the completions, and one completion's in float32, twice.
     """
-    rows, c = SCORING_ROWS, knobs.compute
-    tokens = rows * knobs.length
+    rows, c = scoring_rows(knobs), knobs.compute
+    prompts, answers = max(TOKENS, knobs.prompt), rows * knobs.completion
+    layer = max(prompts, answers) * (_layer_forward(shape, knobs) + shape.hidden * c)
     return {
-        "activations": tokens * (shape.layers + 1) * shape.hidden * c + _widened(shape, knobs),
-        "logits": rows * (knobs.completion + 1) * shape.vocab * (c + 8),
+        "activations": layer + _widened(shape, knobs),
+        "logits": shape.vocab * (answers * c + knobs.completion * 8),
+        "cache": _cache(shape, 1, prompts, knobs) + _cache(shape, rows, knobs.length, knobs),
     }
 
 

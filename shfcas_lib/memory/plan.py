@@ -102,11 +102,12 @@ def make_plan(
     held, stored_note = _held(described.config, params.model.quantisation, stored.Where(name))
     shape = shapes.shape_of(described.config)
     prompt = prompt_tokens or longest_prompt(params)
-    knobs = replace(knobs_of(params, prompt, completion_tokens), quantisation=held)
+    answer = completion_tokens or longest_answer(params)
+    knobs = replace(knobs_of(params, prompt, answer), quantisation=held)
     published, notes = _published(params)
     notes = [note for note in (described.origin, stored_note) if note] + notes
     notes += _mixture(described.config, held, knobs, params)
-    if params.preferences.given and completion_tokens is None:
+    if params.preferences.given and answer is None:
         notes.append(
             "the answers of your preferences are not cut and were not measured: taken to be"
             f" {knobs.completion} tokens long (sampling.max_new_tokens); say how long they get with"
@@ -371,6 +372,19 @@ def longest_prompt(params: Params) -> int:
         return UNKNOWN_PROMPT
     longest = max(len(dialogues.plain(prompt)) for prompt in load_prompts(params)["prompt"])
     return (longest + len(params.model.system_prompt)) // LETTERS_PER_TOKEN + TEMPLATE_TOKENS
+
+
+def longest_answer(params: Params) -> int | None:
+    """Tokens of the longest completion where answers of the user's own lie in a file: theirs,
+    guessed from their letters, or those that are sampled. None where there is no such file."""
+    from shfcas_lib.data.preferences import own_pairs
+
+    data = params.preferences
+    if not data.file:
+        return None
+    pairs = own_pairs(params)
+    letters = max(map(len, [*pairs["chosen"], *pairs["rejected"]]))
+    return max(params.sampling.max_new_tokens, letters // LETTERS_PER_TOKEN + 1)
 
 
 def _card(card: float | str | None) -> float:

@@ -66,6 +66,8 @@ def load_backbone(model: Model) -> Backbone:
     _check_stops(backbone, rows, whence.name)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = backbone.stop_ids[0]
+    # TRL's online trainers write with it
+    causal.generation_config.eos_token_id = list(backbone.stop_ids)
     trial.run(backbone, whence.name)
     return backbone
 
@@ -111,11 +113,33 @@ def load_reader(model: Model) -> Backbone:
 
     That is enough to say which prompts it can read. Raises InputError.
     """
+    from transformers import GenerationConfig
+
     whence = Source("model.source", model.source, model.revision)
     config = load_config(model, whence.key, whence.source, whence.revision)
     architecture.check_policy(config, whence.name, model.trust_remote_code)
     causal = architecture.skeleton(config, model.trust_remote_code)
-    return Backbone(causal, settled_tokenizer(model), model.system_prompt)
+    reader = Backbone(causal, settled_tokenizer(model), model.system_prompt, model=model)
+    if not reader.stop_ids:
+        # the end token may stand in a file beside the configuration
+        causal.generation_config = _loaded(GenerationConfig.from_pretrained, whence)
+        del reader.stop_ids
+    _check_stops(reader, causal.get_input_embeddings().weight.shape[0], whence.name)
+    return reader
+
+
+def load_skeleton(kind: str, model: Model, key: str, source: str, revision: str | None) -> Any:
+    """A model of transformers' class `kind` without weights (torch's meta device).
+
+    Raises InputError that calls it `key`.
+    """
+    import torch
+    import transformers
+
+    config = load_config(model, key, source, revision)
+    auto = getattr(transformers, kind)
+    with torch.device("meta"):
+        return auto.from_config(config, trust_remote_code=model.trust_remote_code)
 
 
 def settled_tokenizer(model: Model) -> PreTrainedTokenizerBase:

@@ -6,10 +6,11 @@ of a YAML file.
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Block(BaseModel):
@@ -20,6 +21,7 @@ class Block(BaseModel):
     )
 
 
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 Unit = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -63,6 +65,28 @@ class Model(Block):
     system_prompt: str = Field(
         "", description="system message before every prompt; empty: the model's own default"
     )
+    thinking: bool = Field(
+        False, description="may a model that can think before it answers do so in its completions?"
+    )
+    date: str | None = Field(
+        None,
+        description=(
+            "day that a chat template is told which writes today's date, as 2026-01-31; null: the"
+            " day on which the run begins, kept in its folder"
+        ),
+    )
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _is_a_day(cls, date: object) -> object:
+        # YAML reads a bare 2026-01-31 as a date
+        if isinstance(date, dt.date):
+            return date.isoformat()
+        if isinstance(date, str) and not _DAY.fullmatch(date):
+            raise ValueError("expected a day as 2026-01-31")
+        if isinstance(date, str):
+            dt.date.fromisoformat(date)
+        return date
 
 
 Recipe = Literal[

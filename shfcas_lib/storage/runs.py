@@ -10,6 +10,7 @@ never a mix.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import functools
 import json
 import os
@@ -111,7 +112,23 @@ class Run:
     """One run folder."""
 
     def __init__(self, params: Params, folder: Path):
-        self.params, self.folder = params, folder
+        self.folder = folder
+        self._day_is_given = params.model.date is not None
+        self.params = params
+        self._keep_day(params.model.date or self._recorded_day() or dt.date.today().isoformat())
+
+    def _keep_day(self, day: str) -> None:
+        """The day that chat templates are told in this run."""
+        model = self.params.model.model_copy(update={"date": day})
+        self.params = self.params.model_copy(update={"model": model})
+
+    def _recorded_day(self) -> str | None:
+        """The day that the first stage of the run recorded."""
+        for name in STAGES:
+            path = self.folder / name / "parameters.json"
+            if path.exists():
+                return json.loads(path.read_text()).get("day")
+        return None
 
     def stage(self, name: str) -> Stage:
         """Open stage `name`, and clear what killed processes left in the run folder.
@@ -122,7 +139,11 @@ class Run:
         folder = self.folder / name
         if not self.belongs(name):
             needed = self._needed(name)
-            facts = {"fingerprint": fingerprint(needed), "parameters": needed}
+            facts = {
+                "fingerprint": fingerprint(needed),
+                "parameters": needed,
+                "day": self.params.model.date,
+            }
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 # of two runs that come with other parameters at the same moment, one is refused
@@ -149,6 +170,13 @@ class Run:
                 f" ({_difference(before['parameters'], needed)}): give this run another name, or"
                 " delete that folder"
             )
+        day = before.get("day", self.params.model.date)
+        if day != self.params.model.date and self._day_is_given:
+            raise InputError(
+                f"{path.parent} was made with model.date {day}, now it is"
+                f" {self.params.model.date}: give this run another name, or leave model.date out"
+            )
+        self._keep_day(day)
         return True
 
     def finished(self, name: str) -> bool:
@@ -166,9 +194,12 @@ class Run:
         if (self.folder / name).exists():
             return False
         mine = fingerprint(self._needed(name))
+        # a run that has begun stays with its day
+        fixed = self._day_is_given or self._recorded_day() is not None
         for path in sorted(self.folder.parent.glob(f"*/{name}/parameters.json")):
-            source = path.parent
-            same = json.loads(path.read_text())["fingerprint"] == mine
+            source, facts = path.parent, json.loads(path.read_text())
+            same_day = not fixed or facts.get("day") == self.params.model.date
+            same = facts["fingerprint"] == mine and same_day
             if same and (source / "metrics.json").exists():
                 self._copy(source, name)
                 return self.finished(name)
@@ -189,6 +220,7 @@ class Run:
             del everything["feedback"]["judge"][key]
         for key in _TRAINING_LIMITS:
             del everything["training"][key]
+        del everything["model"]["date"]  # most templates write none; `belongs` compares it
         needed = {key: everything[key] for key in (STAGES | _BESIDE)[name]}
 
         # data that was edited makes another run, though its name is the same

@@ -23,7 +23,6 @@ import pandas as pd
 from shfcas_lib.base import processes
 from shfcas_lib.base.batches import by_length, pad_right
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.data.preferences import to_trl
 from shfcas_lib.models.architecture import body
 from shfcas_lib.params.schema import Reward, Training
 from shfcas_lib.rewards import LEARNT, locate, named, spread
@@ -55,13 +54,13 @@ class LoraReward:
         """Rewards of completions, (rows,).
 
         They are the head on the last content token's final hidden state, in float32. pool:
-        columns prompt and completion. The score of a completion depends neither on its batch
-        nor on padding. quiet: show no bar.
+        columns prompt, and tokens (ids) or completion (text). The score of a completion depends
+        neither on its batch nor on padding. quiet: show no bar.
         """
         import torch
         from tqdm import tqdm
 
-        sequences = [_ids(self.backbone, row.prompt, row.completion) for row in pool.itertuples()]
+        sequences = [row.ids for row in self.backbone.writer.rows(pool)]
         batches = by_length(sequences, batch_size)
         bar = {"desc": f"scoring with {self.name}", "unit": "batch", "mininterval": 1}
         scores = np.zeros(len(sequences))
@@ -149,21 +148,20 @@ def train(
     from trl import RewardConfig, RewardTrainer
 
     repeated = _repeated(preferences)
-    pairs = to_trl(repeated, pool)
-    if not len(pairs):
+    columns = _encoded(backbone, pool, repeated)
+    if not columns["chosen_ids"]:
         raise InputError("no preferences to train a reward on")
     backbone.add_adapter(name, settings.lora, seed=seed)
     head = _seeded_head(backbone, seed, zero=offset is not None)
     backbone.use(name)
 
-    columns = _encoded(backbone, pairs)
     if offset is not None or {"grade", "lead"} & set(repeated):
         columns["margin"] = list(_margins(pool, repeated, offset))
     trainer.run_trainer(
         RewardTrainer,
         RewardConfig,
         backbone,
-        _options(backbone, settings, how, seed, len(pairs)),
+        _options(backbone, settings, how, seed, len(columns["chosen_ids"])),
         checkpoints,
         model=classifier(backbone, head),
         train_dataset=Dataset.from_dict(columns),
@@ -214,12 +212,20 @@ def _repeated(preferences: pd.DataFrame) -> pd.DataFrame:
     return preferences.loc[preferences.index.repeat(times)]
 
 
-def _encoded(backbone: Backbone, pairs: pd.DataFrame) -> dict[str, list]:
-    """Token ids of the two answers of every pair, each with its prompt."""
-    columns: dict[str, list] = {"chosen_ids": [], "rejected_ids": []}
-    for pair in pairs.itertuples():
-        columns["chosen_ids"].append(_ids(backbone, pair.prompt, pair.chosen))
-        columns["rejected_ids"].append(_ids(backbone, pair.prompt, pair.rejected))
+def _encoded(
+    backbone: Backbone, pool: pd.DataFrame, preferences: pd.DataFrame
+) -> dict[str, list[Any]]:
+    """Token ids of the two answers of every pair that is no tie, each with its prompt."""
+    decided = preferences[preferences["label"] != 0.5]
+    sides = {side: locate(pool, decided, side) for side in ("i", "j")}
+    used = np.unique(np.concatenate(list(sides.values())))
+    written = dict(zip(used, backbone.writer.rows(pool.iloc[used]), strict=True))
+
+    columns: dict[str, list[Any]] = {"chosen_ids": [], "rejected_ids": []}
+    for i, j, label in zip(sides["i"], sides["j"], decided["label"], strict=True):
+        chosen, rejected = (i, j) if label > 0.5 else (j, i)
+        columns["chosen_ids"].append(written[chosen].ids)
+        columns["rejected_ids"].append(written[rejected].ids)
     return columns
 
 
@@ -316,7 +322,3 @@ def _new_head(backbone: Backbone) -> torch.nn.Linear:
     head = torch.nn.Linear(width, 1, bias=False, dtype=torch.float32)
     torch.nn.init.normal_(head.weight, std=0.02)
     return head.to(backbone.device)
-
-
-def _ids(backbone: Backbone, prompt: str, completion: str) -> list[int]:
-    return backbone.prompt_ids(prompt) + backbone.completion_ids(completion)

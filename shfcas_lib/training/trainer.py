@@ -21,6 +21,7 @@ from shfcas_lib.base.errors import InputError
 from shfcas_lib.params.schema import Training
 from shfcas_lib.storage import files
 from shfcas_lib.training.checkpoints import Resumable, latest, trained_weights
+from shfcas_lib.training.encoded import Encoded
 from shfcas_lib.training.watch import Watch
 
 if TYPE_CHECKING:
@@ -147,9 +148,9 @@ def run_trainer(
             # routers are frozen: a loss that balances them would only blur the method's own
             settings = settings | {"router_aux_loss_coef": 0.0}
         args = config(output_dir=str(folder or scratch), **_named(checkpoints), **settings)
-        resumable: Any = type(trainer.__name__, (Resumable, trainer), {})
+        ours: Any = type(trainer.__name__, (Resumable, Encoded, trainer), {"backbone": backbone})
         with _logging_beside(checkpoints):
-            work = resumable(args=args, processing_class=backbone.tokenizer, **given)
+            work = ours(args=args, processing_class=backbone.tokenizer, **given)
         if watch is not None:
             # before the reporters, which are given the same log
             work.callback_handler.callbacks.insert(0, _watching(watch))

@@ -404,6 +404,21 @@ def test_answers_of_the_users_own_whose_length_was_not_said_are_pointed_out(llam
     assert "answers of your preferences" not in make_plan(settings(), 80, llama_config).text()
 
 
+def test_answers_in_a_file_at_hand_are_measured(llama_config, tmp_path):
+    """By their letters, as prompts are; never shorter than what is sampled."""
+    path = tmp_path / "pairs.jsonl"
+    lengths = {"short": 30, "long": 6000}
+    made = {}
+    for name, letters in lengths.items():
+        rows = [{"prompt": f"ask {k}", "chosen": "a" * letters, "rejected": "no"} for k in range(9)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        given = settings(preferences={"file": str(path)})
+        made[name] = make_plan(given, 80, llama_config)
+    assert made["long"].knobs.completion == 2001 and made["short"].knobs.completion == 256
+    assert made["long"].stages[1].total > made["short"].stages[1].total
+    assert "answers of your preferences" not in made["long"].text()
+
+
 def test_in_float16_adapters_on_a_quantised_backbone_take_twice_as_much(llama_config):
     half, brain = (
         make_plan(settings(model=RUN["model"] | {"dtype": dtype}), 80, llama_config)

@@ -131,12 +131,12 @@ def test_a_family_through_every_stage(family, twins, tmp_path, monkeypatch):
     fresh.load_adapter(POLICY, tmp_path / "policy")
     with fresh.using(POLICY):
         np.testing.assert_array_equal(pool.score(fresh, sampled)["logp"], moved)
-    # TRL's tokens are the pool's: the same prompt, and an answer that ends with the token that
-    # ended it when it was sampled.
+    # TRL's tokens are the pool's
     first = pairs.iloc[0]
     assert seen["prompt_ids"] == backbone.prompt_ids(first["prompt"])
-    assert backbone.stop_ids[0] in seen["chosen_ids"][-3:] or family == "gemma2", (
-        "the family whose turns end in plain text"
+    assert (seen["chosen_ids"], seen["rejected_ids"]) == (
+        list(first["chosen_tokens"]),
+        list(first["rejected_tokens"]),
     )
 
 

@@ -1,5 +1,6 @@
 """The run folder: tables are made once, other parameters are refused."""
 
+import datetime as dt
 import json
 
 import numpy as np
@@ -207,6 +208,64 @@ def test_runs_of_other_names_do_not_meet(runs_folder):
 def test_opening_a_run_writes_nothing(runs_folder):
     open_run()
     assert not runs_folder.exists()
+
+
+# the day of a run
+
+
+@pytest.fixture
+def on(monkeypatch):
+    """Make it another day."""
+
+    def turn(day):
+        class Today(dt.date):
+            @classmethod
+            def today(cls):
+                return cls.fromisoformat(day)
+
+        monkeypatch.setattr(runs.dt, "date", Today)
+
+    return turn
+
+
+def test_the_day_belongs_to_the_run_and_stays_with_it(runs_folder, on):
+    on("2031-02-03")
+    run = open_run()
+    run.stage("01_proxy")
+    run.record()
+    assert run.params.model.date == "2031-02-03"
+    on("2031-02-04")
+    later = open_run()
+    later.stage("02_conflict")
+    assert later.params.model.date == "2031-02-03"
+    recorded = json.loads((runs_folder / "mine/run.json").read_text())
+    assert recorded["parameters"]["model"]["date"] == "2031-02-03"
+    assert open_run(run="other").params.model.date == "2031-02-04"
+
+
+def test_a_day_that_was_asked_for_is_kept_and_another_is_refused(runs_folder, on):
+    on("2031-02-04")
+    open_run(model={"date": "2031-01-01"}).stage("01_proxy")
+    assert open_run().stage("01_proxy").run.params.model.date == "2031-01-01"
+    run = open_run(model={"date": "2031-02-04"})
+    assert refusal(run.stage, "01_proxy").endswith(
+        "01_proxy was made with model.date 2031-01-01, now it is 2031-02-04: give this run another"
+        " name, or leave model.date out"
+    )
+
+
+def test_a_stage_that_is_taken_over_brings_its_day_along(runs_folder, on):
+    on("2031-02-03")
+    open_run(run="first").stage("01_proxy").metrics({})
+    on("2031-02-04")
+    second = open_run(run="second")
+    assert second.take_over("01_proxy") and second.params.model.date == "2031-02-03"
+    assert open_run(run="second").params.model.date == "2031-02-03"
+    # a run that has begun stays with its own
+    third = open_run(run="third")
+    third.stage("02_conflict")
+    assert not third.take_over("01_proxy")
+    assert not open_run(run="fourth", model={"date": "2031-02-05"}).take_over("01_proxy")
 
 
 @pytest.mark.parametrize("blocked", ["runs", "runs/mine", "runs/mine/01_proxy"])

@@ -291,10 +291,10 @@ def test_ties_alone_are_nothing_to_train_on(tiny_model, pool, preferences):
 
 
 def rows_given_to_trl(backbone, pool, preferences, monkeypatch):
-    """The preferences as they reach TRL's format; training stops there."""
+    """How often each preference reaches TRL's format; training stops there."""
     seen = []
     monkeypatch.setattr(
-        lora_reward, "to_trl", lambda table, _: seen.append(table) or pd.DataFrame()
+        lora_reward, "_encoded", lambda *given: seen.append(given[2]) or {"chosen_ids": []}
     )
     with pytest.raises(InputError):
         lora_reward.train(backbone, "proxy", pool, preferences, REWARD, seed=0)
