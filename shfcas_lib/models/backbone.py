@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 from shfcas_lib.base import processes
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.models import templates, tokens
-from shfcas_lib.models.experts import Experts, find, unreached
+from shfcas_lib.models.experts import Experts, by_name, find, unreached
 from shfcas_lib.params.schema import Lora, Model
 from shfcas_lib.storage import files
 
@@ -145,7 +145,7 @@ class Backbone:
             task_type=task,
             **self.experts.targets(lora.dropout),
         )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), by_name(self.causal, self.experts):
             torch.manual_seed(seed)
             self.drop_adapter(name)
             if self.peft is None:
@@ -169,10 +169,11 @@ class Backbone:
         from peft import PeftModel
 
         self.drop_adapter(name)
-        if self.peft is None:
-            self.peft = PeftModel.from_pretrained(self.causal, str(folder), adapter_name=name)
-        else:
-            self.peft.load_adapter(str(folder), adapter_name=name)
+        with by_name(self.causal, self.experts):
+            if self.peft is None:
+                self.peft = PeftModel.from_pretrained(self.causal, str(folder), adapter_name=name)
+            else:
+                self.peft.load_adapter(str(folder), adapter_name=name)
         self.use(None)
 
     def save_adapter(self, name: str, folder: Path) -> None:

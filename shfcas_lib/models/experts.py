@@ -11,7 +11,9 @@ not taken off again). int8 there is none.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +94,24 @@ def _convolves(model: Any, name: str) -> bool:
 
     owner = model.get_submodule(name.rpartition(".")[0])
     return isinstance(owner, torch.nn.modules.conv._ConvNd)
+
+
+@contextlib.contextmanager
+def by_name(model: PreTrainedModel, experts: Experts) -> Iterator[None]:
+    """Inside, PEFT adapts the layers that it is told, and no others.
+
+    Of the families of mixtures that it knows by their type it would take names such as gate_proj,
+    wherever they stand, for the experts of old, and leave dense layers and shared experts out.
+    """
+    if not experts.names:
+        yield
+        return
+    kind = model.config.model_type
+    model.config.model_type = "by name"
+    try:
+        yield
+    finally:
+        model.config.model_type = kind
 
 
 def quantise(model: PreTrainedModel, experts: Experts) -> Experts:

@@ -58,7 +58,7 @@ def test_nf4_reaches_the_experts(name, tmp_path):
     assert 0 < np.abs(one - other).mean() < 0.6 * one.std()
 
 
-@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "jetmoe", "qwen2_moe"])
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "gpt_oss", "jetmoe", "qwen2_moe"])
 def test_lora_without_dropout_reaches_experts_that_are_not_quantised(name, tmp_path):
     """Two adapters side by side, switched, saved and read again, taken off."""
     backbone = loading.load_backbone(asked(checkpoints.mixture(name, tmp_path / "model")))
