@@ -369,6 +369,7 @@ def _on_one_scale(values: pd.Series, rows: pd.DataFrame) -> pd.Series:
     """values, (rows,), of pairs or prompts, in one unit: where some prompts have two completions
     and others more, each value of the two becomes the one that stands at the same place among the
     others' (the same quantile), ties in the order of `turn`. rows: columns size, turn."""
+    values = values.round(12)  # z-scores of 1 and 1 + 2e-16 are a tie
     few = (rows["size"] == 2).to_numpy()
     if few.all() or not few.any():
         return values
