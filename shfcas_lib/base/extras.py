@@ -28,10 +28,10 @@ EXTRAS = {
     ),
     "screen": ("anywidget", "ipywidgets", "jupyterlab"),
     "notebooks": ("matplotlib", "papermill", "seaborn"),
-    "sweep": ("grimp", "nbconvert", "nbformat", "snakemake"),
+    "sweep": ("snakemake", "grimp", "nbconvert", "nbformat"),
 }
 
-_NAMED = 3  # packages that a sentence names
+_NAMED = 3  # packages that a long sentence names
 # what an extra brings along besides, as pyproject.toml has it
 _BRINGS = {"notebooks": ("models", "screen"), "sweep": ("models", "screen", "notebooks")}
 
@@ -68,9 +68,7 @@ def lacking(error: ModuleNotFoundError, what: str = "this") -> InputError | None
 def _sentence(what: str, names: list[str], extras: list[str]) -> str:
     brought = {part for extra in extras for part in _BRINGS.get(extra, ())}
     wanted = ",".join(extra for extra in extras if extra not in brought)
-    more = f" and {len(names) - _NAMED} more packages" if len(names) > _NAMED else ""
-    verb = "is" if len(names) == 1 else "are"
-    return (
-        f"{what} needs {', '.join(names[:_NAMED])}{more}, which {verb} not installed:"
-        f" pip install 'shfcas[{wanted}]'"
-    )
+    verb, named = "is" if len(names) == 1 else "are", ", ".join(names)
+    if len(names) > _NAMED + 1:
+        named = f"{', '.join(names[:_NAMED])} and {len(names) - _NAMED} more packages"
+    return f"{what} needs {named}, which {verb} not installed: pip install 'shfcas[{wanted}]'"

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from shfcas_lib.base import places, processes
+from shfcas_lib.base import extras, places, processes
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.params import reading
 from shfcas_lib.storage import files, locks
@@ -36,7 +36,7 @@ def drive(
     Returns 0, or 1 where a job failed (the others go on). Raises InputError where another driver
     is at work.
     """
-    _need_snakemake()
+    extras.need("sweep", what="a sweep")
     missing = _reasons(plan)
     print(
         f"sweep {plan.name}: {len(plan.points)} points, {len(plan.jobs)} jobs, {len(missing)} to"
@@ -301,13 +301,3 @@ def _gpus() -> int:
     No import of torch for it.
     """
     return int(Path("/proc/driver/nvidia/version").exists())
-
-
-def _need_snakemake() -> None:
-    import importlib.util
-
-    if importlib.util.find_spec("snakemake") is None:
-        raise InputError(
-            "sweeps run on Snakemake, which is an extra: python -m pip install --constraint"
-            " requirements.lock --editable '.[sweep]'"
-        )

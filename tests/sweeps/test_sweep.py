@@ -922,7 +922,7 @@ def test_a_sweep_of_trained_policies(tiny_model, tmp_path):
 def test_without_snakemake_one_sentence_says_how_to_get_it(base, tmp_path, monkeypatch):
     plan = planned(tmp_path, cross={"seed": [0]})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"Snakemake, which is an extra: .*\[sweep\]"):
+    with pytest.raises(InputError, match=r"a sweep needs snakemake, .*\[sweep\]"):
         driver.drive(plan)
 
 
