@@ -3,9 +3,9 @@
     for number, row in read_sheet(Path("mine.csv")): ...      # column to Cell
     dialect_of(Path("mine.csv")).said                         # 'separated by semicolons'
 
-Encoding: a mark at the start (UTF-8, UTF-16, UTF-32), or UTF-8, or what chardet recognises
-(docs/data.md says which). Separator: the one of , ; tab | with which every row at the start has as many cells
-as the header. Cells hold what RFC 4180 says: quotes around, doubled inside, line breaks allowed.
+Encoding: a mark at the start (UTF-8, UTF-16, UTF-32), or UTF-8, or what chardet recognises.
+Separator: the one of , ; tab | with which every row at the start has as many cells as the header.
+Cells hold what RFC 4180 says: quotes around, doubled inside, line breaks allowed.
 """
 
 from __future__ import annotations
@@ -265,9 +265,7 @@ def refuse_twice(names: list[str], what: str) -> None:
         )
 
 
-def _ragged(
-    origin: str, number: int, cells: list[str], names: list[str], dialect: Dialect
-) -> str:
+def _ragged(origin: str, number: int, cells: list[str], names: list[str], dialect: Dialect) -> str:
     """What is said of a row that has not the header's number of cells."""
     separator = _SEPARATORS[dialect.separator]
     return (
