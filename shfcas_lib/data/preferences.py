@@ -47,23 +47,22 @@ def load_pairs(
         chosen, rejected   the answer that more votes prefer, and the other
         label              mean of the votes for `chosen`: 1, or 0.5 for a tie, or in between
         votes              how many rows were about this pair, whichever way round
-        where              the place of the first of them
 
     Where rows differ, the label is their mean, as where several people answer one question
     (`LabelStore.labels`). Raises InputError.
     """
     if not isinstance(data, Preferences):
         data = Preferences(file=str(data))
-    return _load_pairs(recipes.filled_in(data), seed, order)[0]
+    return _load_pairs(recipes.filled_in(data), seed, order)[0].drop(columns="where")
 
 
 def own_pairs(params: Params) -> pd.DataFrame:
     """The preference pairs of a run with data of the user's own, as `load_pairs` gives them."""
-    return counted_pairs(params)[0]
+    return counted_pairs(params)[0].drop(columns="where")
 
 
 def counted_pairs(params: Params) -> Read:
-    """`own_pairs`, and the rows that were left out, by reason."""
+    """`own_pairs` with their places in the data (`where`), and the rows that were left out."""
     return cached(_load_pairs, recipes.filled_in(params.preferences), params)
 
 

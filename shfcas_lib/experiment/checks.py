@@ -18,6 +18,7 @@ from shfcas_lib.annotators.endpoint import judge_environment
 from shfcas_lib.base import places
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.plugins import imported
+from shfcas_lib.data.preferences import as_completions, own_pairs
 from shfcas_lib.data.prompts import load_prompts
 from shfcas_lib.models import loading, published
 from shfcas_lib.models.templates import Refusal
@@ -66,15 +67,41 @@ def _check_mechanism(mechanism: Mechanism, categories: list[str]) -> None:
 
 def _check_budget(params: Params, prompts: pd.DataFrame) -> None:
     """Raise InputError for a budget larger than the pairs that can be asked about."""
-    splits = params.selection.prompts.split("_and_")
-    askable = int(prompts["split"].isin(splits).sum())
-    pairs = params.sampling.n * (params.sampling.n - 1) // 2 * askable
+    pairs = askable_pairs(params, prompts)
     if (params.selection.budget or 0) > pairs:
+        splits = params.selection.prompts.split("_and_")
+        askable = int(prompts["split"].isin(splits).sum())
         raise InputError(
             f"selection.budget: found {params.selection.budget}, expected at most {pairs}, the"
-            f" number of pairs among {params.sampling.n} completions of {askable}"
+            f" number of pairs among {_completions(params)} of {askable}"
             f" {params.selection.prompts.replace('_', ' ')} prompts"
         )
+
+
+def askable_pairs(params: Params, prompts: pd.DataFrame) -> int:
+    """How many pairs of completions can be asked about.
+
+    Where the training completions are those of the user's own pairs, a prompt has the pairs among
+    its different answers; elsewhere those among `sampling.n` samples.
+    """
+    splits = params.selection.prompts.split("_and_")
+    sampled = prompts["split"].isin(splits)
+    given = 0
+    if params.preferences.given and "train" in splits:
+        sampled &= prompts["split"] != "train"
+        train = set(prompts.loc[prompts["split"] == "train", "prompt_id"])
+        pairs = own_pairs(params)
+        completions, _ = as_completions(pairs[pairs["prompt_id"].isin(train)])
+        sizes = completions.groupby("prompt_id").size()
+        given = int((sizes * (sizes - 1) // 2).sum())
+    n = params.sampling.n
+    return n * (n - 1) // 2 * int(sampled.sum()) + given
+
+
+def _completions(params: Params) -> str:
+    own = params.preferences.given and params.selection.prompts == "train_and_feedback"
+    sampled = f"{params.sampling.n} completions"
+    return f"{sampled} (on training prompts the answers given)" if own else sampled
 
 
 class PromptCheck:
