@@ -257,7 +257,7 @@ def new_after(folder, monkeypatch, changed):
         ("shfcas_lib.sweeps.report", set()),
         ("shfcas_lib.sweeps.plan", set()),
         ("shfcas_lib.sweeps.driver", set()),
-        ("shfcas_lib.cli", set()),
+        ("shfcas_lib.cli.runs", set()),
         ("sweep/point.ipynb", {"point"}),
         ("sweep/cases.ipynb", {"cases", "point"}),
         ("05_sweep_report.ipynb", set()),

@@ -1,0 +1,80 @@
+"""The command line: `shfcas` or `python -m shfcas_lib`.
+
+shfcas run params/quickstart.yaml      the four notebooks, headless, one after another
+shfcas stage pools params/mine.yaml    one heavy stage alone, also under `accelerate launch`
+                                       on several GPUs
+shfcas annotate params/annotate.yaml   label in JupyterLab: notebook 03 with its screen
+shfcas check params/mine.yaml          everything about a run that needs no model
+shfcas plan params/mine.yaml           memory of every stage against a GPU's, before anything
+                                       is downloaded
+shfcas keys                            every parameter with its default and meaning
+shfcas assets                          fetch the embedded model and prompts
+shfcas numbers params/quickstart.yaml  the numbers of a finished run once more
+shfcas sweep params/sweeps/smoke.yaml  many runs on Snakemake, then notebook 05 and its HTML
+                                       report
+shfcas export params/mine.yaml q.csv   the comparisons that wait for people: .csv, or .json
+                                       for Label Studio
+shfcas import params/mine.yaml q.csv   their answers, into the run
+shfcas trace figures/pacs_plane.png    what made a figure, a table or a metrics.json, and the
+                                       command that makes it again
+shfcas release FIGURE figures/mine.png copy a figure out of a run folder; its trace goes with
+                                       it
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from shfcas_lib.base.errors import InputError
+from shfcas_lib.base.texts import one_line
+from shfcas_lib.cli import origins, people, runs, sweeps
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status.
+
+    Bad input ends in one sentence on stderr and status 2.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        status = options.act(options)
+        sys.stdout.flush()
+        return status
+    except InputError as error:
+        print(f"shfcas: {one_line(str(error))}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # whoever read the output has read enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    """The command line with all its commands, in the order in which --help lists them."""
+    parser = argparse.ArgumentParser(
+        prog="shfcas", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for group in (runs, people, sweeps, origins):
+        group.add(commands)
+    commands.add_parser("keys", help="list every parameter").set_defaults(act=_keys)
+    assets = commands.add_parser("assets", help="fetch the embedded model and prompts")
+    assets.set_defaults(act=_assets)
+    return parser
+
+
+def _keys(options: argparse.Namespace) -> int:
+    from shfcas_lib.params import reading
+
+    for name, default, text in reading.keys():
+        print(f"{name:<38} {default:<28} {text}")
+    return 0
+
+
+def _assets(options: argparse.Namespace) -> int:
+    from shfcas_lib.storage import assets
+
+    for name in assets.ASSETS:
+        print(assets.asset_path(name))
+    return 0
