@@ -112,6 +112,7 @@ def _stage(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from shfcas_lib.data import prompts as prompt_data
+    from shfcas_lib.data.notes import notes
     from shfcas_lib.experiment import checks
     from shfcas_lib.params import reading
 
@@ -120,6 +121,9 @@ def _check(options: argparse.Namespace) -> int:
     sizes = prompts["split"].value_counts()
     splits = ", ".join(f"{size} {split}" for split, size in sizes.items())
     print(f"{options.params}: fine; {len(prompts)} prompts: {splits}")
+    for note in notes(settings, prompts):
+        print(printable(note))
+    print(f"{checks.askable_pairs(settings, prompts)} pairs of completions can be asked about")
     dropped = prompt_data.dropped(settings)
     if len(dropped):
         print(printable(prompt_data.dropped_text(dropped)))

@@ -15,6 +15,7 @@ import csv
 import gzip
 import io
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,8 +39,9 @@ _MARKS = {
 _WESTERN = "cp1252"
 _LEGACY = [
     *(f"cp125{number}" for number in range(8)),
-    *("mac-roman", "cp932", "cp949", "gb18030", "big5hkscs", "utf-16-le", "utf-16-be"),
+    *("mac-roman", "cp932", "cp949", "gb18030", "big5hkscs"),
 ]
+_WIDE = ["utf-16-le", "utf-16-be"]
 _CLEARLY, _LEAST = 1.6, 0.02  # how much likelier than cp1252, and how likely at least
 _HINT = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)  # a first line that Excel understands
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
@@ -100,7 +102,7 @@ def dialect_of(source: Path | bytes, origin: str | None = None) -> Dialect:
             encoding = _encoding(file, origin)
             file.seek(0)
             start = file.read(_SAMPLE + 1)
-    except (EOFError, OSError, ValueError) as error:
+    except (EOFError, OSError, ValueError, zlib.error) as error:
         raise InputError(f"{origin} cannot be read: {error}") from error
     whole = len(start) <= _SAMPLE
     # a character that the sample cuts in two is left out; one that is broken is met when read
@@ -121,6 +123,28 @@ def read_sheet(source: Path | bytes, origin: str | None = None) -> Iterator[tupl
     origin = origin or str(source)
     dialect = dialect_of(source, origin)
     kind = Cell if dialect.separator == "," else _CommaCell
+    records = _records(source, origin, dialect)
+    _, names = next(records)
+    for number, cells in records:
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) != len(names):
+            raise InputError(_ragged(origin, number, cells, names, dialect))
+        named = zip(names, cells, strict=True)
+        yield number, {name: kind(cell) for name, cell in named if name}
+
+
+def columns_of(source: Path | bytes, origin: str | None = None) -> list[str]:
+    """The names in the header of a text table. Raises InputError."""
+    origin = origin or str(source)
+    _, names = next(_records(source, origin, dialect_of(source, origin)))
+    return [name for name in names if name]
+
+
+def _records(
+    source: Path | bytes, origin: str, dialect: Dialect
+) -> Iterator[tuple[int, list[str]]]:
+    """(0, the columns' names), then (row number, cells) of every row."""
     number = 0
     csv.field_size_limit(LONGEST)
     try:
@@ -128,15 +152,10 @@ def read_sheet(source: Path | bytes, origin: str | None = None) -> Iterator[tupl
             if dialect.hint:
                 file.readline()
             table = csv.reader(lines(file, origin), delimiter=dialect.separator, strict=True)
-            names = _header(next(table, []), origin)
+            yield 0, _header(next(table, []), origin)
             for number, cells in enumerate(table, 1):
-                if not any(cell.strip() for cell in cells):
-                    continue
-                if len(cells) != len(names):
-                    raise InputError(_ragged(origin, number, cells, names, dialect))
-                named = zip(names, cells, strict=True)
-                yield number, {name: kind(cell) for name, cell in named if name}
-    except (csv.Error, EOFError, OSError, ValueError) as error:
+                yield number, cells
+    except (csv.Error, EOFError, OSError, ValueError, zlib.error) as error:
         raise InputError(f"{origin} cannot be read after row {number}: {error}") from error
 
 
@@ -178,14 +197,18 @@ def _encoding(file: BinaryIO, origin: str) -> str:
     block = b""
     try:
         while block := file.read(_SAMPLE):
-            # half of the bytes of UTF-16 without a mark are zero
-            if block.count(0) > len(block) // 4:
+            if _is_wide(block):
                 return _guessed(block, origin)
             decoder.decode(block)
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         return _guessed(block, origin) if block else "utf-8"
     return "utf-8"
+
+
+def _is_wide(block: bytes) -> bool:
+    """Half of the bytes of UTF-16 without a mark are zero, in most languages."""
+    return block.count(0) > len(block) // 4
 
 
 def _guessed(block: bytes, origin: str) -> str:
@@ -197,8 +220,9 @@ def _guessed(block: bytes, origin: str) -> str:
 
     import chardet
 
+    known = _WIDE if _is_wide(block) else _LEGACY
     found = chardet.detect_all(
-        block, ignore_threshold=True, include_encodings=_LEGACY, compat_names=False
+        block, ignore_threshold=True, include_encodings=known, compat_names=False
     )
     likely = {str(guess["encoding"]): guess["confidence"] for guess in found}
     best = max(likely, key=lambda name: likely[name], default=_WESTERN)
@@ -269,7 +293,7 @@ def _ragged(origin: str, number: int, cells: list[str], names: list[str], dialec
     """What is said of a row that has not the header's number of cells."""
     separator = _SEPARATORS[dialect.separator]
     return (
-        f"{origin}, row {number}: has {len(cells)} cells and not as many cells as the header"
-        f" ({len(names)}), read as separated by {separator}: put a text that holds {separator} or"
-        " line breaks between quotes"
+        f"{origin}, row {number}: {len(cells)} cells, expected {len(names)}, as many as in the"
+        f" header, separated by {separator}: put a text that holds {separator} or line breaks"
+        " between quotes"
     )

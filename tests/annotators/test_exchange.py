@@ -346,8 +346,6 @@ def spoilt(kind, exported):
         }
     elif kind == "no id":
         exported[3]["data"] = {"text": "somebody else's task"}
-    elif kind == "no answer":
-        annotation["result"] = []
     elif kind == "two answers":
         annotation["result"] *= 2
     elif kind == "two choices":
@@ -371,9 +369,8 @@ def spoilt(kind, exported):
         ("unknown question", "task 4 .*'team' asks no such question"),
         ("other texts", "asks no such question"),
         ("no id", "none of ours"),
-        ("no answer", "holds 0 answers"),
         ("two answers", "holds 2 answers"),
-        ("two choices", "answer ''"),
+        ("two choices", "annotation 104 holds 2 answers"),
         ("strange answer", "'middle', expected left, right, tie"),
         ("nobody", "completed_by"),
         ("json-min", "not JSON-MIN"),
@@ -410,7 +407,13 @@ def test_a_cell_is_harmless_and_comes_back(text):
 @settings(max_examples=200, deadline=None)
 def test_csv_comes_back_whole(rows):
     table = pd.DataFrame(rows, columns=["question", "left", "right", "answer"], dtype=object)
-    assert spreadsheet.csv_rows(spreadsheet.csv_text(table), "x") == table.to_dict("records")
+    wanted = table.to_dict("records")
+    for row in wanted:
+        if not any(texts.neutral(cell).strip() for cell in row.values()):
+            row.clear()
+    while wanted and not wanted[-1]:
+        wanted.pop()
+    assert spreadsheet.csv_rows(spreadsheet.csv_text(table), "x") == wanted
 
 
 @given(st.lists(st.tuples(SPICED, SPICED), min_size=1, max_size=4))
@@ -534,12 +537,13 @@ def test_one_person_with_two_answers_is_refused_and_two_persons_are_not(waiting,
 @pytest.mark.parametrize(
     "data, words",
     [
-        (b"", "no column 'question'"),
+        (b"", "it has no header"),
+        (b"answer\nleft\n", "no column 'question'"),
         (b"question;given\n", "no column 'answer'"),
         (b'question,answer\n"q', "after row 0"),
         (b"question,answer\nq,tie,more\n", "row 1: 3 cells, expected 2"),
-        ("question,answer\nq,é\n".encode("latin-1"), "CSV UTF-8"),
-        ("question,answer\n".encode("utf-16"), "CSV UTF-8"),
+        (b"question,answer\nq,\x00\x01\x81\x8d\xff\n", "CSV UTF-8"),
+        (b"question,answer,Answer\nq,tie,tie\n", "names 'answer' twice"),
     ],
 )
 def test_what_is_no_sheet_of_ours_is_one_sentence(waiting, tmp_path, data, words):
