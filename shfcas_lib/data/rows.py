@@ -263,7 +263,8 @@ class _Reader:
         if _absent(harmful):
             harmful = False
         if isinstance(harmful, Cell):
-            harmful = _TRUTH.get(harmful.strip().lower(), harmful.number)
+            word, number = harmful.strip().lower(), harmful.number
+            harmful = _TRUTH.get(word, harmful if number is None else number)
         # a bool is a number too: True and False are 1 and 0
         if not isinstance(harmful, (int, float)) or harmful not in (0, 1):
             raise _Unusable(
