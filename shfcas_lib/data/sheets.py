@@ -227,12 +227,16 @@ def _guessed(block: bytes, origin: str) -> str:
     likely = {str(guess["encoding"]): guess["confidence"] for guess in found}
     best = max(likely, key=lambda name: likely[name], default=_WESTERN)
     # short texts fit many of them: the commonest one, unless another fits clearly better
-    if likely.get(best, 0) < _CLEARLY * likely.get(_WESTERN, 0):
+    western = likely.get(_WESTERN, 0)
+    if likely.get(best, 0) < max(_LEAST, _CLEARLY * western):
         best = _WESTERN
-    if best == "None" or likely.get(best, 0) < _LEAST:
+    try:
+        # a letter at the end may be cut in two
+        codecs.getincrementaldecoder(best)().decode(block)
+    except (LookupError, UnicodeDecodeError) as error:
         raise InputError(
             f"{origin} is not UTF-8, and what it is cannot be told: save it as 'CSV UTF-8'"
-        )
+        ) from error
     return best
 
 

@@ -721,7 +721,7 @@ def test_an_empty_submitted_annotation_is_skipped_and_counted(waiting, tmp_path,
     counts = exchange.bring_in(run, path)
     assert (counts["added"], counts["waiting"], counts["empty"]) == (7, 1, 1)
     config = save(tmp_path / "team.yaml", yaml.safe_dump(run.params.model_dump()))
-    assert cli.main(["import", str(config), str(path)]) == 0
+    assert program.main(["import", str(config), str(path)]) == 0
     assert "1 annotations were submitted without an answer" in capsys.readouterr().out
 
 
@@ -763,7 +763,7 @@ def test_what_a_spreadsheet_made_of_numbers_and_dates_is_recognised_and_said(
     counts = exchange.bring_in(run, path)
     assert counts["added"] == 8 and counts["changed"] == 8
     config = save(tmp_path / "team.yaml", yaml.safe_dump(run.params.model_dump()))
-    assert cli.main(["import", str(config), str(path)]) == 0
+    assert program.main(["import", str(config), str(path)]) == 0
     assert (
         "8 rows hold texts that a spreadsheet made numbers or dates of" in capsys.readouterr().out
     )
@@ -832,7 +832,7 @@ def test_answers_of_another_run_come_along_where_the_texts_are_the_same(planted,
     assert set(after["annotator"]) == {"label-studio:7"}
     assert exchange.bring_in(new, old.folder)["added"] == 0
     config = save(tmp_path / "new.yaml", yaml.safe_dump(new.params.model_dump()))
-    assert cli.main(["import", str(config), str(old.folder)]) == 0
+    assert program.main(["import", str(config), str(old.folder)]) == 0
     assert f"{counts['added']} known before" in capsys.readouterr().out
 
 
