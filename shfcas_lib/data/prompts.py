@@ -154,10 +154,11 @@ class _Sieve:
         self.counts: Counter = Counter()
         self.places: dict[tuple[str, str], list[str]] = {}
 
-    def add(self, data: str, left_out: Dropped) -> None:
-        """Count rows that were left out while they were read."""
+    def add(self, data: str, left_out: Counter) -> None:
+        """Count rows that were left out while they were read; a `Dropped` knows their places."""
+        places = left_out.places if isinstance(left_out, Dropped) else {}
         for reason, number in left_out.items():
-            self._count(data, reason, number, left_out.places.get(reason, []))
+            self._count(data, reason, number, places.get(reason, []))
 
     def _count(self, data: str, reason: str, number: int, places: list[str]) -> None:
         self.counts[data, reason] += number
