@@ -25,6 +25,8 @@ _NUMBER = re.compile(r"[+-]?(\d[\d.,]*|[.,]\d+)(e[+-]?\d+)?", re.IGNORECASE)
 _DATE_LIKE = re.compile(
     r"[\d\s/.,:\-]*([A-Za-zä]{1,9}\.?)?[\d\s/.,:\-]*([AaPp]\.?[Mm]\.?|[TZ])?[\d:]*Z?"
 )
+Date = tuple[int | None, int, int] | None
+Time = tuple[int, int, int]
 _FIRST_DAY = datetime.datetime(1899, 12, 30)  # day 0 of spreadsheets
 
 
@@ -66,7 +68,7 @@ def _numbers(text: str) -> list[float]:
     text = (f"-{negative[1]}" if negative else text).removesuffix("%")
     if not _NUMBER.fullmatch(text):
         return []
-    found = set()
+    found: set[float] = set()
     for group, point in ((",", "."), (".", ",")):
         plain = text.replace(group, "")
         if plain.count(point) < 2:
@@ -93,10 +95,6 @@ def _same_moment(text: str, cell: str) -> bool:
     return False
 
 
-Date = tuple[int | None, int, int] | None
-Time = tuple[int, int, int]
-
-
 def _same_date(one: Date, other: Date) -> bool:
     """Days are the same where one of them does not say its year."""
     if one is None or other is None:
@@ -112,7 +110,7 @@ def _moments(text: str) -> set[tuple[Date, Time]]:
         return set()
     if not re.search(r"[/.:\-]|[A-Za-z]", text):
         return set()
-    found = set()
+    found: set[tuple[Date, Time]] = set()
     for day_first in (False, True):
         moments = []
         # what the text does not say is what the two defaults differ in

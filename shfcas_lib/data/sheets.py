@@ -259,7 +259,7 @@ def _separator(text: str, whole: bool) -> str:
 
 def _sizes(text: str, separator: str, whole: bool) -> list[int]:
     """How many cells each row has, the header first; none where quotes do not fit the separator."""
-    sizes = []
+    sizes: list[int] = []
     csv.field_size_limit(LONGEST)
     try:
         for cells in csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True):
