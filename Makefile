@@ -103,8 +103,8 @@ plan-check: $(STAMP)  ## measured against planned memory, on the CPU
 gpu-check: $(STAMP)  ## the recipes at their sizes on a CUDA GPU: memory, speed, agreement with the CPU; skips without one
 	$(BIN)/python -W ignore benchmarks/gpu_check.py
 
-clean:  ## remove runs and caches of tools; the environment and the fetched assets stay
-	rm -rf runs .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache build *.egg-info
+clean:  ## remove caches of tools; runs (they may hold people's answers), environment and assets stay
+	rm -rf .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache build *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # A half-made environment must not look finished: the stamp is written last.

@@ -186,7 +186,13 @@ def one_round(
 
     # feedback: every answer is on disk before it counts
     texts = with_facts(state.pool, setting.prompts)
-    answers = here.table("labels", lambda: ask(comparisons, texts, annotator, store))
+
+    def answered() -> pd.DataFrame:
+        if getattr(annotator, "by_people", False):
+            _adopt(store, comparisons, setting.askable)
+        return ask(comparisons, texts, annotator, store)
+
+    answers = here.table("labels", answered)
     labels = [*state.labels, answers]
 
     # refined reward: the labels so far say how far to trust the biased preferences. The main
@@ -430,6 +436,25 @@ def _open_store(stage: Stage | Memory) -> LabelStore:
     if stage.folder is None or not processes.is_main():
         return LabelStore(Path(sqlite.MEMORY))
     return LabelStore(stage.folder / "labels.sqlite")
+
+
+def _adopt(store: LabelStore, comparisons: pd.DataFrame, shared: pd.DataFrame) -> None:
+    """Take over what people answered about these comparisons for other strategies of the run.
+
+    shared: the completions that all strategies have in common. Those that a trained policy wrote
+    later have the same indices in every strategy, and other texts.
+    """
+    folder = store.path.parent.parent
+    common = pd.MultiIndex.from_frame(shared[["prompt_id", "index"]])
+    for side in ("i", "j"):
+        keys = pd.MultiIndex.from_frame(comparisons[["prompt_id", side]])
+        comparisons = comparisons[keys.isin(common)]
+    if str(store.path) == ":memory:" or not len(comparisons):
+        return
+    for path in sorted(folder.glob("*/labels.sqlite")):
+        if path != store.path:
+            with LabelStore(path) as other:
+                store.adopt(other, comparisons)
 
 
 def _folder(stage: Stage | Memory) -> Path:

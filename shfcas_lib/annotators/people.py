@@ -27,7 +27,7 @@ class Team:
     open, and the loop stops with a sentence that says how to go on.
     """
 
-    name = "team"
+    name, by_people = "team", True
 
     def answer_all(self, comparisons: pd.DataFrame, shown: pd.DataFrame, known: set) -> Answered:
         """Raises Waiting while any comparison is open."""
@@ -74,7 +74,7 @@ class Person:
     people: how many must answer each comparison before the loop goes on.
     """
 
-    name = "person"
+    name, by_people = "person", True
 
     def __init__(self, people: int = 1):
         self.people = people

@@ -139,10 +139,10 @@ def _refuse_answered(path: Path) -> None:
 def _is_filled(path: Path) -> bool:
     """Does a file of questions hold an answer? One that cannot be read counts as filled."""
     try:
-        text = exchange.content(path)
-        if path.suffix.lower() == ".csv":
-            return any(row.get("answer", "").strip() for row in csv_rows(text, str(path)))
-        return any(task.get("annotations") for task in json.loads(text))
+        written = exchange.content(path)
+        if exchange.kind_of(path) == "csv":
+            return any(row.get("answer", "").strip() for row in csv_rows(written, str(path)))
+        return any(task.get("annotations") for task in json.loads(written))
     except (InputError, ValueError, AttributeError, TypeError):
         return True
 
@@ -215,12 +215,12 @@ def _asked_in(path: Path) -> pd.DataFrame:
 
 def _written(path: Path) -> list[tuple[str, dict]]:
     """(place, question with its texts) of a file of questions."""
-    text = exchange.content(path)
-    if path.suffix.lower() == ".csv":
-        rows = enumerate(csv_rows(text, str(path)), 1)
+    written = exchange.content(path)
+    if exchange.kind_of(path) == "csv":
+        rows = enumerate(csv_rows(written, str(path)), 1)
         return [(f"{path}, row {number}", row) for number, row in rows if row.get("question")]
     try:
-        tasks = json.loads(text)
+        tasks = json.loads(written)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
     listed = isinstance(tasks, list) and all(isinstance(task, dict) for task in tasks)
@@ -231,7 +231,8 @@ def _written(path: Path) -> list[tuple[str, dict]]:
 
 def _is_graded(path: Path) -> bool:
     """Does a file without its store hold a graded answer?"""
-    return "much_left" in (text := exchange.content(path).lower()) or "much_right" in text
+    written = exchange.content(path).lower().replace(b"\0", b"")  # UTF-16, too
+    return b"much_left" in written or b"much_right" in written
 
 
 # --- answers
@@ -244,8 +245,11 @@ def take_in(sheet: Sheet, path: Path, annotator: str = "spreadsheet") -> dict[st
     for _, row in sheet.asked.assign(open=True).iterrows():
         row["prompt"] = dialogues.plain(row["prompt"])
         chosen[tuple(row[[*KEY, "code"]])] = row
-    answers = exchange.read_answers(path, chosen, str(sheet.path), annotator, sheet.graded)
+    brought = exchange.read_answers(path, chosen, str(sheet.path), annotator, sheet.graded)
+    answers, aliases = exchange.one_name_each(brought.answers, [sheet.store])
     with LabelStore(sheet.store) as store:
+        for name, others in aliases.items():
+            store.same_person(name, others)
         counts = exchange.add_answers(store, chosen, answers)
     return {"added": counts["added"], "known": counts["known"]}
 

@@ -16,7 +16,9 @@ from shfcas_lib.cli.runs import execute
 def add(commands: Commands) -> None:
     """`annotate`, `export`, `import`."""
     _add_annotate(commands)
-    _exchange(commands, "export", _export, "write the comparisons that wait for an answer")
+    kinds = ".csv for a spreadsheet, .json for Label Studio"
+    text = "write the comparisons that wait for an answer"
+    _exchange(commands, "export", _export, text, kinds)
     _add_import(commands)
 
 
@@ -34,17 +36,24 @@ def _add_annotate(commands: Commands) -> None:
     command.set_defaults(act=_annotate, needs=("models", "screen", "notebooks"))
 
 
-def _exchange(commands: Commands, name: str, act: Act, text: str) -> argparse.ArgumentParser:
+def _exchange(
+    commands: Commands, name: str, act: Act, text: str, kinds: str
+) -> argparse.ArgumentParser:
     """A command that moves comparisons between a run and a file."""
     command = commands.add_parser(name, help=text, description=text)
     command.add_argument("params", type=Path, help="the run's YAML file")
-    command.add_argument("file", type=Path, help=".csv for a spreadsheet, .json for Label Studio")
+    command.add_argument("file", type=Path, help=kinds)
     command.set_defaults(act=act)
     return command
 
 
 def _add_import(commands: Commands) -> None:
-    command = _exchange(commands, "import", _import, "bring answers into the run, all or none")
+    text = "bring answers into the run, all or none"
+    kinds = (
+        "a filled-in csv or tsv, the JSON or CSV export of Label Studio, or the folder of another"
+        " run whose answers count here too"
+    )
+    command = _exchange(commands, "import", _import, text, kinds)
     command.add_argument(
         "--annotator", default="spreadsheet", help="who answered, where a row of a csv does not say"
     )
@@ -145,4 +154,17 @@ def _import(options: argparse.Namespace) -> int:
         f" {counts['closed']} too late for a finished round; {counts['waiting']} comparisons wait"
         f"{next_step}"
     )
+    for name, words in _ALSO.items():
+        if counts.get(name):
+            print(f"  {counts[name]} {words}")
     return 0
+
+
+_ALSO = {
+    "empty": "annotations were submitted without an answer, and are left out",
+    "changed": (
+        "rows hold texts that a spreadsheet made numbers or dates of; their questions' ids tell"
+        " which they are"
+    ),
+    "elsewhere": "answers are about questions that this run does not ask, or not yet",
+}

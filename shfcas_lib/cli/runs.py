@@ -118,6 +118,7 @@ def _check(options: argparse.Namespace) -> int:
     from shfcas_lib import gold
     from shfcas_lib.data import completions
     from shfcas_lib.data import prompts as prompt_data
+    from shfcas_lib.data.notes import notes
     from shfcas_lib.experiment import checks
     from shfcas_lib.params import reading
 
@@ -132,6 +133,9 @@ def _check(options: argparse.Namespace) -> int:
         print(gold.harmful_text(prompts))
     for line in checks.check_models(settings):
         print(printable(line))
+    for note in notes(settings, prompts):
+        print(printable(note))
+    print(f"{checks.askable_pairs(settings, prompts)} pairs of completions can be asked about")
     dropped = prompt_data.dropped(settings)
     if len(dropped):
         print(printable(prompt_data.dropped_text(dropped)))

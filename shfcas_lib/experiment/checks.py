@@ -22,6 +22,7 @@ from shfcas_lib.base import places
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.plugins import imported
 from shfcas_lib.data.completions import own_completions
+from shfcas_lib.data.preferences import as_completions, own_pairs
 from shfcas_lib.data.prompts import load_prompts
 from shfcas_lib.models import inspection, loading, published, stored
 from shfcas_lib.models.experts import trained_adapters, unreached
@@ -108,31 +109,51 @@ def _check_mechanism(mechanism: Mechanism, categories: list[str]) -> None:
 
 def _check_budget(params: Params, prompts: pd.DataFrame) -> None:
     """Raise InputError for a budget larger than the pairs that can be asked about."""
+    pairs = askable_pairs(params, prompts)
+    if (params.selection.budget or 0) > pairs:
+        splits = params.selection.prompts.split("_and_")
+        askable = int(prompts["split"].isin(splits).sum())
+        raise InputError(
+            f"selection.budget: found {params.selection.budget}, expected at most {pairs}, the"
+            f" number of pairs among {_completions(params)} of {askable}"
+            f" {params.selection.prompts.replace('_', ' ')} prompts"
+        )
+
+
+def askable_pairs(params: Params, prompts: pd.DataFrame) -> int:
+    """How many pairs of completions can be asked about.
+
+    Where the completions are the user's own, or the training completions those of the user's own
+    pairs, a prompt has the pairs among its different answers; elsewhere those among `sampling.n`
+    samples.
+    """
     splits = params.selection.prompts.split("_and_")
-    askable = int(prompts["split"].isin(splits).sum())
+    sampled = prompts["split"].isin(splits)
     if params.completions.given:
-        _check_own_budget(params, prompts[prompts["split"].isin(splits)])
-        return
-    pairs = params.sampling.n * (params.sampling.n - 1) // 2 * askable
-    if (params.selection.budget or 0) > pairs:
-        raise InputError(
-            f"selection.budget: found {params.selection.budget}, expected at most {pairs}, the"
-            f" number of pairs among {params.sampling.n} completions of {askable}"
-            f" {params.selection.prompts.replace('_', ' ')} prompts"
-        )
+        return _pairs_among(own_completions(params)[0], prompts[sampled])
+    given = 0
+    if params.preferences.given and "train" in splits:
+        sampled &= prompts["split"] != "train"
+        pairs = own_pairs(params)
+        train = prompts[prompts["split"] == "train"]
+        given = _pairs_among(as_completions(pairs)[0], train)
+    n = params.sampling.n
+    return n * (n - 1) // 2 * int(sampled.sum()) + given
 
 
-def _check_own_budget(params: Params, prompts: pd.DataFrame) -> None:
-    """The same where the completions are the user's own, some prompts having more than others."""
-    completions = own_completions(params)[0]
-    sizes = completions.groupby("prompt_id").size().reindex(prompts["prompt_id"])
-    pairs = int((sizes * (sizes - 1) // 2).sum())
-    if (params.selection.budget or 0) > pairs:
-        raise InputError(
-            f"selection.budget: found {params.selection.budget}, expected at most {pairs}, the"
-            f" number of pairs among the {int(sizes.sum())} completions of {len(prompts)}"
-            f" {params.selection.prompts.replace('_', ' ')} prompts"
-        )
+def _pairs_among(completions: pd.DataFrame, prompts: pd.DataFrame) -> int:
+    """The pairs of completions of these prompts."""
+    sizes = completions.groupby("prompt_id").size()
+    sizes = sizes[sizes.index.isin(prompts["prompt_id"])]
+    return int((sizes * (sizes - 1) // 2).sum())
+
+
+def _completions(params: Params) -> str:
+    if params.completions.given:
+        return "the completions of your own"
+    own = params.preferences.given and params.selection.prompts == "train_and_feedback"
+    sampled = f"{params.sampling.n} completions"
+    return f"{sampled} (on training prompts the answers given)" if own else sampled
 
 
 class PromptCheck:

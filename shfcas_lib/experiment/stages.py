@@ -24,7 +24,9 @@ from shfcas_lib.analysis import belief, stopping
 from shfcas_lib.annotators.people import load_annotator
 from shfcas_lib.base import processes
 from shfcas_lib.base.errors import InputError
+from shfcas_lib.base.texts import printable
 from shfcas_lib.conflict import cannot_rank, conflict_table
+from shfcas_lib.data.notes import notes
 from shfcas_lib.data.prompts import dropped
 from shfcas_lib.experiment import checks, proxy_data
 from shfcas_lib.feedback import Annotator
@@ -45,12 +47,16 @@ PROXY, CONFLICT, FEEDBACK = "01_proxy", "02_conflict", "03_feedback"
 
 def prompts(run: Run) -> pd.DataFrame:
     """The prompts of a run with their split; whatever can be wrong with the run is met before
-    anything is written. Raises InputError."""
+    anything is written. What should be known of data of the user's own is printed. Raises
+    InputError."""
     with processes.main_first():  # what has to be fetched is fetched once
         screen = checks.PromptCheck(run.params)
         table = checks.check(run.params, screen)
     stage = run.stage(PROXY)  # refuses a folder of other parameters
     stage.table("dropped", lambda: dropped(run.params, screen))
+    if processes.is_main():
+        for note in notes(run.params, table):
+            print(printable(note))
     return stage.table("prompts", lambda: table)
 
 

@@ -30,6 +30,7 @@ from shfcas_lib.params.reading import fingerprint
 from shfcas_lib.params.schema import Params
 from shfcas_lib.storage.files import TEMPORARY, atomic, clear, locked, scratch, write_json, writing
 from shfcas_lib.storage.inputs import of_run
+from shfcas_lib.storage.labels import answers_of_people
 from shfcas_lib.storage.machine import commit, description, device, versions
 
 
@@ -167,8 +168,7 @@ class Run:
         if before["fingerprint"] != fingerprint(needed):
             raise InputError(
                 f"{path.parent} was made with other parameters"
-                f" ({_difference(before['parameters'], needed)}): give this run another name, or"
-                " delete that folder"
+                f" ({_difference(before['parameters'], needed)}): {self._way_out()}"
             )
         day = before.get("day", self.params.model.date)
         if day != self.params.model.date and self._day_is_given:
@@ -178,6 +178,19 @@ class Run:
             )
         self._keep_day(day)
         return True
+
+    def _way_out(self) -> str:
+        """What to do where the folder belongs to other parameters. What people answered, and what
+        a judge was paid for, is never advised away."""
+        answers = answers_of_people(self.folder)
+        if answers:
+            return (
+                f"give this run another name, and `shfcas import PARAMS {self.folder}` brings the"
+                f" {answers} answers along that people gave there"
+            )
+        if any(self.folder.glob("03_feedback/judge.sqlite*")):
+            return f"give this run another name: {self.folder} keeps what a judge was paid for"
+        return "give this run another name, or delete that folder"
 
     def finished(self, name: str) -> bool:
         """Did the notebook of stage `name` reach its end with these parameters?"""
@@ -243,7 +256,7 @@ class Run:
             raise InputError(
                 f"{path} is missing: run notebook {stage[:2]} with the same parameters first"
             )
-        return pd.read_parquet(path)
+        return read_table(path)
 
     @functools.cached_property
     def inputs(self) -> dict[str, str | None]:
@@ -296,7 +309,7 @@ class Stage:
         path = self.folder / f"{name}.parquet"
         if not processes.agreed(path.exists()):
             self._write(path, make())
-        return pd.read_parquet(path)
+        return read_table(path)
 
     def table_or_none(
         self, name: str, make: Callable[[], pd.DataFrame | None]
@@ -308,7 +321,7 @@ class Stage:
             if table is None:
                 return None
             self._write(path, table)
-        return pd.read_parquet(path)
+        return read_table(path)
 
     def _write(self, path: Path, table: pd.DataFrame) -> None:
         if processes.is_main():
@@ -364,6 +377,19 @@ class Memory:
     def reward(self, make: Callable[[], R], read: Callable[[Path], R | None]) -> R:
         """What `make` returns."""
         return make()
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table of a run folder. Raises InputError for one that is damaged."""
+    try:
+        return pd.read_parquet(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # pyarrow raises errors of its own
+        raise InputError(
+            f"{path} cannot be read ({' '.join(str(error).split())[:200]}), as if it was cut off or"
+            " changed: move it away, and the same command makes it again"
+        ) from error
 
 
 def _difference(before: dict, now: dict, prefix: str = "") -> str:

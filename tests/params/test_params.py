@@ -10,7 +10,7 @@ from project import ROOT
 from pydantic import ValidationError
 
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.params import reading
+from shfcas_lib.params import reading, schema
 from shfcas_lib.params.schema import Attribute, Coverage, Noise, Params
 
 
@@ -158,7 +158,7 @@ def test_a_key_of_one_block_is_unknown_in_another(tmp_path):
 
 @pytest.mark.parametrize("text", ["1: 2", "true: 1", "null: 1"])
 def test_keys_that_are_no_text_are_refused(tmp_path, text):
-    assert "string" in refusal(tmp_path, text)
+    assert "expected a name in letters as key" in refusal(tmp_path, text)
 
 
 # --- numbers that YAML reads as text
@@ -222,9 +222,9 @@ def test_no_advice_is_given_that_would_be_refused_or_change_the_number(tmp_path,
     [
         ("sampling: {n: 1}", "sampling.n", "1", "greater than or equal to 2"),
         ("sampling: {n: 0}", "sampling.n", "0", "greater than or equal to 2"),
-        ("sampling: {n: 8.0}", "sampling.n", "8.0", "integer"),
-        ("sampling: {n: true}", "sampling.n", "true", "integer"),
-        ("sampling: {n: null}", "sampling.n", "null", "integer"),
+        ("sampling: {n: 8.0}", "sampling.n", "8.0", "whole number"),
+        ("sampling: {n: true}", "sampling.n", "true", "whole number"),
+        ("sampling: {n: null}", "sampling.n", "null", "whole number"),
         ("sampling: {n: many}", "sampling.n", "'many'", "number"),
         ("sampling: {temperature: 0}", "sampling.temperature", "0", "greater than 0"),
         ("sampling: {temperature: -0.7}", "sampling.temperature", "-0.7", "greater than 0"),
@@ -240,8 +240,8 @@ def test_no_advice_is_given_that_would_be_refused_or_change_the_number(tmp_path,
             "0",
             "greater than or equal to 1",
         ),
-        ("sampling: 8", "sampling", "8", "dictionary"),
-        ("sampling: null", "sampling", "null", "dictionary"),
+        ("sampling: 8", "sampling", "8", "keys under it (n, temperature,"),
+        ("sampling: null", "sampling", "null", "keys under it (n, temperature,"),
         ("policy: {beta: 0}", "policy.beta", "0", "greater than 0"),
         ("policy: {beta: -1}", "policy.beta", "-1", "greater than 0"),
         ("policy: {dpo_beta: 0}", "policy.dpo_beta", "0", "greater than 0"),
@@ -267,8 +267,18 @@ def test_no_advice_is_given_that_would_be_refused_or_change_the_number(tmp_path,
             "2",
             "less than or equal to 1",
         ),
-        ("bias: [{kind: attribute, attribute: 3, strength: 1}]", "bias.0.attribute", "3", "string"),
-        ("bias: [{kind: coverage, absent: travel}]", "bias.0.absent", '"travel"', "list"),
+        (
+            "bias: [{kind: attribute, attribute: 3, strength: 1}]",
+            "bias.0.attribute",
+            "3",
+            "expected text",
+        ),
+        (
+            "bias: [{kind: coverage, absent: travel}]",
+            "bias.0.absent",
+            '"travel"',
+            "a list: [travel]",
+        ),
         (
             "bias: [{kind: nois, rate: 0.1}]",
             "bias.0",
@@ -277,7 +287,7 @@ def test_no_advice_is_given_that_would_be_refused_or_change_the_number(tmp_path,
         ),
         ("bias: [{rate: 0.1}]", "bias.0", '{"rate": 0.1}', "kind"),
         ("bias: {kind: noise, rate: 0.1}", "bias", '{"kind": "noise", "rate": 0.1}', "list"),
-        ("bias: [noise]", "bias.0", '"noise"', "dictionary"),
+        ("bias: [noise]", "bias.0", '"noise"', "keys, first of all kind: 'noise', "),
         ("bias: null", "bias", "null", "list"),
         ("feedback: {noise: 1.01}", "feedback.noise", "1.01", "less than or equal to 1"),
         (
@@ -298,14 +308,14 @@ def test_no_advice_is_given_that_would_be_refused_or_change_the_number(tmp_path,
         ("evaluation: {betas: [1]}", "evaluation.betas", "[1]", "at least 2"),
         ("evaluation: {betas: [1, 0]}", "evaluation.betas.1", "0", "greater than 0"),
         ("seed: -1", "seed", "-1", "greater than or equal to 0"),
-        ("seed: 1.0", "seed", "1.0", "integer"),
-        ("seed: null", "seed", "null", "integer"),
-        ("seed: 2020-01-01", "seed", '"2020-01-01"', "integer"),
+        ("seed: 1.0", "seed", "1.0", "whole number"),
+        ("seed: null", "seed", "null", "whole number"),
+        ("seed: 2020-01-01", "seed", '"2020-01-01"', "whole number"),
         ("task: saftey", "task", '"saftey"', "'helpfulness', 'safety' or 'instructions'"),
-        ("run: ../elsewhere", "run", '"../elsewhere"', "pattern"),
-        ("run: 7", "run", "7", "string"),
+        ("run: ../elsewhere", "run", '"../elsewhere"', "a name of letters, digits"),
+        ("run: 7", "run", "7", "expected text"),
         ("model: {quantisation: no}", "model.quantisation", "false", "'nf4', 'int8' or 'none'"),
-        ("model: {source: null}", "model.source", "null", "string"),
+        ("model: {source: null}", "model.source", "null", "expected text"),
     ],
 )
 def test_wrong_type_or_range(tmp_path, text, key, found, expected):
@@ -314,6 +324,63 @@ def test_wrong_type_or_range(tmp_path, text, key, found, expected):
         f": {key}: found {found}, " in message or f": {key}: YAML read {found} as text, " in message
     )
     assert expected in message
+
+
+def leaf_values(block, value, path=()):
+    """A parameter file for every key in which that key has this value."""
+    for name, field in block.model_fields.items():
+        yield path + (name,), value
+        if isinstance(field.annotation, type) and issubclass(field.annotation, schema.Block):
+            yield from leaf_values(field.annotation, value, path + (name,))
+
+
+JARGON = re.compile(
+    "instance|dictionary|tag|discriminator|pattern|boolean|valid |validation|string|input|object|"
+    r"\.str\b|\.int\b|list\[",
+    re.IGNORECASE,
+)
+
+
+@pytest.mark.parametrize(
+    "value", [None, 3, -1.5, "middle", True, [], [3], ["x"], {}, {"kind": 3}, {"x": 1}, [[1]], [{}]]
+)
+def test_no_sentence_speaks_the_validators_language(value):
+    told = 0
+    for path, wrong in leaf_values(Params, value):
+        values = wrong
+        for name in reversed(path):
+            values = {name: values}
+        try:
+            reading.validate(values, "file")
+        except InputError as error:
+            message = str(error).partition(": ")[2]
+            said = message.partition("found ")[2] or message
+            assert not JARGON.search(said.replace(json.dumps(value), "")), message
+            told += 1
+    assert told
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"gold": "none"}, 'gold: found "none", expected keys under it (kind, model)'),
+        (
+            {"prompts": {"columns": {"category": 3}}},
+            "prompts.columns.category: found 3, expected text, a list of texts or null",
+        ),
+        (
+            {"reward": {"model": {"label": 1.5}}},
+            "reward.model.label: found 1.5, expected a whole number, text or null",
+        ),
+        ({"selection": {"strategies": ["randm"]}}, "did you mean 'random'?"),
+        ({"selection": {"strategies": "random"}}, "expected a list: [random]"),
+        ({"reward": {"proxy": "mine"}}, "expected 'trained' or 'model:' and a hub id or folder"),
+    ],
+)
+def test_what_was_expected_is_said_in_words(values, words):
+    with pytest.raises(InputError) as caught:
+        reading.validate(values, "file")
+    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ import pytest
 from folders import files, open_run
 
 from shfcas_lib.base.errors import InputError
+from shfcas_lib.params import reading
 from shfcas_lib.params.schema import Params
 from shfcas_lib.storage import files as storage_files
 from shfcas_lib.storage import runs
+from shfcas_lib.storage.labels import LabelStore
 
 TABLE = pd.DataFrame({"prompt_id": ["a", "b"], "value": [1.5, -2.0]})
 
@@ -369,3 +371,73 @@ def test_a_block_that_fails_is_not_timed(runs_folder):
         with open_run().stage("02_conflict").timed("sample"):
             raise ZeroDivisionError
     assert not (runs_folder / "mine/run.json").exists()
+
+
+# --- what people answered is never advised away
+
+
+def answered(folder, who):
+    with LabelStore(folder / "03_feedback" / "shf_cas" / "labels.sqlite") as store:
+        question = {"prompt_id": "p", "i": 0, "j": 1, "strategy": "s", "reason": "r"}
+        store.add(question, "first", who)
+        store.add(question | {"j": 2}, "tie", who)
+
+
+@pytest.mark.parametrize("stage", ["01_proxy", "03_feedback"])
+@pytest.mark.parametrize("who", ["person", "label-studio:1", "spreadsheet"])
+def test_a_folder_with_answers_is_never_to_be_deleted(runs_folder, stage, who):
+    run = runs.open_run(reading.validate({"run": "mine"}, "test"))
+    run.stage(stage)
+    answered(run.folder, who)
+    other = runs.open_run(reading.validate({"run": "mine", "seed": 1}, "test"))
+    with pytest.raises(InputError) as caught:
+        other.stage(stage)
+    message = str(caught.value)
+    assert "delete" not in message and "give this run another name" in message
+    assert f"`shfcas import PARAMS {run.folder}` brings the 2 answers along" in message
+
+
+def test_a_store_that_cannot_be_read_may_hold_answers(runs_folder):
+    run = runs.open_run(reading.validate({"run": "mine"}, "test"))
+    folder = run.stage("03_feedback").folder / "random"
+    folder.mkdir()
+    (folder / "labels.sqlite").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(InputError) as caught:
+        runs.open_run(reading.validate({"run": "mine", "seed": 1}, "test")).stage("03_feedback")
+    assert "delete" not in str(caught.value)
+
+
+def test_what_a_judge_was_paid_for_is_kept_and_a_simulated_human_answers_again(runs_folder):
+    run = runs.open_run(reading.validate({"run": "mine"}, "test"))
+    folder = run.stage("03_feedback").folder
+    answered(run.folder, "gold")
+    other = runs.open_run(reading.validate({"run": "mine", "seed": 1}, "test"))
+    with pytest.raises(InputError, match="give this run another name, or delete that folder"):
+        other.stage("03_feedback")
+    (folder / "judge.sqlite").touch()
+    with pytest.raises(InputError) as caught:
+        other.stage("03_feedback")
+    assert "keeps what a judge was paid for" in str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 0.5])
+def test_a_damaged_table_says_what_to_do(runs_folder, keep):
+    run = runs.open_run(reading.validate({"run": "mine"}, "test"))
+    stage = run.stage("01_proxy")
+    table = pd.DataFrame({"a": range(1000)})
+    stage.table("numbers", lambda: table)
+    path = stage.folder / "numbers.parquet"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content)) if keep < 1 else keep])
+    for read in (
+        lambda: stage.table("numbers", lambda: table),
+        lambda: run.require("01_proxy", "numbers"),
+    ):
+        with pytest.raises(InputError) as caught:
+            read()
+        message = str(caught.value)
+        assert (
+            str(path) in message and "move it away, and the same command makes it again" in message
+        )
+    path.rename(path.with_suffix(".old"))
+    assert stage.table("numbers", lambda: table).equals(table)
