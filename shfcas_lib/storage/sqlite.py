@@ -8,6 +8,7 @@ from pathlib import Path
 
 from shfcas_lib.storage import locks
 
+MEMORY = ":memory:"  # sqlite's name for a store that dies with its connection
 _NO_LOCKS = ("SQLITE_IOERR_LOCK", "SQLITE_IOERR_SHM", "SQLITE_PROTOCOL")
 
 
@@ -16,28 +17,35 @@ def open_store(path: Path, *schema: str) -> sqlite3.Connection:
 
     schema: statements that may be run again. What was committed survives a power cut, not only
     a crash. The connection may be used from several threads, one at a time: the caller's lock
-    serialises them. Where the file system knows no locks and the user said that one program
-    writes, the journal is one that needs none. Raises sqlite3.Error, OSError, and InputError
-    where locks are missing.
+    serialises them. The path MEMORY is a store of its own, never written. Where the file system
+    knows no locks and the user said that one program writes, the journal is one that needs none.
+    Raises sqlite3.Error, OSError, and InputError where locks are missing.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    locks.need(path.parent)
-    vfs = "" if locks.wanted() else "?vfs=unix-none"
-    connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}{vfs}",
-        uri=True,
-        timeout=60,
-        isolation_level=None,
-        check_same_thread=False,
-    )
-    if locks.wanted():
-        _share(connection, path)
+    if str(path) == MEMORY:
+        connection = _connect(MEMORY)
     else:
-        _own(connection)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        locks.need(path.parent)
+        vfs = "" if locks.wanted() else "?vfs=unix-none"
+        connection = _connect(f"{path.absolute().as_uri()}{vfs}")
+        if locks.wanted():
+            _share(connection, path)
+        else:
+            _own(connection)
     connection.execute("PRAGMA synchronous=FULL")
     for statement in schema:
         connection.execute(statement)
     return connection
+
+
+def _connect(name: str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        name,
+        uri=name != MEMORY,
+        timeout=60,
+        isolation_level=None,
+        check_same_thread=False,
+    )
 
 
 def _share(connection: sqlite3.Connection, path: Path) -> None:
