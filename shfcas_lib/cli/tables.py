@@ -270,7 +270,7 @@ def _notebook(options: argparse.Namespace) -> Path:
     call = f"label({str(path)!r}, {options.name!r}, {options.repeats!r})"
     code = f"from shfcas_lib.screen import label\n\nscreen = {call}\nscreen"
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    cell = {
+    cell: dict[str, Any] = {
         "cell_type": "code",
         "id": "screen",
         "metadata": {},

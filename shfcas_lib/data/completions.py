@@ -454,8 +454,9 @@ def _taken(
     # what is said of a prompt's text is said once for all of its rows
     codes, texts = pd.factorize(table[named["prompt"]])
     encoded, faults = _encoded_prompts(texts, named["prompt"])
-    raw["prompt"] = np.append(np.array(encoded, object), None)[codes]
-    raw["fault"] = np.append(np.array(faults, object), f"no {named['prompt']!r}")[codes]
+    # an empty cell has the code -1, and finds what is appended
+    raw["prompt"] = np.array([*encoded, None], object)[codes]
+    raw["fault"] = np.array([*faults, f"no {named['prompt']!r}"], object)[codes]
     bad = raw["fault"].notna().to_numpy()
     raw = sieve.without(raw, bad, lambda row: row["fault"], "prompt cannot be used")
     empty = raw["completion"].isna().to_numpy()
@@ -579,8 +580,8 @@ class _Reader:
                 index, logp, tokens, reward, gold, model, logp_of = others
                 answer = _completion(text, columns.completion)
                 logp, count = self._logp(logp, tokens)
-                numbers = (self._optional(index, "index"), logp)
-                numbers += (self._reward(reward), self._optional(gold, "gold"))
+                number, rating = self._optional(index, "index"), self._optional(gold, "gold")
+                numbers = (number, logp, self._reward(reward), rating)
                 facts = (count, *map(_word, (model, logp_of)), category, harmful, where, math.nan)
                 found.append((prompt, answer, *numbers, *facts))
             except _Unusable as reason:
