@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from shfcas_lib.base import processes
+from shfcas_lib.base import processes, progress
 from shfcas_lib.base.batches import by_prompt
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.models import vllm_engine
@@ -223,10 +223,7 @@ def reference_features(backbone: Backbone, completions: pd.DataFrame) -> pd.Data
 
 def _bar(total: int, label: str):
     """A progress bar over completions, shown by the main process alone."""
-    from tqdm import tqdm
-
-    silent = None if processes.is_main() else True  # None leaves it to tqdm
-    return tqdm(total=total, desc=label, unit="completion", mininterval=1, disable=silent)
+    return progress.bar(total, label, "completion")
 
 
 def features(pool: pd.DataFrame) -> np.ndarray:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from shfcas_lib.base import dialogues
+from shfcas_lib.base import dialogues, progress
 from shfcas_lib.base.dialogues import prompt_id
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.texts import canonical
@@ -113,12 +113,10 @@ def read_prompts(data: Rows, order: list[str] | None, dropped: Dropped) -> Itera
 
 
 def _usable(data: Rows, read: Callable[[dict, str], Any], dropped: Dropped) -> Iterator[Any]:
-    from tqdm import tqdm
-
     prepare = recipes.prepare(data)
     rows = formats.read_rows(data, recipes.wanted_columns(data))
     title = f"reading {formats.name_of(data)}"
-    for where, row in tqdm(rows, desc=title, unit="row", delay=5, mininterval=1):
+    for where, row in progress.over(rows, title, "row"):
         try:
             yield read(prepare(row), where)
         except _Unusable as reason:

@@ -24,6 +24,7 @@ import pandas as pd
 from shfcas_lib import bias, evaluation, loop, policies, refine
 from shfcas_lib.analysis import diagnosis, summary
 from shfcas_lib.annotators.people import load_annotator
+from shfcas_lib.base import progress
 from shfcas_lib.base.randomness import derive
 from shfcas_lib.conflict import conflict_table
 from shfcas_lib.data.preferences import preferences_from_gold
@@ -307,9 +308,7 @@ def first(pool: pd.DataFrame, n: int) -> pd.DataFrame:
 
 def _counted(params: Params):
     """(0, seed), (1, seed), ... with a progress bar."""
-    from tqdm import tqdm
-
-    return enumerate(tqdm(seeds(params), desc="replicates", unit="seed", mininterval=1))
+    return enumerate(progress.over(seeds(params), "replicates", "seed"))
 
 
 def _refined(case: Case) -> tuple[dict[str, np.ndarray], dict[str, loop.Outcome]]:

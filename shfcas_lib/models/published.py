@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from shfcas_lib.base import dialogues
+from shfcas_lib.base import dialogues, progress
 from shfcas_lib.base.alignment import need
 from shfcas_lib.base.batches import by_length, pad_right
 from shfcas_lib.base.errors import InputError
@@ -134,13 +134,12 @@ def _scores(
     sequence alone.
     """
     import torch
-    from tqdm import tqdm
 
     config = model.config.get_text_config()
     pad = config.pad_token_id
     scores = np.zeros(len(sequences))
     batches = by_length(sequences, batch_size)
-    for rows in tqdm(batches, desc=title, unit="batch", mininterval=1):
+    for rows in progress.over(batches, title, "batch"):
         batch = [sequences[k] for k in rows]
         if pad is None:
             config.pad_token_id = _unused(batch)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from shfcas_lib.base import processes
+from shfcas_lib.base import processes, progress
 from shfcas_lib.base.batches import by_length, pad_right
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.models.architecture import body
@@ -58,16 +58,14 @@ class LoraReward:
         neither on its batch nor on padding. quiet: show no bar.
         """
         import torch
-        from tqdm import tqdm
 
         sequences = [row.ids for row in self.backbone.writer.rows(pool)]
         batches = by_length(sequences, batch_size)
-        bar = {"desc": f"scoring with {self.name}", "unit": "batch", "mininterval": 1}
         scores = np.zeros(len(sequences))
         model = classifier(self.backbone, self.head)
         base = getattr(model, body(model))
         with self.backbone.using(self.name), torch.inference_mode():
-            for rows in tqdm(batches, disable=quiet or None, **bar):
+            for rows in progress.over(batches, f"scoring with {self.name}", "batch", quiet=quiet):
                 last = self._last_states(base, [sequences[k] for k in rows])
                 scores[rows] = self.head(last.float())[:, 0].cpu().double().numpy()
         return scores / self.spread

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shfcas_lib.base import processes
+from shfcas_lib.base import processes, progress
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.params.schema import Training
 from shfcas_lib.storage import files
@@ -90,7 +90,7 @@ def arguments(
         "report_to": training.report_to,
         "project": "shfcas",
         "ddp_find_unused_parameters": False,
-        "disable_tqdm": bool(os.environ.get("TQDM_DISABLE")) or not processes.is_main(),
+        "disable_tqdm": True,  # the bar is ours, see `_progress`
     }
     if training.gradient_checkpointing:
         options["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
@@ -138,6 +138,8 @@ def run_trainer(
     forgotten when the result is on disk, and again when it finds the result there: a kill may
     have come between.
     """
+    from transformers import PrinterCallback
+
     folder = None if settings["save_strategy"] == "no" else checkpoints
     with tempfile.TemporaryDirectory() as scratch, as_found(backbone), warnings.catch_warnings():
         # TRL and PEFT still ask for it by its old name
@@ -154,6 +156,9 @@ def run_trainer(
         if watch is not None:
             # before the reporters, which are given the same log
             work.callback_handler.callbacks.insert(0, _watching(watch))
+
+        work.remove_callback(PrinterCallback)
+        work.add_callback(_progress())
 
         if args.fp16:
             _widen(work.model)
@@ -187,6 +192,25 @@ def _logging_beside(checkpoints: Path | None) -> Iterator[None]:
         yield
     finally:
         del os.environ[key]
+
+
+def _progress() -> Any:
+    """The bar of a training, as a callback of transformers' trainers: theirs draws in the cell of a
+    notebook alone, where a terminal that runs it sees nothing."""
+    from transformers import TrainerCallback
+
+    class Progress(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.bar = progress.bar(state.max_steps, "training", "step")
+            self.bar.update(state.global_step)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.bar.update(state.global_step - self.bar.n)
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.bar.close()
+
+    return Progress()
 
 
 def _watching(watch: Watch) -> Any:

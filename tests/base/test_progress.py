@@ -29,13 +29,14 @@ def wanted(monkeypatch):
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
 
 
-def test_a_terminal_sees_a_bar_at_once_with_its_end(monkeypatch):
+def test_a_terminal_sees_a_bar_with_its_end(monkeypatch):
     terminal = shown(monkeypatch)
+    monkeypatch.setattr(progress, "_SHORT", 0)
     assert list(progress.over([4, 5, 6], "scoring", "batch")) == [4, 5, 6]
     assert "scoring: " in terminal.getvalue() and "3/3" in terminal.getvalue()
 
 
-def test_elsewhere_a_short_step_shows_none_and_a_long_one_does(monkeypatch, capsys):
+def test_a_short_step_shows_none_and_a_long_one_does(monkeypatch, capsys):
     list(progress.over(range(3), "scoring", "batch"))
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(progress, "_SHORT", 0.05)
@@ -57,6 +58,7 @@ def test_nothing_is_shown_where_nobody_wants_it(monkeypatch, name, value, quiet)
 
 def test_a_generator_without_length_is_counted(monkeypatch):
     terminal = shown(monkeypatch)
+    monkeypatch.setattr(progress, "_SHORT", 0)
     assert list(progress.over(iter("ab"), "reading", "row", total=2)) == ["a", "b"]
     assert "2/2" in terminal.getvalue()
 
