@@ -82,6 +82,12 @@ def _order(values: np.ndarray, k: int) -> np.ndarray:
     return (values[k] > values[k + 1 :]).view(np.int8) - (values[k] < values[k + 1 :]).view(np.int8)
 
 
+def log_probabilities(pool: pd.DataFrame, per: str) -> pd.Series:
+    """Log-probability of each completion, (rows,), as conflict reads it: of the whole completion
+    (per "sum"), or of its mean token ("mean"). pool: columns logp, n_tokens."""
+    return pool["logp"] / pool["n_tokens"].clip(lower=1) if per == "mean" else pool["logp"]
+
+
 def conflict_table(
     pool: pd.DataFrame,
     reward: np.ndarray | pd.Series | None = None,

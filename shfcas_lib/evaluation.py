@@ -41,14 +41,19 @@ def evaluate(
 
 
 def tilted(
-    pool: pd.DataFrame, gold: np.ndarray, scores: dict[str, np.ndarray], beta: float
+    pool: pd.DataFrame,
+    gold: np.ndarray,
+    scores: dict[str, np.ndarray],
+    beta: float,
+    logp: pd.Series | None = None,
 ) -> pd.DataFrame:
     """One row per policy and prompt: policy, prompt_id, the MEASURES, reward_gain and gold_gain.
 
     pool: evaluation pool, sorted by id. gold: (rows,). scores: name of a reward to its (rows,)
     scores; the policy of that name is the base policy tilted by it at `beta`. The base policy
-    itself is added as `base`; what needs a reward is NaN there. Raises InputError for numbers that
-    are not one for each row.
+    itself is added as `base`; what needs a reward is NaN there. logp: (rows,), what conflict reads
+    where it is not the pool's own (`conflict.log_probabilities`). Raises InputError for numbers
+    that are not one for each row.
     """
     gold, scores = _beside(pool, gold, scores)
     ids = pool["prompt_id"].to_numpy()
@@ -56,7 +61,7 @@ def tilted(
     parts = [base.assign(policy="base", **dict.fromkeys(_OF_A_REWARD, np.nan))]
     for name, reward in scores.items():
         part = _optimised(ids, gold, reward, beta).assign(policy=name)
-        conflict = by_prompt(conflict_table(pool, reward))
+        conflict = by_prompt(conflict_table(pool, reward, logp))
         part = part.merge(pair_accuracy(ids, reward, gold), on="prompt_id", how="left")
         part = part.merge(conflict.drop(columns="degenerate"), on="prompt_id")
         parts.append(part)

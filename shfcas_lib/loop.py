@@ -22,7 +22,7 @@ from shfcas_lib import refine, trust
 from shfcas_lib.base import processes
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.randomness import derive, rng
-from shfcas_lib.conflict import conflict_table, means
+from shfcas_lib.conflict import conflict_table, log_probabilities, means
 from shfcas_lib.feedback import Annotator, answered_twice, ask
 from shfcas_lib.gold import gold_scores
 from shfcas_lib.models import published
@@ -221,9 +221,7 @@ def one_round(
 def _conflict(params: Params, state: State) -> pd.DataFrame:
     """The conflict table of the current reward and policy: log-probabilities of whole completions,
     or per token."""
-    logp = state.pool["logp"]
-    if params.selection.logp == "mean":
-        logp = logp / state.pool["n_tokens"].clip(lower=1)
+    logp = log_probabilities(state.pool, params.selection.logp)
     return conflict_table(state.pool, state.reward.score(state.pool), logp)
 
 

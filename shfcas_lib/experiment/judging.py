@@ -15,7 +15,7 @@ import pandas as pd
 from shfcas_lib import bias, evaluation, refine
 from shfcas_lib.analysis import agreement, audit, diagnosis, examples, summary, way, without_gold
 from shfcas_lib.analysis.stats import Interval
-from shfcas_lib.conflict import conflict_table
+from shfcas_lib.conflict import conflict_table, log_probabilities
 from shfcas_lib.experiment import proxy_data, replication, stages, without_labels
 from shfcas_lib.experiment.trained import sampled_policies, trained_claims, trained_policies
 from shfcas_lib.gold import gold_scores, gold_table
@@ -171,8 +171,9 @@ def attribute_pull(run: Run, scores: dict[str, np.ndarray]) -> pd.DataFrame | No
 def held_out_conflict(run: Run, proxy: RewardModel) -> pd.DataFrame:
     """The conflict table of the evaluation completions under the proxy."""
     evaluate = run.require(stages.PROXY, "pool_evaluate")
+    logp = log_probabilities(evaluate, run.params.selection.logp)
     return run.stage(stages.CONFLICT).table(
-        "conflict_evaluate", lambda: conflict_table(evaluate, proxy.score(evaluate))
+        "conflict_evaluate", lambda: conflict_table(evaluate, proxy.score(evaluate), logp)
     )
 
 
@@ -266,9 +267,10 @@ def changes(run: Run, scores: dict[str, np.ndarray]) -> pd.DataFrame:
 def per_prompt(run: Run, scores: dict[str, np.ndarray]) -> pd.DataFrame:
     """Every tilted policy on every evaluation prompt, by gold or by what rewards claim."""
     pool, beta, truth = _judged(run)
+    logp = log_probabilities(pool, run.params.selection.logp)
     if truth is None:
-        return _kept(run, "per_prompt", lambda: without_gold.claims(pool, scores, beta))
-    return _kept(run, "per_prompt", lambda: evaluation.tilted(pool, truth, scores, beta))
+        return _kept(run, "per_prompt", lambda: without_gold.claims(pool, scores, beta, logp))
+    return _kept(run, "per_prompt", lambda: evaluation.tilted(pool, truth, scores, beta, logp))
 
 
 def over_optimisation(run: Run, scores: dict[str, np.ndarray]) -> pd.DataFrame:

@@ -26,7 +26,7 @@ from shfcas_lib.analysis import diagnosis, summary
 from shfcas_lib.annotators.people import load_annotator
 from shfcas_lib.base import progress
 from shfcas_lib.base.randomness import derive
-from shfcas_lib.conflict import conflict_table
+from shfcas_lib.conflict import conflict_table, log_probabilities
 from shfcas_lib.data.preferences import preferences_from_gold
 from shfcas_lib.data.prompts import SPLITS, split
 from shfcas_lib.experiment import proxy_data, without_labels
@@ -129,9 +129,9 @@ def _human(params: Params, gold: dict, seed: int) -> SimulatedHuman:
 def measure(case: Case, scores: dict[str, np.ndarray]) -> pd.DataFrame:
     """Means over the seed's evaluation prompts: policy (base and each of `scores`) and
     evaluation.MEASURES."""
-    table = evaluation.tilted(
-        case.evaluate, case.evaluate["gold"].to_numpy(), scores, case.setting.params.policy.beta
-    )
+    params, gold = case.setting.params, case.evaluate["gold"].to_numpy()
+    logp = log_probabilities(case.evaluate, params.selection.logp)
+    table = evaluation.tilted(case.evaluate, gold, scores, params.policy.beta, logp)
     return table.groupby("policy", sort=False)[list(evaluation.MEASURES)].mean().reset_index()
 
 
@@ -229,7 +229,8 @@ def references(
     parts = []
     for k, seed in _counted(params):
         case = build_case(params, prompts, first(pool, params.sampling.n), seed, folder / str(k))
-        conflict = conflict_table(case.evaluate, case.setting.proxy.score(case.evaluate))
+        logp = log_probabilities(case.evaluate, params.selection.logp)
+        conflict = conflict_table(case.evaluate, case.setting.proxy.score(case.evaluate), logp)
         mended = _mended(case, runs.Stage(folder / str(k), None) / "remedies")
         tables = _tables(case, case.references | mended)
         tables["predicts"] = diagnosis.error_measures(conflict, case.evaluate, seed)

@@ -25,7 +25,7 @@ from shfcas_lib.annotators.people import load_annotator
 from shfcas_lib.base import processes
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.texts import printable
-from shfcas_lib.conflict import cannot_rank, conflict_table
+from shfcas_lib.conflict import cannot_rank, conflict_table, log_probabilities
 from shfcas_lib.data.notes import notes
 from shfcas_lib.data.prompts import dropped
 from shfcas_lib.experiment import checks, proxy_data
@@ -162,8 +162,9 @@ def conflict(run: Run, proxy: RewardModel) -> pd.DataFrame:
     """The conflict table of the feedback pool under the proxy; where it ranks nothing, one printed
     line says so."""
     completions = run.require(CONFLICT, "pool_feedback")
+    logp = log_probabilities(completions, run.params.selection.logp)
     table = run.stage(CONFLICT).table(
-        "conflict", lambda: conflict_table(completions, proxy.score(completions))
+        "conflict", lambda: conflict_table(completions, proxy.score(completions), logp)
     )
     _warn_of_pairs(table)
     return table
