@@ -11,6 +11,7 @@ reward is on all pairs (module analysis.stopping), which labels of chosen pairs 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -217,7 +218,8 @@ def _with_turns(pairs: pd.DataFrame, generator: np.random.Generator) -> pd.DataF
     A pair's turn depends on the generator and on the pair alone, so that a table which is looked
     at in parts gives what it gives as a whole."""
     # the generator goes on as if nothing had been drawn: without ties nothing changes
-    salt = np.random.Generator(generator.bit_generator.jumped()).integers(1 << 63)
+    bits: Any = generator.bit_generator
+    salt = np.random.Generator(bits.jumped()).integers(1 << 63)
     ids = pd.util.hash_array(pairs["prompt_id"].to_numpy(object))
     own = ids + pairs["i"].to_numpy(np.uint64) * _STRIDES[0] + pairs["j"].to_numpy(np.uint64)
     turns = [pd.util.hash_array(key ^ np.uint64(salt)) / 2**64 for key in (own * _STRIDES[1], ids)]

@@ -302,7 +302,8 @@ def one_name_each(
     for path in stores:
         with LabelStore(path) as store:
             known |= {_folded(alias): name for alias, name in store.people().items()}
-    named, remembered = [], {}
+    named: list[Answer] = []
+    remembered: dict[str, list[str]] = {}
     for answer in answers:
         names = [answer.annotator, *answer.aliases]
         # a sheet's number is that of Label Studio where answers came from there before

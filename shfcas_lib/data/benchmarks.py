@@ -134,7 +134,7 @@ def _listed(origin: _Origin, name: str) -> Iterator[Entry]:
     for where, row in origin.read():
         _check(where, row)
         sides = {side: _answers(row[side], side, where) for side in ("chosen", "rejected")}
-        prompt = row.get("prompt")
+        prompt: Any = row.get("prompt")
         if _are_messages(prompt):
             prompt = dialogues.encode(prompt)
         if not isinstance(prompt, str) or not prompt.strip():

@@ -120,8 +120,8 @@ def _load(params: Params, screen: PromptCheck | None) -> tuple[pd.DataFrame, _Si
     if own is not None:
         own = sieve.usable(own, "prompts", room)
     if params.completions.given:
-        completions, left_out = own_completions(params)
-        sieve.add("completions", left_out)
+        completions, unused = own_completions(params)
+        sieve.add("completions", unused)
         facts = _choose(completions.drop_duplicates("prompt_id")[FACTS], params)
         # the closed form writes nothing more
         own = sieve.usable(facts, "completions", 1 if params.policy.kind == "tilt" else room)

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,9 @@ from shfcas_lib.params import reading
 from shfcas_lib.params.schema import Params
 from shfcas_lib.storage import files
 from shfcas_lib.storage.runs import Run
+
+if TYPE_CHECKING:
+    from shfcas_lib.models.backbone import Backbone
 
 STAGE = "audit"
 PART = 256  # completions that are read and kept at a time
@@ -95,7 +99,7 @@ def _read(run: Run, completions: pd.DataFrame) -> pd.DataFrame:
     that is there is not read again."""
     kept = run.stage(STAGE) / "read"
     parts = list(_parts(completions))
-    models = []  # loaded where a part is missing, once
+    models: list[Backbone] = []  # loaded where a part is missing, once
 
     def make(number: int, part: pd.DataFrame) -> pd.DataFrame:
         if not models:
@@ -105,7 +109,7 @@ def _read(run: Run, completions: pd.DataFrame) -> pd.DataFrame:
 
     read = []
     for number, part in enumerate(parts, 1):
-        read.append(kept.table(f"{number:04d}", lambda n=number, p=part: make(n, p)))
+        read.append(kept.table(f"{number:04d}", partial(make, number, part)))
     return pd.concat(read, ignore_index=True)
 
 

@@ -54,7 +54,8 @@ def benchmark(
     table = _readable(backbone, table)
     refined = stages.refined_rewards(run, backbone)
     kept = names if strategy is None else [strategy]
-    rewards = {"proxy": stages.proxy(run, backbone), **{name: refined[name] for name in kept}}
+    rewards: dict[str, RewardModel] = {"proxy": stages.proxy(run, backbone)}
+    rewards |= {name: refined[name] for name in kept}
     result = tables.compare(table, scores(run, backbone, rewards, table), run.params.seed)
     with files.atomic(run.folder / "benchmarks" / f"{_name(named)}.csv") as target:
         result.to_csv(target, index=False)

@@ -106,12 +106,13 @@ def by_name(model: PreTrainedModel, experts: Experts) -> Iterator[None]:
     if not experts.names:
         yield
         return
-    kind = model.config.model_type
-    model.config.model_type = "by name"
+    config: Any = model.config
+    kind = config.model_type
+    config.model_type = "by name"
     try:
         yield
     finally:
-        model.config.model_type = kind
+        config.model_type = kind
 
 
 def quantise(model: PreTrainedModel, experts: Experts) -> Experts:

@@ -48,7 +48,7 @@ def policy(model: Model) -> Found | None:
         kind = architecture.written_by(config) or architecture.causal_class(config)
         _check_weights(kind, how, whence)
     causal = architecture.skeleton(config, model.trust_remote_code)
-    rows = causal.get_input_embeddings().weight.shape[0]
+    rows = vocabulary.rows_of(causal)
     vocabulary.check(loading.settled_tokenizer(model), rows, whence.name)
     found = experts.find(causal)
     if loading.quantises_experts(model, how):

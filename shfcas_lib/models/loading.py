@@ -55,7 +55,7 @@ def load_backbone(model: Model) -> Backbone:
     architecture.check_policy(config, whence.name, model.trust_remote_code)
     tokenizer = settled_tokenizer(model)  # asked before the weights, which take minutes
     causal, how = _language_model(model, config, whence)
-    rows = causal.get_input_embeddings().weight.shape[0]
+    rows = vocabulary.rows_of(causal)
     vocabulary.check(tokenizer, rows, whence.name)
     backbone = Backbone(causal, tokenizer, model.system_prompt, model=model)
     if backbone.experts.names and quantises_experts(model, how):
@@ -124,7 +124,7 @@ def load_reader(model: Model) -> Backbone:
         # the end token may stand in a file beside the configuration
         causal.generation_config = _loaded(GenerationConfig.from_pretrained, whence)
         del reader.stop_ids
-    _check_stops(reader, causal.get_input_embeddings().weight.shape[0], whence.name)
+    _check_stops(reader, vocabulary.rows_of(causal), whence.name)
     return reader
 
 

@@ -5,15 +5,21 @@ check(tokenizer, rows, "model.source 'x'")
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.models import templates
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _NAMED = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
+
+
+def rows_of(causal: PreTrainedModel) -> int:
+    """How many tokens a language model can read."""
+    embedding: Any = causal.get_input_embeddings()
+    return int(embedding.weight.shape[0])
 
 
 def check(tokenizer: PreTrainedTokenizerBase, rows: int, name: str) -> None:

@@ -69,7 +69,7 @@ class ProbeReward(PreTrainedModel):
     def __init__(self, config: ProbeRewardConfig):
         super().__init__(config)
         self.num_labels = 1
-        described = AutoConfig.for_model(**config.backbone)
+        described = AutoConfig.for_model(**(config.backbone or {}))
         self.backbone = AutoModel.from_config(described)
         self.head = ProbeHead(described.get_text_config().hidden_size)
         self.post_init()

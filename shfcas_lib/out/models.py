@@ -207,8 +207,11 @@ def _loaded(backbone: Backbone, written: Written) -> Any:
     if written.form == "merged":
         return AutoModelForSequenceClassification.from_pretrained(written.folder)
     model = backbone.model
-    options = loading.loading_options(model, "model.source", model.source, skip=["score"])
-    del options["trust_remote_code"]
+    whence = loading.Source("model.source", model.source, model.revision)
+    config = loading.checked_config(model, whence)
+    options = loading.loading_options(model, config, whence, skip=["score"])
+    for ours in ("how", "trust_remote_code"):
+        del options[ours]
     pad = backbone.tokenizer.pad_token_id
     return AutoModelForSequenceClassification.from_pretrained(
         written.folder, num_labels=1, pad_token_id=pad, **options

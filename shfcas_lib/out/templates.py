@@ -100,7 +100,8 @@ def answer_start(backbone: Backbone) -> list[int]:
     except Exception:  # a template that takes one turn alone raises an error of jinja's
         ends = [backbone.prompt_ids(prompt)[::-1] for prompt in _PROMPTS]
     shared = os.path.commonprefix(ends)[::-1]
-    return shared if set(shared) & set(backbone.guard.control) else []
+    marks = set(backbone.writer.guard.control)
+    return list(shared) if set(shared) & marks else []
 
 
 def check_standard(backbone: Backbone) -> None:

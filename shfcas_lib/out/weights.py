@@ -43,7 +43,7 @@ def whole(backbone: Backbone, adapter: str | None = None) -> Weights:
             if isinstance(module, LoraLayer):
                 inside = (*inside, f"{name}.")
                 found |= _named(name, _own(module.get_base_layer()))
-                if adapter in module.lora_A:
+                if adapter is not None and adapter in module.lora_A:
                     found[f"{name}.weight"] += _difference(module, adapter)
             else:
                 found |= _named(name, _own(module))
