@@ -241,7 +241,8 @@ def new_after(folder, monkeypatch, changed):
         # cases know the loop, which knows the strategies
         ("shfcas_lib.strategies", {"point", "cases"}),
         ("shfcas_lib.training.policy", {"point", "cases"}),
-        ("shfcas_lib.storage.labels", {"point", "cases"}),
+        # a run folder knows whether people answered in it
+        ("shfcas_lib.storage.labels", KINDS),
         ("shfcas_lib.experiment.replication", {"point", "cases"}),
         ("shfcas_lib.gold", KINDS),
         ("shfcas_lib.base.randomness", KINDS),
