@@ -88,8 +88,10 @@ def test_run_prints_the_numbers_and_so_does_numbers(finished):
     path, folder, printed = finished
     again = command("-m", "shfcas_lib", "numbers", str(path), runs_folder=folder).stdout
     assert again in printed
-    # five, the cost of the flaw, and what labels of two strategies bring back by two refinements
-    assert sum("[" in line for line in again.splitlines()) == 5 + 1 + 4
+    # five, the cost of the flaw, and what labels of two strategies bring back by two refinements,
+    # or that of so small a run the cost is not clear of 0
+    undone = 0 if "nothing to undo: the cost is not clear of 0" in again else 4
+    assert sum("[" in line for line in again.splitlines()) == 5 + 1 + undone
 
 
 def test_a_figure_is_made_again_from_its_trace_in_an_empty_folder(finished, tmp_path):
