@@ -74,7 +74,7 @@ def _annotate(options: argparse.Namespace) -> int:
             return 1
 
     target = run.folder / "notebooks" / f"{third}.ipynb"
-    notebook = notebooks.prepare_notebook(third, run.params.model_dump(), target)
+    notebook = notebooks.prepare_notebook(third, reading.changed(run.params), target)
     print(_steps(notebook, options.params), file=sys.stderr)
     if options.prepare:
         print(notebook)

@@ -27,21 +27,30 @@ import argparse
 import os
 import sys
 
-from shfcas_lib.base.errors import InputError
+from shfcas_lib.base.errors import InputError, Waiting
 from shfcas_lib.base.texts import one_line
 from shfcas_lib.cli import origins, people, runs, sweeps
+
+_WAITS, _INTERRUPTED = 3, 128 + 2  # exit statuses
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
-    Bad input ends in one sentence on stderr and status 2.
+    Bad input ends in one sentence on stderr and status 2; a run that waits for people in one, and
+    status 3; Ctrl-C in one, and the status of a program that was interrupted.
     """
     options = _parser().parse_args(arguments)
     try:
         status = options.act(options)
         sys.stdout.flush()
         return status
+    except KeyboardInterrupt:
+        print("\nshfcas: stopped; the same command goes on with what is finished", file=sys.stderr)
+        return _INTERRUPTED
+    except Waiting as waiting:
+        print(f"\n{one_line(str(waiting))}", file=sys.stderr)
+        return _WAITS
     except InputError as error:
         print(f"shfcas: {one_line(str(error))}", file=sys.stderr)
         return 2

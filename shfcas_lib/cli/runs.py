@@ -92,13 +92,14 @@ def execute(name: str, run: Run) -> bool:
     Its progress bars appear on this terminal.
     """
     from shfcas_lib.experiment import notebooks
+    from shfcas_lib.params import reading
 
     print(f"\n{name}", file=sys.stderr)
     executed = run.folder / "notebooks" / f"{name}.ipynb"
-    error = notebooks.run_notebook(name, run.params.model_dump(), executed, sys.stderr)
+    error = notebooks.run_notebook(name, reading.changed(run.params), executed, sys.stderr)
     if error:
         print(f"\nshfcas: {one_line(error)}", file=sys.stderr)
-        print(f"        the traceback is in {executed}", file=sys.stderr)
+        print(f"        what the cells wrote is in {executed}", file=sys.stderr)
     return not error
 
 
