@@ -248,13 +248,18 @@ def load_config(model: Model, key: str, source: str, revision: str | None) -> An
 
 
 def load_weights(
-    kind: Any, whence: Source, how: stored.Treatment, spare: str = "(?!)", **options: Any
+    kind: Any,
+    whence: Source,
+    how: stored.Treatment,
+    spare: str = "(?!)",
+    head: str = "(?!)",
+    **options: Any,
 ) -> Any:
     """A frozen model of transformers' class `kind`, from safetensors alone, every weight its own.
 
     how and options: of `loading_options`, and what else from_pretrained takes. spare: a pattern of
-    weights that may be left over. Raises InputError, also where a weight is missing, does not fit
-    or is left over.
+    weights that may be left over; head: of those of a score head. Raises InputError, also where a
+    weight is missing, does not fit or is left over.
     """
     import torch
 
@@ -266,7 +271,7 @@ def load_weights(
     }
     with _quiet():
         model, said = _loaded(kind.from_pretrained, whence, **options)
-    report.check_report(said, whence.name, type(model).__name__, spare)
+    report.check_report(said, whence.name, type(model).__name__, spare, head)
     report.check_quantised(model, whence.name)
     if getattr(model, "peft_config", None):
         raise InputError(

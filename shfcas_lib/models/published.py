@@ -36,6 +36,7 @@ HEADS = {r"^score_head\.": "score."}
 HEAD_NAMES = ("score", "classifier", "classification_head", "lm_head")
 # What may lie beside a score head unused: the language model's output layer, and the running mean
 # that safe-rlhf keeps in training.
+_HEAD = rf"^(?:{'|'.join(HEAD_NAMES[:3])})\."
 SPARE = r"^lm_head\.|^normalizer\."
 
 
@@ -167,7 +168,12 @@ def load_classifier(
     architecture.check_classifier(config, whence.name, model.trust_remote_code)
     options = loading.loading_options(model, config, whence, skip=list(HEAD_NAMES))
     classifier = loading.load_weights(
-        AutoModelForSequenceClassification, whence, spare=SPARE, key_mapping=HEADS, **options
+        AutoModelForSequenceClassification,
+        whence,
+        spare=SPARE,
+        head=_HEAD,
+        key_mapping=HEADS,
+        **options,
     )
     tokenizer = loading.load_tokenizer(backbone, key, source, read.revision)
     rows = classifier.get_input_embeddings().weight.shape[0]

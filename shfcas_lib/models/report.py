@@ -22,13 +22,16 @@ _COMPUTED = re.compile(
 _PACKED = (".qweight", ".qzeros", ".g_idx")
 
 
-def check_report(report: dict[str, Any], name: str, kind: str, spare: str = "(?!)") -> None:
+def check_report(
+    report: dict[str, Any], name: str, kind: str, spare: str = "(?!)", head: str = "(?!)"
+) -> None:
     """Raise InputError where weights are missing, do not fit, or were left over.
 
     report:  missing_keys, mismatched_keys, unexpected_keys, as from_pretrained gives them
     name:    what messages call the model
     kind:    the class that was loaded
     spare:   a pattern of weights that may be left over
+    head:    a pattern of the weights of a score head, without which it is no reward model
     """
     left = [key for key in sorted(report["unexpected_keys"]) if not _COMPUTED.search(key)]
     left = [key for key in left if not re.search(spare, key)]
@@ -38,9 +41,15 @@ def check_report(report: dict[str, Any], name: str, kind: str, spare: str = "(?!
             f"{name} holds weights that GPTQ or AWQ packed ({packed[0]}), but its config.json has"
             " no quantization_config that says how: expected one, or the unquantised model"
         )
+    missing = sorted(report["missing_keys"])
+    unscored = [key for key in missing if re.search(head, key)]
+    if unscored:
+        raise InputError(
+            f"{name} has no trained score head ({unscored[0]} is not among its weights): expected a"
+            " reward model, a sequence classifier"
+        )
     for key, stored, built in sorted(report["mismatched_keys"]):
         raise InputError(_unlike(name, key, stored, built))
-    missing = sorted(report["missing_keys"])
     if missing:
         more = f" ({left[0]} is left over instead)" if left else ""
         raise InputError(

@@ -84,7 +84,7 @@ def choose(strategy, conflict, budget, settings=SETTINGS, asked=None, seed=0):
 def in_turn(conflict):
     """All pairs, their turn that of their ids."""
     pairs = all_pairs(conflict)
-    return pairs.assign(turn=range(len(pairs)))
+    return pairs.assign(prompt_turn=0.0, turn=range(len(pairs)))
 
 
 def keys(chosen):
