@@ -65,7 +65,7 @@ _PATTERNS = {
         "expected a name of letters, digits, '.', '_' and '-', at most 64 of them, the first a"
         " letter or a digit"
     ),
-    r"^(trained|model:.+)$": "expected 'trained' or 'model:' and a hub id or folder",
+    r"^(trained|given|model:.+)$": "expected 'trained', 'given' or 'model:' and a hub id or folder",
 }
 
 

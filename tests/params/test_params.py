@@ -314,7 +314,12 @@ def test_no_advice_is_given_that_would_be_refused_or_change_the_number(tmp_path,
         ("task: saftey", "task", '"saftey"', "'helpfulness', 'safety' or 'instructions'"),
         ("run: ../elsewhere", "run", '"../elsewhere"', "a name of letters, digits"),
         ("run: 7", "run", "7", "expected text"),
-        ("model: {quantisation: no}", "model.quantisation", "false", "'nf4', 'int8' or 'none'"),
+        (
+            "model: {quantisation: no}",
+            "model.quantisation",
+            "false",
+            "'nf4', 'int8', 'none' or 'as_stored'",
+        ),
         ("model: {source: null}", "model.source", "null", "expected text"),
     ],
 )
@@ -374,7 +379,10 @@ def test_no_sentence_speaks_the_validators_language(value):
         ),
         ({"selection": {"strategies": ["randm"]}}, "did you mean 'random'?"),
         ({"selection": {"strategies": "random"}}, "expected a list: [random]"),
-        ({"reward": {"proxy": "mine"}}, "expected 'trained' or 'model:' and a hub id or folder"),
+        (
+            {"reward": {"proxy": "mine"}},
+            "expected 'trained', 'given' or 'model:' and a hub id or folder",
+        ),
     ],
 )
 def test_what_was_expected_is_said_in_words(values, words):
