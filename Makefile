@@ -9,7 +9,7 @@ ANNOTATE ?= params/annotate.yaml
 SECONDS_EACH ?= 60
 TOOL := $(PYTHON) -m venv build/tools && build/tools/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo annotate test sweep results fresh claims bench env lab format check lock hashed-lock hashed-env audit fuzz faults soak labelstudio-check plan-check gpu-check clean
+.PHONY: help demo annotate test sweep results claims bench env lab format check lock hashed-lock hashed-env audit fuzz faults soak labelstudio-check plan-check gpu-check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -31,14 +31,8 @@ results: $(STAMP)  ## the sweeps behind docs/results.md
 	$(BIN)/python -m shfcas_lib sweep params/sweeps/results_safety.yaml --release docs/results
 	$(BIN)/python -m shfcas_lib sweep params/sweeps/results_helpfulness.yaml --release docs/results
 
-fresh: $(STAMP)  ## does `trust` hold on prompts that no development used? About two hours on two cores; goes on where it was killed
-	$(BIN)/python docs/results/fresh.py pools
-	$(BIN)/python docs/results/fresh.py units
-	$(BIN)/python docs/results/fresh.py release
-
-claims: $(STAMP)  ## fill the tables of docs/results.md and docs/trust.md from the released rows
+claims: $(STAMP)  ## fill the tables of docs/results.md from the released rows
 	$(BIN)/python docs/results/tables.py
-	$(BIN)/python docs/results/fresh.py tables
 
 bench: $(STAMP)  ## speed and memory, as ratios against what one would otherwise run: about half an hour on two quiet cores
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary=:all: xllamacpp==2026.10.11549

@@ -44,7 +44,7 @@ from .gold import load_gold as load_gold
 from .loop import Setting as Setting
 from .loop import run_rounds as run_rounds
 from .models.loading import load_backbone as load_backbone
-from .params.cells import from_notebook as from_notebook
+from .params.reading import from_notebook as from_notebook
 from .params.reading import load as load
 from .policies import tilt as tilt
 from .pool import sample as sample

@@ -31,7 +31,7 @@ from shfcas_lib.policies import log_ratio, tilt
 from shfcas_lib.pool import sample_adapted, with_facts
 from shfcas_lib.rewards import Probe, RewardModel
 from shfcas_lib.selection import select
-from shfcas_lib.storage import files, sqlite
+from shfcas_lib.storage import files
 from shfcas_lib.storage.labels import LabelStore
 from shfcas_lib.strategies import SIGHTED, Fitted
 from shfcas_lib.training import policy as policy_training
@@ -379,7 +379,7 @@ def _open_store(stage: Stage | Memory) -> LabelStore:
     """The strategy's label store; in memory where nothing is written, as by a process beside the
     main one."""
     if stage.folder is None or not processes.is_main():
-        return LabelStore(Path(sqlite.MEMORY))
+        return LabelStore(Path(":memory:"))
     return LabelStore(stage.folder / "labels.sqlite")
 
 

@@ -3,7 +3,6 @@ from . import belief as belief
 from . import diagnosis as diagnosis
 from . import examples as examples
 from . import figures as figures
-from . import fonts as fonts
 from . import resamples as resamples
 from . import sequence as sequence
 from . import stats as stats

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from shfcas_lib.analysis import fonts
 from shfcas_lib.analysis.agreement import NEEDS
 from shfcas_lib.base import texts
 from shfcas_lib.storage import files
@@ -118,16 +117,13 @@ def figure_function(draw: Callable) -> Callable:
 
         # seaborn jitters points from the global generator: the same table gives the same picture
         np.random.seed(0)
-        shown = None if table is None else texts.printable_table(table)
-        style = _STYLE if shown is None else _STYLE | {"font.family": fonts.families(shown)}
-        with sns.axes_style("whitegrid"), sns.plotting_context("notebook"), plt.rc_context(style):
-            figure = None if shown is None else draw(shown, **options)
+        with sns.axes_style("whitegrid"), sns.plotting_context("notebook"), plt.rc_context(_STYLE):
+            figure = None if table is None else draw(texts.printable_table(table), **options)
             if figure is None:
                 print(f"figure {path.name}: left out, it needs {_NEEDS.get(draw.__name__, 'gold')}")
                 return None
-            with fonts.missing_glyphs_told():
-                figure.tight_layout()
-                _write(figure, table, path)
+            figure.tight_layout()
+            _write(figure, table, path)
             plt.close(figure)
         return figure
 

@@ -187,7 +187,7 @@ def waypoints(case: Case, outcomes: dict[str, loop.Outcome]) -> pd.DataFrame:
     """Gold along the way from the proxy to clean labels: policy, refinement, labels, gold. After
     every round by the run's refinement; of random and SHF-CAS labels also by `merge`."""
     settings = case.setting.params.reward
-    gold = partial(tilted_gold, case)
+    gold = partial(_tilted_gold, case)
     fixed = case.references
     rows = [("proxy", "", 0, gold(fixed["proxy"])), ("clean", "", 0, gold(fixed["clean"]))]
     for name, outcome in outcomes.items():
@@ -197,12 +197,12 @@ def waypoints(case: Case, outcomes: dict[str, loop.Outcome]) -> pd.DataFrame:
             rows.append((name, settings.refinement, int(count), gold(score)))
         if name in ("random", "shf_cas") and settings.refinement != "merge":
             for count in counts:
-                score = merged(case, outcome, int(count)).score(case.evaluate)
+                score = _merged(case, outcome, int(count)).score(case.evaluate)
                 rows.append((name, "merge", int(count), gold(score)))
     return pd.DataFrame(rows, columns=["policy", "refinement", "labels", "gold"])
 
 
-def tilted_gold(case: Case, score: np.ndarray) -> float:
+def _tilted_gold(case: Case, score: np.ndarray) -> float:
     """Mean gold of the policy tilted by a score of the evaluation pool."""
     ids = case.evaluate["prompt_id"].to_numpy()
     weights = policies.tilt(ids, score, case.setting.params.policy.beta)
@@ -210,7 +210,7 @@ def tilted_gold(case: Case, score: np.ndarray) -> float:
     return float(table["gold"].mean())
 
 
-def merged(case: Case, outcome: loop.Outcome, count: int) -> RewardModel:
+def _merged(case: Case, outcome: loop.Outcome, count: int) -> RewardModel:
     """The reward that the first labels of an outcome give by `merge`."""
     setting = case.setting
     settings = setting.params.reward.model_copy(update={"refinement": "merge"})

@@ -16,12 +16,10 @@ from pathlib import Path
 from shfcas_lib.base import places, processes
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.params import reading
-from shfcas_lib.storage import files, locks
+from shfcas_lib.storage import files
 from shfcas_lib.sweeps import jobs
 from shfcas_lib.sweeps.plan import SweepPlan
 from shfcas_lib.sweeps.slurm import CLUSTER_CORES, cancel_orphans, is_slurm, job_name, ran_on_slurm
-
-_CONFIG, _LOG = "snakemake.json", "snakemake.log"  # in the sweep's folder
 
 
 def drive(
@@ -47,12 +45,10 @@ def drive(
             print(f"  {place:<60} {why}")
         return 0
     plan.folder.mkdir(parents=True, exist_ok=True)
-    locks.need(plan.folder)
     with open(plan.folder / ".lock", "w") as lock:
         # the lock is free again when this process ends, however it ends
         try:
-            if locks.wanted():
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
                 f"another driver is already running this sweep in {plan.folder}: wait for it, or"
@@ -169,21 +165,13 @@ def _snakemake(
 ) -> list[str]:
     """Run Snakemake below this process, one line per finished job; returns the jobs that failed."""
     command = _command(plan, cores, gpus, at_once, profile)
-    config = {"python": sys.executable, "cores": cores // at_once, "gpus": gpus}
-    files.write_json(plan.folder / _CONFIG, config)
     environment = os.environ | {
         "SHFCAS_RUNS": str(places.runs_dir().resolve()),
         "SHFCAS_HOME": str(places.home().resolve()),
     }
-    with open(plan.folder / _LOG, "a") as log:
-        said = log.tell()
+    with open(plan.folder / "snakemake.log", "a") as log:
         process = subprocess.Popen(
-            command,
-            cwd=plan.folder,
-            stdout=log,
-            stderr=log,
-            env=environment,
-            preexec_fn=processes.die_with_parent,
+            command, stdout=log, stderr=log, env=environment, preexec_fn=processes.die_with_parent
         )
         try:
             failed = _watch(plan, list(missing), process, cores, at_once)
@@ -191,33 +179,23 @@ def _snakemake(
             process.kill()
             raise
     if process.returncode and not failed:
-        why = _last_words(plan.folder / _LOG, said)
         raise InputError(
-            f"Snakemake stopped with status {process.returncode}: {why} (all that it said is in"
-            f" {plan.folder / _LOG})"
+            f"Snakemake stopped with status {process.returncode}: {plan.folder / 'snakemake.log'}"
+            " says why"
         )
     return failed
-
-
-def _last_words(log: Path, start: int) -> str:
-    """The last lines of a log from byte `start` on, in one; tracebacks end with what matters."""
-    with open(log, "rb") as file:
-        file.seek(start)
-        lines = file.read().decode(errors="replace").split("\n")
-    return " | ".join([line.strip() for line in lines if line.strip()][-3:]) or "it said nothing"
 
 
 def _command(
     plan: SweepPlan, cores: int, gpus: int, at_once: int, profile: Path | None
 ) -> list[str]:
-    """The command line of Snakemake, below the sweep's folder.
-
-    No path of the user's stands in it: Snakemake reads `#`, `:` and quotes in them as its own.
-    """
+    """The command line of Snakemake."""
     command = [sys.executable, "-m", "snakemake"]
     command += ["--snakefile", str(Path(__file__).parent / "Snakefile")]
-    command += ["--nolock", "--rerun-incomplete", "--rerun-triggers", "params", "--keep-going"]
-    command += ["--quiet", "all", "--configfile", _CONFIG]
+    command += ["--directory", str(plan.folder), "--nolock", "--rerun-incomplete"]
+    command += ["--rerun-triggers", "params", "--keep-going", "--quiet", "all"]
+    command += ["--config", f"plan={plan.folder / 'plan.json'}", f"python={sys.executable}"]
+    command += [f"cores={cores // at_once}", f"gpus={gpus}"]
     if profile is None:
         resources = [f"backbone={at_once}", f"gpu={gpus}"]
         return [*command, "--cores", str(cores), "--resources", *resources]

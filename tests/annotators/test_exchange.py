@@ -14,11 +14,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shfcas_lib import cli
 from shfcas_lib.annotators import exchange, label_studio, spreadsheet
 from shfcas_lib.annotators.questions import parsed
 from shfcas_lib.base import texts
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.cli import program
 from shfcas_lib.storage.labels import LabelStore
 
 FORMULA = tuple("=+-@＝＋－＠\t\r\n")
@@ -597,7 +597,7 @@ def test_a_comparison_that_two_strategies_chose_is_asked_once_and_answered_for_b
 def test_the_commands(waiting, tmp_path, capsys):
     run, _ = waiting
     config = save(tmp_path / "team.yaml", yaml.safe_dump(run.params.model_dump()))
-    assert program.main(["export", str(config), str(tmp_path / "q.csv")]) == 0
+    assert cli.main(["export", str(config), str(tmp_path / "q.csv")]) == 0
     assert "8 comparisons" in capsys.readouterr().out
     rows = list(
         csv.DictReader(
@@ -605,19 +605,19 @@ def test_the_commands(waiting, tmp_path, capsys):
         )
     )
     written(tmp_path / "q.csv", [row | {"answer": "tie"} for row in rows])
-    assert program.main(["import", str(config), str(tmp_path / "q.csv"), "--annotator", "ann"]) == 0
+    assert cli.main(["import", str(config), str(tmp_path / "q.csv"), "--annotator", "ann"]) == 0
     assert (
         "8 answers added" in (out := capsys.readouterr().out)
         and "run the same parameters again" in out
     )
-    assert program.main(["export", str(config), str(tmp_path / "q.csv")]) == 2
+    assert cli.main(["export", str(config), str(tmp_path / "q.csv")]) == 2
     assert capsys.readouterr().err == "shfcas: nothing waits for an answer\n"
     for arguments in (
         ["import", str(config), str(tmp_path / "none.csv")],
         ["export", str(config), str(tmp_path / "q.xlsx")],
         ["import", str(config), str(tmp_path)],
     ):
-        assert program.main(arguments) == 2
+        assert cli.main(arguments) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
 
 

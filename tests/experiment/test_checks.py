@@ -8,8 +8,8 @@ import families
 import pandas as pd
 import pytest
 
+from shfcas_lib import cli
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.cli import program
 from shfcas_lib.data import prompts as data
 from shfcas_lib.experiment import checks, stages
 from shfcas_lib.experiment.checks import PromptCheck
@@ -232,5 +232,5 @@ def test_the_run_command_asks_before_it_touches_the_run_folder(
     """So that the next attempt, with other parameters, is not refused for the folder of this
     one."""
     (tmp_path / "mine.yaml").write_text(json.dumps(settings(SPELT)))
-    assert program.main(["run", str(tmp_path / "mine.yaml")]) == 2
+    assert cli.main(["run", str(tmp_path / "mine.yaml")]) == 2
     assert "set prompts.bad_rows to drop" in capsys.readouterr().err and not runs_folder.exists()

@@ -11,7 +11,7 @@ import pytest
 from project import ROOT
 
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.cli.program import main
+from shfcas_lib.cli import main
 from shfcas_lib.memory import estimate, plan, shapes
 from shfcas_lib.memory.plan import UNKNOWN_PROMPT, _micro, longest_prompt, make_plan
 from shfcas_lib.params import reading

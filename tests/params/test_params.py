@@ -6,7 +6,6 @@ import re
 
 import pytest
 import yaml
-from project import ROOT
 from pydantic import ValidationError
 
 from shfcas_lib.base.errors import InputError
@@ -422,6 +421,89 @@ def test_a_file_that_is_no_text(tmp_path):
         reading.load(path)
 
 
+# --- notebooks
+
+
+def test_a_notebook_takes_its_defaults_and_then_what_papermill_injected():
+    namespace = {
+        "In": ["", "# Parameters\nseed = 1\nsampling = {'n': 4}", "# Parameters\nseed = 2"],
+        "seed": 2,
+        "sampling": {"n": 4},
+    }
+    assert reading.from_notebook(namespace) == reading.validate(
+        {"seed": 2, "sampling": {"n": 4}}, "test"
+    )
+
+
+def test_a_parameter_may_be_computed_in_its_cell():
+    namespace = {"In": ["", "# Parameters\nsampling = dict(n=2 + 2)"], "sampling": {"n": 4}}
+    assert reading.from_notebook(namespace).sampling.n == 4
+
+
+def test_a_computed_parameter_is_found_again_after_its_name_was_reused():
+    """The notebooks call the run `run` and the prompts table `prompts`."""
+    source = "# Parameters\nrun = f'a{1 + 1}'\nseed = 1"
+    namespace = {"In": ["", source], "run": "a2", "seed": 1}
+    assert reading.from_notebook(namespace).run == "a2"
+    namespace["run"] = object()
+    assert reading.from_notebook(namespace).run == "a2"
+    namespace["In"].append(source)  # the cell ran again, and computed another value
+    namespace["run"] = "a3"
+    assert reading.from_notebook(namespace).run == "a3"
+
+
+def test_names_of_other_cells_are_no_parameters():
+    namespace = {
+        "In": ["", "# Parameters\nseed = 5", "pool = 'a table'"],
+        "seed": 5,
+        "pool": "a table",
+    }
+    assert reading.from_notebook(namespace) == Params(seed=5)
+
+
+def test_a_kernel_without_history_reads_the_parameters_too():
+    assert reading.from_notebook({"seed": 5, "pool": "a table"}) == Params(seed=5)
+
+
+def test_a_later_cell_may_reuse_a_name():
+    """Figures call things `sampling` too; what the parameter cell said still holds."""
+    namespace = {
+        "In": ["", "# Parameters\nsampling = {'n': 4}", "sampling = 'a table'"],
+        "sampling": "a table",
+    }
+    assert reading.from_notebook(namespace).sampling.n == 4
+
+
+def test_a_parameter_with_a_type_annotation_is_read_too():
+    """Papermill reads `seed: int = 3` as a parameter; taking the default instead would be
+    silent."""
+    assert reading.from_notebook({"In": ["", "# Parameters\nseed: int = 3"], "seed": 3}).seed == 3
+
+
+def test_a_wrong_value_in_a_notebook_is_named():
+    with pytest.raises(
+        InputError,
+        match="the notebook's parameters: sampling.n: found 1, expected greater than or equal to 2",
+    ):
+        reading.from_notebook(
+            {"In": ["", "# Parameters\nsampling = {'n': 1}"], "sampling": {"n": 1}}
+        )
+
+
+@pytest.mark.parametrize("line", ["sede = 2", "sede: int = 2", "seed = sede = 2"])
+def test_an_unknown_name_in_a_parameter_cell_is_an_error(line):
+    """However it is assigned: Papermill, too, takes `sede: int = 2` for a parameter."""
+    namespace = {
+        "In": ["", "# Parameters\nseed = 1", f"# Parameters\n{line}"],
+        "seed": 1,
+        "sede": 2,
+    }
+    with pytest.raises(
+        InputError, match="the notebook's parameters: unknown parameter 'sede'; did you mean 'seed'"
+    ):
+        reading.from_notebook(namespace)
+
+
 # --- fingerprint
 
 
@@ -515,10 +597,27 @@ def test_the_default_that_is_printed_is_the_default(name, default):
     assert values == json.loads(default)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda p: p.stem)
-def test_what_differs_from_the_defaults_makes_the_same_run(path):
-    params = reading.load(path)
-    said = reading.changed(params)
-    assert reading.validate(said, "test") == params
-    assert list(said) == list(Params.model_fields)
-    assert reading.changed(Params())["sampling"] == {}
+def test_a_whole_run_that_papermill_injects_replaces_the_notebooks_own():
+    """`papermill -f mine.yaml` must mean what `shfcas run mine.yaml` means: keys that the file
+    leaves out have their defaults."""
+    own = (
+        "# Parameters: the quickstart\nrun = 'quickstart'\nbias = [{'kind': 'noise', 'rate': 0.1}]"
+    )
+    namespace = {
+        "In": ["", own, "# Parameters\nrun = 'mine'\nseed = 3\n"],
+        "run": "mine",
+        "seed": 3,
+        "bias": [],
+    }
+    assert reading.from_notebook(namespace) == Params(run="mine", seed=3)
+
+
+def test_one_parameter_that_papermill_injects_leaves_the_notebooks_others():
+    own = "# Parameters: the quickstart\nrun = 'quickstart'\nprompts = {'n': 160}"
+    namespace = {
+        "In": ["", own, "# Parameters\nseed = 3\n"],
+        "run": "quickstart",
+        "seed": 3,
+        "prompts": {"n": 160},
+    }
+    assert reading.from_notebook(namespace) == Params(seed=3, prompts={"n": 160})

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from project import PINS, ROOT, TOOLS
 
-from shfcas_lib.cli import people
+from shfcas_lib import cli
 
 MODULES = {
     "pickle",
@@ -254,7 +254,7 @@ def test_the_audit_says_what_it_looked_at(out, errors, status, words):
 def test_jupyterlab_is_started_on_loopback_and_with_its_token():
     """Both ways to start it: no option opens it to others or takes its token away."""
     lines = [
-        " ".join(people._lab(Path("/p/03.ipynb"), Path("/p"))),
+        " ".join(cli._lab(Path("/p/03.ipynb"), Path("/p"))),
         next(
             line for line in (ROOT / "Makefile").read_text().splitlines() if "jupyter lab" in line
         ),
