@@ -6,10 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ANNOTATE ?= params/annotate.yaml
+EXTRA ?=
 SECONDS_EACH ?= 60
 TOOL := $(PYTHON) -m venv build/tools && build/tools/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo annotate test sweep results claims bench env lab format check lock hashed-lock hashed-env audit fuzz faults soak labelstudio-check plan-check gpu-check clean
+.PHONY: help demo annotate test sweep results fresh claims bench env lab format check api lock pythons test-lowest hashed-lock hashed-env audit fuzz faults soak labelstudio-check plan-check gpu-check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -31,8 +32,14 @@ results: $(STAMP)  ## the sweeps behind docs/results.md
 	$(BIN)/python -m shfcas_lib sweep params/sweeps/results_safety.yaml --release docs/results
 	$(BIN)/python -m shfcas_lib sweep params/sweeps/results_helpfulness.yaml --release docs/results
 
-claims: $(STAMP)  ## fill the tables of docs/results.md from the released rows
+fresh: $(STAMP)  ## does `trust` hold on prompts that no development used? About two hours on two cores; goes on where it was killed
+	$(BIN)/python docs/results/fresh.py pools
+	$(BIN)/python docs/results/fresh.py units
+	$(BIN)/python docs/results/fresh.py release
+
+claims: $(STAMP)  ## fill the tables of docs/results.md and docs/trust.md from the released rows
 	$(BIN)/python docs/results/tables.py
+	$(BIN)/python docs/results/fresh.py tables
 
 bench: $(STAMP)  ## speed and memory, as ratios against what one would otherwise run: about half an hour on two quiet cores
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary=:all: xllamacpp==2026.10.11549
@@ -53,6 +60,17 @@ check: $(STAMP)  ## layout, lint, types, and which room may import which, withou
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+api: $(STAMP)  ## write docs/api.md from the docstrings
+	$(BIN)/python tools/api_page.py
+
+test-lowest:  ## the lowest versions that pyproject.toml allows, in build/lowest, under tests of the core; EXTRA=sweep with everything
+	$(TOOL) uv==0.13.8
+	$(PYTHON) tools/lowest.py $(EXTRA)
+
+pythons:  ## is there a wheel of every locked package for Python 3.11 to 3.13, on Linux and macOS?
+	@$(TOOL) uv==0.13.8
+	@$(PYTHON) tools/pythons.py
 
 lock: $(STAMP)  ## write the lock from what is installed
 	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(nvidia|triton|cuda|atheris|xllamacpp)' | sed 's/+cpu$$//' > requirements.lock
@@ -91,8 +109,8 @@ plan-check: $(STAMP)  ## measured against planned memory, on the CPU
 gpu-check: $(STAMP)  ## the recipes at their sizes on a CUDA GPU: memory, speed, agreement with the CPU; skips without one
 	$(BIN)/python -W ignore benchmarks/gpu_check.py
 
-clean:  ## remove runs and caches of tools; the environment and the fetched assets stay
-	rm -rf runs .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache build *.egg-info
+clean:  ## remove caches of tools; runs (they may hold people's answers), environment and assets stay
+	rm -rf .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache build *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # A half-made environment must not look finished: the stamp is written last.

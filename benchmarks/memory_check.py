@@ -88,7 +88,7 @@ def compare(case, steps: int, **sizes):
     meter = stages.Meter("cpu")
     if name == EMBEDDED:
         backbone = stages.unmapped(loading.load_backbone(params.model))
-        made = shapes.read_config(name)
+        made = shapes.read_config(name).config
     else:
         made = config(name, layers)
         backbone = stages.random_backbone(made, quantisation, "cpu")

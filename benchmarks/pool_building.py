@@ -142,7 +142,7 @@ class Contest:
         """Every prompt N times, in the chat template."""
         chats = []
         for prompt in self.prompts["prompt"]:
-            messages = self.backbone.messages(prompt)
+            messages = self.backbone.writer.messages(prompt)
             chat = tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, tokenize=False
             )

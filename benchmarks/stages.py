@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import gc
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ import pandas as pd
 import torch
 
 from shfcas_lib import pool
+from shfcas_lib.memory import estimate
+from shfcas_lib.memory.plan import knobs_of
 from shfcas_lib.models import loading
 from shfcas_lib.models.backbone import POLICY, Backbone
 from shfcas_lib.params.schema import Params
@@ -198,6 +201,16 @@ def _length(backbone: Backbone, words: str) -> int:
     return len(backbone.tokenizer(words, add_special_tokens=False)["input_ids"])
 
 
+def _alike(backbone: Backbone, words: str) -> Iterator[str]:
+    """Other texts of as many tokens, with other letters at the end of `words`."""
+    tokens, letters = _length(backbone, words), "abcdefghijklmnopqrstuvwxyz"
+    start, between = words[:-3] if words[-2] == " " else words[:-2], " " * (words[-2] == " ")
+    for one, other in itertools.product(letters, repeat=2):
+        text = f"{start}{one}{between}{other}"
+        if _length(backbone, text) == tokens:
+            yield text
+
+
 def prompts(backbone: Backbone, n: int, tokens: int) -> pd.DataFrame:
     """n prompts of exactly `tokens` tokens each, template included."""
     frame = len(backbone.prompt_ids(text(backbone, 1))) - 1
@@ -263,7 +276,24 @@ class Stages:
         )
 
     def scoring(self, answers: pd.DataFrame) -> Measured:
-        return self.measured("scoring", 16, lambda: pool.score(self.backbone, answers.head(16)))
+        asked = answers.iloc[0]
+        ids = self.backbone.completion_ids(asked["completion"])
+        longest = self.length - len(ids)
+        rows = estimate.scoring_rows(knobs_of(self.params, longest, len(ids)))
+        # a full batch of prompts and one of completions, no two alike: those are read once
+        rows = max(rows, pool.TOKENS // longest)
+        texts = list(itertools.islice(_alike(self.backbone, asked["prompt"]), rows))
+        first = np.arange(rows) % len(self.backbone.tokenizer)
+        full = pd.DataFrame(
+            {
+                "prompt_id": asked["prompt_id"],
+                "index": range(rows),
+                "prompt": np.resize(texts, rows),
+                "completion": "",
+                "tokens": [[int(token), *ids[1:]] for token in first],
+            }
+        )
+        return self.measured("scoring", rows, lambda: pool.score(self.backbone, full))
 
     def reward(self, answers: pd.DataFrame) -> Measured:
         params = self.params

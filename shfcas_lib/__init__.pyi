@@ -13,6 +13,7 @@ from . import gold as gold
 from . import loop as loop
 from . import memory as memory
 from . import models as models
+from . import out as out
 from . import params as params
 from . import policies as policies
 from . import pool as pool
@@ -36,6 +37,7 @@ from .conflict import by_prompt as by_prompt
 from .conflict import conflict_table as conflict_table
 from .conflict import kendall_distance as kendall_distance
 from .conflict import pacs as pacs
+from .data.completions import read_completions as read_completions
 from .data.preferences import load_pairs as load_pairs
 from .data.prompts import load_prompts as load_prompts
 from .evaluation import evaluate as evaluate
@@ -44,7 +46,7 @@ from .gold import load_gold as load_gold
 from .loop import Setting as Setting
 from .loop import run_rounds as run_rounds
 from .models.loading import load_backbone as load_backbone
-from .params.reading import from_notebook as from_notebook
+from .params.cells import from_notebook as from_notebook
 from .params.reading import load as load
 from .policies import tilt as tilt
 from .pool import sample as sample
@@ -54,6 +56,7 @@ from .refine import merge as merge
 from .refine import update as update
 from .remedies import REMEDIES as REMEDIES
 from .selection import all_pairs as all_pairs
+from .selection import choose as choose
 from .selection import select as select
 from .storage.labels import LabelStore as LabelStore
 from .storage.runs import open_run as open_run

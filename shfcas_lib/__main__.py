@@ -2,7 +2,7 @@
 
 import sys
 
-from shfcas_lib.cli import main
+from shfcas_lib.cli.program import main
 
 if __name__ == "__main__":
     sys.exit(main())

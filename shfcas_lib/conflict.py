@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from shfcas_lib.base.alignment import alike, beside, need
 from shfcas_lib.base.errors import InputError
 
 COLUMNS = ["prompt_id", "index", "reward", "logp", "z_reward", "z_logp", "pacs"]
@@ -42,7 +43,7 @@ def z_scores(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def pacs(reward: np.ndarray, logp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """PACS of completions. reward, logp: (..., N). Returns (PACS of the same shape, degenerate:
-    (...) bool).
+    (...) bool). Of two Series the index says which value belongs to which.
 
     Where std(r) or std(l) is under 1e-6, or N < 2, every PACS of that prompt is 0 and the prompt
     is degenerate."""
@@ -81,20 +82,32 @@ def _order(values: np.ndarray, k: int) -> np.ndarray:
     return (values[k] > values[k + 1 :]).view(np.int8) - (values[k] < values[k + 1 :]).view(np.int8)
 
 
+def log_probabilities(pool: pd.DataFrame, per: str) -> pd.Series:
+    """Log-probability of each completion, (rows,), as conflict reads it: of the whole completion
+    (per "sum"), or of its mean token ("mean"). pool: columns logp, n_tokens."""
+    return pool["logp"] / pool["n_tokens"].clip(lower=1) if per == "mean" else pool["logp"]
+
+
 def conflict_table(
-    pool: pd.DataFrame, reward: np.ndarray, logp: np.ndarray | None = None
+    pool: pd.DataFrame,
+    reward: np.ndarray | pd.Series | None = None,
+    logp: np.ndarray | pd.Series | None = None,
 ) -> pd.DataFrame:
     """One row per completion: prompt_id, index, reward, logp, z_reward, z_logp, pacs, and the
     prompt's kendall, mean_abs_pacs and degenerate.
 
-    pool: a pool table. reward: (rows,), the proxy's. logp: (rows,) where it is not the pool's own
-    (a refined policy's). Prompts may differ in their number of completions; one with a single
-    completion is degenerate, with K = 0. Raises InputError naming the prompt and completion of a
-    value that is not finite."""
-    table = pool[["prompt_id", "index"]].assign(
-        reward=np.asarray(reward, float),
-        logp=np.asarray(pool["logp"] if logp is None else logp, float),
-    )
+    pool: a table of completions (prompt_id, index, logp). reward: (rows,), the proxy's; None: the
+    table's own column. logp: (rows,) where it is not the table's own (a refined policy's). A
+    Series is taken by its index (`base.alignment.beside`). Prompts may differ in their number of
+    completions; one with a single completion is degenerate, with K = 0. Raises InputError for a
+    missing column, a Series of other rows, two rows of one completion, and, naming prompt and
+    completion, a value that is not finite."""
+    given = {"reward": reward, "logp": logp}
+    own = [name for name, values in given.items() if values is None]
+    need(pool, ["prompt_id", "index", *own], "the table of completions")
+    for name, values in given.items():
+        given[name] = beside(pool, pool[name] if values is None else values, name)
+    table = pool[["prompt_id", "index"]].assign(**given)
     for column in ("reward", "logp"):
         bad = table[~np.isfinite(table[column])]
         if len(bad):
@@ -104,10 +117,24 @@ def conflict_table(
                 f" {row[column]}: expected a finite number"
             )
     table = table.sort_values(["prompt_id", "index"], ignore_index=True)
+    _each_once(table)
     size = table.groupby("prompt_id")["index"].transform("size")
     return pd.concat([_same_size(part, n) for n, part in table.groupby(size)]).sort_values(
         ["prompt_id", "index"], ignore_index=True
     )
+
+
+def _each_once(table: pd.DataFrame) -> None:
+    """Raise InputError where a completion of a sorted table has two rows."""
+    index, prompts = table["index"].to_numpy(), table["prompt_id"]
+    near = np.flatnonzero(index[1:] == index[:-1])
+    again = prompts.iloc[near].to_numpy() == prompts.iloc[near + 1].to_numpy()
+    if again.any():
+        row = table.iloc[near[again][0]]
+        raise InputError(
+            f"completion {row['index']} of prompt {row['prompt_id']} has more than one row in the"
+            " table: expected each (prompt_id, index) once"
+        )
 
 
 def shuffled(conflict: pd.DataFrame, generator: np.random.Generator) -> pd.DataFrame:
@@ -139,6 +166,25 @@ def by_prompt(conflict: pd.DataFrame) -> pd.DataFrame:
     ].reset_index(drop=True)
 
 
+def cannot_rank(conflict: pd.DataFrame) -> str | None:
+    """One sentence where conflict ranks no pair above another, because prompts have two completions
+    each; how many of the prompts that is, where it is some of them; None where it is none."""
+    sizes = conflict.groupby("prompt_id").size()
+    pairs = int((sizes == 2).sum())
+    if not pairs:
+        return None
+    why = "with two completions PACS is 0 or 2 in size and K 0 or 1, whatever the difference"
+    if pairs == len(sizes):
+        return (
+            f"conflict cannot rank here: {why}; among pairs that look alike the seed draws, and a"
+            " strategy made of conflict is little better than random"
+        )
+    return (
+        f"conflict cannot rank {pairs} of {len(sizes)} prompts among each other: {why}; they take"
+        " their share of the questions, and the seed draws among them"
+    )
+
+
 def _same_size(part: pd.DataFrame, n: int) -> pd.DataFrame:
     reward, logp = (part[c].to_numpy().reshape(-1, n) for c in ("reward", "logp"))
     out = {name: np.empty_like(reward) for name in ("z_reward", "z_logp", "pacs")}
@@ -165,6 +211,7 @@ def _pacs(
 
 
 def _same_shape(reward, logp) -> tuple[np.ndarray, np.ndarray]:
+    logp = alike(reward, {"logp": logp})["logp"]
     reward, logp = np.asarray(reward, float), np.asarray(logp, float)
     if reward.shape != logp.shape:
         raise InputError(f"reward has shape {reward.shape}, logp {logp.shape}: expected the same")

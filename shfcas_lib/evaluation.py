@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from shfcas_lib import policies
+from shfcas_lib.base.alignment import alike, beside
 from shfcas_lib.conflict import by_prompt, conflict_table
 from shfcas_lib.rewards import RewardModel, spread
 
@@ -32,32 +33,48 @@ def evaluate(
 ) -> pd.DataFrame:
     """`tilted` for rewards that have not scored the pool yet.
 
-    pool: evaluation pool, sorted by id. gold: (rows,). Returns one row per policy and prompt.
+    pool: evaluation pool, sorted by id. gold: (rows,); a Series is taken by its index
+    (`base.alignment.beside`). Returns one row per policy and prompt.
     """
     scores = {name: reward.score(pool) for name, reward in rewards.items()}
     return tilted(pool, gold, scores, beta)
 
 
 def tilted(
-    pool: pd.DataFrame, gold: np.ndarray, scores: dict[str, np.ndarray], beta: float
+    pool: pd.DataFrame,
+    gold: np.ndarray,
+    scores: dict[str, np.ndarray],
+    beta: float,
+    logp: pd.Series | None = None,
 ) -> pd.DataFrame:
     """One row per policy and prompt: policy, prompt_id, the MEASURES, reward_gain and gold_gain.
 
     pool: evaluation pool, sorted by id. gold: (rows,). scores: name of a reward to its (rows,)
     scores; the policy of that name is the base policy tilted by it at `beta`. The base policy
-    itself is added as `base`; what needs a reward is NaN there.
+    itself is added as `base`; what needs a reward is NaN there. logp: (rows,), what conflict reads
+    where it is not the pool's own (`conflict.log_probabilities`). Raises InputError for numbers
+    that are not one for each row.
     """
+    gold, scores = _beside(pool, gold, scores)
     ids = pool["prompt_id"].to_numpy()
     base = _optimised(ids, gold, np.zeros(len(pool)), beta)
     parts = [base.assign(policy="base", **dict.fromkeys(_OF_A_REWARD, np.nan))]
     for name, reward in scores.items():
         part = _optimised(ids, gold, reward, beta).assign(policy=name)
-        conflict = by_prompt(conflict_table(pool, reward))
+        conflict = by_prompt(conflict_table(pool, reward, logp))
         part = part.merge(pair_accuracy(ids, reward, gold), on="prompt_id", how="left")
         part = part.merge(conflict.drop(columns="degenerate"), on="prompt_id")
         parts.append(part)
     columns = ["policy", "prompt_id", *MEASURES, "reward_gain", "gold_gain"]
     return pd.concat(parts, ignore_index=True)[columns]
+
+
+def _beside(
+    pool: pd.DataFrame, gold: np.ndarray, scores: dict[str, np.ndarray]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Gold and scores in the order of the pool's rows."""
+    ordered = {name: beside(pool, values, name) for name, values in scores.items()}
+    return beside(pool, gold, "gold"), ordered
 
 
 def _optimised(ids: np.ndarray, gold: np.ndarray, reward: np.ndarray, beta: float) -> pd.DataFrame:
@@ -82,6 +99,7 @@ def sampled_policy(
     completions of the same prompts. kl is the sample mean of logp - logp_reference: at a sampling
     temperature other than 1 that is a log-ratio and no exact KL.
     """
+    gold, base_gold = beside(sampled, gold, "gold"), beside(base, base_gold, "base_gold")
     kl = sampled["logp"] - sampled["logp_reference"]
     table = sampled[["prompt_id"]].assign(gold=gold, kl=kl)
     rows = table.groupby("prompt_id").mean().reset_index()
@@ -101,7 +119,7 @@ def pair_accuracy(prompt_ids: np.ndarray, reward: np.ndarray, gold: np.ndarray) 
     reward ties counting one half: columns prompt_id, pair_accuracy. Prompts without such pairs
     are left out."""
     rows = []
-    table = pd.DataFrame({"prompt_id": prompt_ids, "reward": reward, "gold": gold})
+    table = _three(prompt_ids, reward, gold)
     for prompt, part in table.groupby("prompt_id"):
         i, j = np.triu_indices(len(part), 1)
         g, r = part["gold"].to_numpy(), part["reward"].to_numpy()
@@ -112,11 +130,18 @@ def pair_accuracy(prompt_ids: np.ndarray, reward: np.ndarray, gold: np.ndarray) 
     return pd.DataFrame(rows, columns=["prompt_id", "pair_accuracy"])
 
 
+def _three(prompt_ids: np.ndarray, reward: np.ndarray, gold: np.ndarray) -> pd.DataFrame:
+    """Columns prompt_id, reward and gold, row by row."""
+    values = alike(prompt_ids, {"reward": reward, "gold": gold})
+    columns = {"prompt_id": prompt_ids, **values}
+    return pd.DataFrame({name: np.asarray(column) for name, column in columns.items()})
+
+
 def headroom_share(prompt_ids: np.ndarray, reward: np.ndarray, gold: np.ndarray) -> pd.DataFrame:
     """Per prompt, what best-of-N by the reward gains in gold and what best-of-N by gold would
     gain: columns prompt_id, gained, headroom. The share of headroom reached is sum(gained) /
     sum(headroom)."""
-    table = pd.DataFrame({"prompt_id": prompt_ids, "reward": reward, "gold": gold})
+    table = _three(prompt_ids, reward, gold)
     favourite = table.loc[table.groupby("prompt_id")["reward"].idxmax()]
     best = favourite.set_index("prompt_id")["gold"]
     by = table.groupby("prompt_id")["gold"]
@@ -132,6 +157,7 @@ def curve(
     pool, gold, scores: as for `tilted`. Columns policy, beta, kl (nats), reward_gain and gold_gain
     (in standard deviations).
     """
+    gold, scores = _beside(pool, gold, scores)
     ids = pool["prompt_id"].to_numpy()
     rows = []
     for name, reward in scores.items():

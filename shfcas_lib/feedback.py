@@ -7,7 +7,9 @@ An answer is durable in the store before the next comparison is asked, and one t
 there is not asked again. An annotator is anything that turns one comparison into one of the
 ANSWERS or, where answers are graded, of the GRADED ones: the simulated human, a file of answers,
 a person at a screen. One with `answer_all(comparisons, shown, known)` takes many at once and
-yields its answers as they arrive; any other is asked in turn. The loop does not know which.
+yields its answers as they arrive; any other is asked in turn. The loop does not know which. One
+whose `by_people` is true stands for people, whom nobody asks the same twice: what they said for
+another strategy counts (`LabelStore.adopt`).
 
 comparisons: those of a round, known or not; shown: completions indexed by (prompt_id, index);
 known: the (prompt_id, i, j) that are answered already."""

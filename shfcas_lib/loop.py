@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +22,9 @@ from shfcas_lib import refine, trust
 from shfcas_lib.base import processes
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.randomness import derive, rng
-from shfcas_lib.conflict import conflict_table, means
+from shfcas_lib.conflict import conflict_table, log_probabilities, means
 from shfcas_lib.feedback import Annotator, answered_twice, ask
+from shfcas_lib.gold import gold_scores
 from shfcas_lib.models import published
 from shfcas_lib.models.backbone import POLICY
 from shfcas_lib.params.schema import Params, Selection
@@ -31,11 +32,12 @@ from shfcas_lib.policies import log_ratio, tilt
 from shfcas_lib.pool import sample_adapted, with_facts
 from shfcas_lib.rewards import Probe, RewardModel
 from shfcas_lib.selection import select
-from shfcas_lib.storage import files
+from shfcas_lib.storage import files, sqlite
 from shfcas_lib.storage.labels import LabelStore
 from shfcas_lib.strategies import SIGHTED, Fitted
 from shfcas_lib.training import policy as policy_training
 from shfcas_lib.training import trainer
+from shfcas_lib.training import watch as watching
 from shfcas_lib.trust import Belief, Trusted
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ class Setting:
     def belief(self) -> Belief | None:
         """What the biased preferences say, before any label; None where they trained no probe."""
         settings = self.params.reward
-        if settings.published or not len(self.observed):
+        if settings.fixed or not len(self.observed):
             return None
         if settings.kind == "lora" and settings.refinement != "trust":
             return None
@@ -184,7 +186,13 @@ def one_round(
 
     # feedback: every answer is on disk before it counts
     texts = with_facts(state.pool, setting.prompts)
-    answers = here.table("labels", lambda: ask(comparisons, texts, annotator, store))
+
+    def answered() -> pd.DataFrame:
+        if getattr(annotator, "by_people", False):
+            _adopt(store, comparisons, setting.askable)
+        return ask(comparisons, texts, annotator, store)
+
+    answers = here.table("labels", answered)
     labels = [*state.labels, answers]
 
     # refined reward: the labels so far say how far to trust the biased preferences. The main
@@ -202,7 +210,7 @@ def one_round(
     # refined policy: what the next round asks about
     pool, known = state.pool, state.known
     if number < setting.params.selection.rounds:
-        pool = _next_pool(setting, reward, known, number, here)
+        pool = _next_pool(setting, reward, known, pd.concat(labels), number, here)
         known = pd.concat([known, pool])
         known = known.drop_duplicates(["prompt_id", "index"], ignore_index=True)
     history = [*state.history, _summary(number, conflict, answers)]
@@ -213,9 +221,7 @@ def one_round(
 def _conflict(params: Params, state: State) -> pd.DataFrame:
     """The conflict table of the current reward and policy: log-probabilities of whole completions,
     or per token."""
-    logp = state.pool["logp"]
-    if params.selection.logp == "mean":
-        logp = logp / state.pool["n_tokens"].clip(lower=1)
+    logp = log_probabilities(state.pool, params.selection.logp)
     return conflict_table(state.pool, state.reward.score(state.pool), logp)
 
 
@@ -273,7 +279,12 @@ def _fitted(setting: Setting, state: State, before: pd.DataFrame | None) -> Fitt
 
 
 def _next_pool(
-    setting: Setting, reward: RewardModel, known: pd.DataFrame, number: int, here: Stage | Memory
+    setting: Setting,
+    reward: RewardModel,
+    known: pd.DataFrame,
+    labels: pd.DataFrame,
+    number: int,
+    here: Stage | Memory,
 ) -> pd.DataFrame:
     """The askable completions under the refined policy.
 
@@ -286,15 +297,20 @@ def _next_pool(
         ids = base["prompt_id"].to_numpy()
         weights = tilt(ids, reward.score(base), setting.params.policy.beta)
         return base.assign(logp=base["logp"] + log_ratio(ids, weights))
-    return here.table("next_pool", lambda: _resampled(setting, reward, known, number, here))
+    return here.table("next_pool", lambda: _resampled(setting, reward, known, labels, number, here))
 
 
 def _resampled(
-    setting: Setting, reward: RewardModel, known: pd.DataFrame, number: int, here: Stage | Memory
+    setting: Setting,
+    reward: RewardModel,
+    known: pd.DataFrame,
+    labels: pd.DataFrame,
+    number: int,
+    here: Stage | Memory,
 ) -> pd.DataFrame:
     """Completions of the askable prompts by a policy that is trained against `reward`."""
     params, backbone = setting.params, setting.needed_backbone
-    train_policy(setting, reward, known, _folder(here) / "policy")
+    train_policy(setting, reward, known, _folder(here) / "policy", labels)
     splits = params.selection.prompts.split("_and_")
     fresh = sample_adapted(
         backbone,
@@ -309,11 +325,18 @@ def _resampled(
     return fresh.assign(index=fresh["index"] + 1 + int(known["index"].max()))
 
 
-def train_policy(setting: Setting, reward: RewardModel, pool: pd.DataFrame, folder: Path) -> None:
+def train_policy(
+    setting: Setting,
+    reward: RewardModel,
+    pool: pd.DataFrame,
+    folder: Path,
+    labels: pd.DataFrame | None = None,
+) -> None:
     """Leave the policy adapter trained against `reward` on the backbone, read back from `folder`
     if it was trained before.
 
-    pool: completions of training and feedback prompts; evaluation prompts never take part. Every
+    pool: completions of training and feedback prompts; evaluation prompts never take part. labels:
+    human ones about completions of the pool, to watch the policy by (`training.watch`). Every
     policy of a run starts from the same adapter and takes its prompts in the same order, as far
     as the rewards tell their completions apart.
     """
@@ -334,6 +357,7 @@ def train_policy(setting: Setting, reward: RewardModel, pool: pd.DataFrame, fold
         params.training,
         checkpoints,
         policy_training.Online(reward, params.sampling),
+        _watch(setting, reward, pool, folder, labels),
     )
     if processes.is_main():
         backbone.save_adapter(POLICY, folder / "adapter")
@@ -341,6 +365,35 @@ def train_policy(setting: Setting, reward: RewardModel, pool: pd.DataFrame, fold
         files.write_json(folder / "done.json", {unit: len(table), "kind": policy.kind})
         trainer.forget(checkpoints)
     processes.wait()
+
+
+def _watch(
+    setting: Setting,
+    reward: RewardModel,
+    pool: pd.DataFrame,
+    folder: Path,
+    labels: pd.DataFrame | None,
+) -> watching.Watch | None:
+    """What looks at a policy while it is trained; None where the parameters ask for none."""
+    params, how = setting.params, setting.params.training
+    every = how.watch_every or (watching.EVERY if how.report_to != "none" else None)
+    if every is None:
+        return None
+    held_out = setting.prompts[setting.prompts["split"] == "evaluate"]
+    gold = None
+    if params.gold.known:
+        gold = partial(gold_scores, prompts=setting.prompts, params=params)
+    said = pool.head(0).assign(i=0, j=0, label=np.nan) if labels is None else labels
+    held = watching.Held(
+        held_out[["prompt_id", "prompt"]],
+        reward,
+        params.sampling,
+        watching.as_text(said, pool),
+        gold,
+        published.scorer(params),
+    )
+    seed = derive(setting.seed, "watch")
+    return watching.Watch(setting.needed_backbone, held, every, seed, folder / "watch.csv")
 
 
 def _summary(number: int, conflict: pd.DataFrame, labels: pd.DataFrame) -> dict:
@@ -379,8 +432,27 @@ def _open_store(stage: Stage | Memory) -> LabelStore:
     """The strategy's label store; in memory where nothing is written, as by a process beside the
     main one."""
     if stage.folder is None or not processes.is_main():
-        return LabelStore(Path(":memory:"))
+        return LabelStore(Path(sqlite.MEMORY))
     return LabelStore(stage.folder / "labels.sqlite")
+
+
+def _adopt(store: LabelStore, comparisons: pd.DataFrame, shared: pd.DataFrame) -> None:
+    """Take over what people answered about these comparisons for other strategies of the run.
+
+    shared: the completions that all strategies have in common. Those that a trained policy wrote
+    later have the same indices in every strategy, and other texts.
+    """
+    folder = store.path.parent.parent
+    common = pd.MultiIndex.from_frame(shared[["prompt_id", "index"]])
+    for side in ("i", "j"):
+        keys = pd.MultiIndex.from_frame(comparisons[["prompt_id", side]])
+        comparisons = comparisons[keys.isin(common)]
+    if str(store.path) == ":memory:" or not len(comparisons):
+        return
+    for path in sorted(folder.glob("*/labels.sqlite")):
+        if path != store.path:
+            with LabelStore(path) as other:
+                store.adopt(other, comparisons)
 
 
 def _folder(stage: Stage | Memory) -> Path:

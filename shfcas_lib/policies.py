@@ -12,10 +12,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from shfcas_lib.base.alignment import alike
+
 
 def tilt(prompt_ids: np.ndarray, reward: np.ndarray, beta: float) -> np.ndarray:
     """Weights proportional to exp(reward / beta), summing to 1 within each prompt. prompt_ids,
-    reward: (rows,); beta > 0."""
+    reward: (rows,), of two Series by their index; beta > 0."""
+    reward = alike(prompt_ids, {"reward": reward})["reward"]
     names, group = _groups(prompt_ids)
     reward = np.asarray(reward, float)
     highest = np.full(len(names), -np.inf)
@@ -27,6 +30,7 @@ def tilt(prompt_ids: np.ndarray, reward: np.ndarray, beta: float) -> np.ndarray:
 
 def log_ratio(prompt_ids: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """log pi'(y)/pi(y) of each completion under tilted weights: log(N w); (rows,)."""
+    weights = alike(prompt_ids, {"weights": weights})["weights"]
     _, group = _groups(prompt_ids)
     return np.log(np.maximum(np.bincount(group)[group] * np.asarray(weights), 1e-300))
 
@@ -37,7 +41,8 @@ def per_prompt(
     """Expectations under weights, one row per prompt: prompt_id, kl (nats, from the uniform
     weights of the samples), and one column per entry of `values` (name to (rows,) array)."""
     names, group = _groups(prompt_ids)
-    weights = np.asarray(weights)
+    weights = np.asarray(alike(prompt_ids, {"weights": weights})["weights"])
+    values = alike(prompt_ids, values)
     every = {name: np.asarray(value, float) for name, value in values.items()} | {
         "kl": log_ratio(prompt_ids, weights)
     }
@@ -51,7 +56,8 @@ def win_rate(prompt_ids: np.ndarray, weights: np.ndarray, gold: np.ndarray) -> p
     """Per prompt, the probability that a draw from the weighted policy has higher gold than a
     draw from the base policy (equal weights), ties counting one half: columns prompt_id, win."""
     rows = []
-    table = pd.DataFrame({"prompt_id": prompt_ids, "weight": weights, "gold": gold})
+    values = {"prompt_id": prompt_ids, **alike(prompt_ids, {"weight": weights, "gold": gold})}
+    table = pd.DataFrame({name: np.asarray(column) for name, column in values.items()})
     for prompt, part in table.groupby("prompt_id"):
         g = part["gold"].to_numpy()
         beats = (np.sign(g[:, None] - g[None, :]) + 1) / 2

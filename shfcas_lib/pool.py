@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from shfcas_lib.base import processes
+from shfcas_lib.base import processes, progress
+from shfcas_lib.base.batches import by_prompt
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.models import vllm_engine
 from shfcas_lib.models.decoding import decode, teacher_force
@@ -28,7 +29,9 @@ from shfcas_lib.params.schema import Sampling
 
 if TYPE_CHECKING:
     from shfcas_lib.models.backbone import Backbone
+    from shfcas_lib.models.tokens import Sequence
 
+TOKENS = 4096  # of the prompts that `score` reads at once, padding included
 COLUMNS = [
     "prompt_id",
     "index",
@@ -60,13 +63,14 @@ def sample(
 ) -> pd.DataFrame:
     """Draw `sampling.n` completions for each prompt from whichever adapter is in use.
 
-    prompts: columns prompt_id, prompt. scorer: adds the scores of a published proxy to the pool
-    (`published.scorer`). Returns the pool, sorted by (prompt_id, index). Each completion draws
-    from its own generator, named by (seed, prompt_id, index): the order of prompts does not change
-    what is sampled, and another batch size changes it only where rounding decides between two
-    tokens (in float32 about one completion in a hundred). Log-probabilities and features are
-    recorded by the decode steps themselves; no second forward pass is made. Several processes
-    share out whole batches, and each returns the whole pool.
+    backbone: of `load_backbone`. prompts: columns prompt_id, prompt. scorer: adds the scores of
+    a published proxy to the pool (`published.scorer`). Returns the pool, sorted by (prompt_id,
+    index). Each completion draws from its own generator, named by (seed, prompt_id, index): the
+    order of prompts does not change what is sampled, and another batch size changes it only
+    where rounding decides between two tokens (in float32 about one completion in a hundred).
+    Log-probabilities and features are recorded by the decode steps themselves; no second
+    forward pass is made. Several processes share out whole batches, and each returns the whole
+    pool.
 
     With `sampling.engine` vllm another engine writes the base policy's completions (module
     vllm_engine); log-probabilities and features are then a second pass's, and the column
@@ -149,52 +153,77 @@ def sample_adapted(
 def score(
     backbone: Backbone,
     completions: pd.DataFrame,
-    batch_size: int = 16,
+    most: int = TOKENS,
     label: str = "scoring",
     scorer: Scorer = as_it_is,
 ) -> pd.DataFrame:
     """Log-probabilities and features of given completions, by one teacher-forced pass with the
     adapter in use.
 
-    completions: columns prompt_id, index, prompt, completion, and optionally tokens (the sampled
-    ids; without them the text is tokenised and closed with the end token). Returns a pool table
-    in the same order of rows, where a prompt's identical completions have identical numbers.
-    Several processes share out whole batches, and each returns the whole table.
+    backbone: of `load_backbone`. completions: columns prompt_id, index, prompt, completion, and
+    optionally tokens (the sampled ids; without them the text is tokenised and closed with the
+    end token). most: tokens of a batch's prompts, padding included. Returns a pool table in the
+    same order of rows, where a prompt's identical completions have identical numbers: each is
+    read once, and a prompt once for all completions beside each other in a batch. Another `most`
+    changes numbers by rounding alone (log-probabilities of the embedded model by 1e-4 at most).
+    Several processes share out whole batches, and each returns the whole table. Raises
+    InputError for a completion that does not fit the context with its prompt.
     """
+    sequences = backbone.writer.rows(completions)
+    _check_lengths(backbone, completions, sequences)
+    first: dict[tuple, int] = {}
+    for place, (prompt, answer) in enumerate(sequences):
+        first.setdefault((tuple(prompt), tuple(answer)), place)
+    places = list(first.values())
+    names = list(zip(completions["prompt_id"], completions["index"], strict=True))
+    batches = by_prompt([sequences[place].prompt for place in places], most)
+
     rows: list[dict] = []
-    with _bar(len(completions), label) as bar:
-        for start in processes.share(range(0, len(completions), batch_size)):
-            batch = completions.iloc[start : start + batch_size]
-            for place, row in enumerate(teacher_force(backbone, batch), start):
-                rows.append({"place": place, **row})
+    with _bar(len(places), label) as bar:
+        for batch in processes.share(batches):
+            mine = [places[k] for k in batch]
+            read = teacher_force(
+                backbone, [names[place] for place in mine], [sequences[place] for place in mine]
+            )
+            rows += [{"place": place, **row} for place, row in zip(mine, read, strict=True)]
             bar.update(len(batch) * processes.count())
 
     table = processes.gathered(pd.DataFrame(rows, columns=["place", *COLUMNS]))
-    table = table.sort_values("place", ignore_index=True)
-    table["prompt"] = completions["prompt"].to_numpy()
-
-    # batches round differently, and what is said twice must stay a tie
-    by_text = table.groupby(["prompt", table["tokens"].map(tuple)])
-    first = by_text["place"].transform("first").to_numpy()
-    for column in ("logp", "logp_mean", "features"):
-        table[column] = table[column].to_numpy()[first]
+    read_at = [first[tuple(prompt), tuple(answer)] for prompt, answer in sequences]
+    table = table.set_index("place").loc[read_at].reset_index(drop=True)
+    for column in ("prompt_id", "index", "prompt"):
+        table[column] = completions[column].to_numpy()
     return scorer(table[COLUMNS])
+
+
+def _check_lengths(
+    backbone: Backbone, completions: pd.DataFrame, sequences: list[Sequence]
+) -> None:
+    """Raise InputError for a completion that does not fit the context with its prompt."""
+    for place, sequence in enumerate(sequences):
+        row = completions.iloc[place]
+        name = f"completion {row['index']} of prompt {row['prompt_id']}"
+        if not sequence.completion:
+            raise InputError(f"{name} has no tokens, expected at least one")
+        if len(sequence.ids) > backbone.context:
+            raise InputError(
+                f"{name} has {len(sequence.ids)} tokens with its prompt, more than the model's"
+                f" context of {backbone.context}"
+            )
 
 
 def reference_features(backbone: Backbone, completions: pd.DataFrame) -> pd.DataFrame:
     """The completions with the features that a probe reads, by one pass with the adapters off,
     this process on its own and no bar shown. completions: as for `score`, of one batch."""
+    names = list(zip(completions["prompt_id"], completions["index"], strict=True))
     with backbone.using(None):
-        rows = pd.DataFrame(teacher_force(backbone, completions))
+        rows = pd.DataFrame(teacher_force(backbone, names, backbone.writer.rows(completions)))
     return rows.assign(prompt=completions["prompt"].to_numpy())[COLUMNS]
 
 
 def _bar(total: int, label: str):
     """A progress bar over completions, shown by the main process alone."""
-    from tqdm import tqdm
-
-    silent = None if processes.is_main() else True  # None leaves it to tqdm
-    return tqdm(total=total, desc=label, unit="completion", mininterval=1, disable=silent)
+    return progress.bar(total, label, "completion")
 
 
 def features(pool: pd.DataFrame) -> np.ndarray:

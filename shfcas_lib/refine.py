@@ -129,11 +129,12 @@ def fit(
 ) -> RewardModel:
     """Train the kind of reward that the parameters ask for.
 
-    pool: a pool table that holds every completion named. preferences: prompt_id, i, j, label in
-    [0, 1], optional weight and, for lora, grade and lead (`training.reward`). base: the run's
-    proxy; where it is a published model, what is trained is a correction on top of it.
-    checkpoints: a folder that a killed training goes on from. Raises InputError for no preferences
-    or a completion that is missing.
+    settings: the block `reward` of a run's parameters. pool: a pool table that holds every
+    completion named. seed: an integer; the same one trains the same reward. preferences:
+    prompt_id, i, j, label in [0, 1], optional weight and, for lora, grade and lead
+    (`training.reward`). base: the run's proxy; where it is a published model, what is trained
+    is a correction on top of it. checkpoints: a folder that a killed training goes on from.
+    Raises InputError for no preferences or a completion that is missing.
     """
     if not isinstance(base, Published):
         return _train(settings, pool, preferences, seed, adapter, checkpoints, None)
@@ -158,6 +159,9 @@ def update(
     checkpoints: Path | None = None,
 ) -> RewardModel:
     """The reward after feedback, by the refinement that the parameters ask for.
+
+    settings: the block `reward` of a run's parameters. data: pool, biased preferences and the
+    labels that people gave. seed: an integer; the same one trains the same reward.
 
     `trust` with too few labels to tell (`trust.enough`) is `merge`. A published proxy stays as it
     is while labels teach nothing. base, adapter, checkpoints: as for `fit`. Raises InputError for
@@ -270,8 +274,8 @@ def proxy(
     adapter: Adapter = Adapter("proxy"),
 ) -> RewardModel:
     """The proxy that a run starts from, kept like any reward: trained on the biased preferences,
-    or a published model's scores over their spread on `pool`."""
-    if settings.published:
+    or the scores of a published model, or of the given completions, over their spread on `pool`."""
+    if settings.fixed:
         return stage.reward(
             lambda: Published.on(pool), lambda folder: read(settings, folder, adapter)
         )

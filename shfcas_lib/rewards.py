@@ -21,9 +21,11 @@ import numpy as np
 import pandas as pd
 
 from shfcas_lib import pool as pools
+from shfcas_lib.base.alignment import alike, beside
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.storage import files
 
+LEARNT = 0.6  # share of its own pairs that a reward ranks rightly if it learnt anything
 BLOCK = 8192  # completions scored at a time: a million of them need no more memory than these
 
 
@@ -178,7 +180,10 @@ def fit_probe(
     columns, mean, std = standardised(features)
     difference = columns[rows[: len(first)]] - columns[rows[len(first) :]]
     label, weight = preferences["label"].to_numpy(float), weights(preferences)
-    given = np.zeros(len(first)) if offset is None else offset[first] - offset[second]
+    given = np.zeros(len(first))
+    if offset is not None:
+        offset = beside(pool, offset, "offset")
+        given = offset[first] - offset[second]
 
     # convex, with its gradient: where it starts is no matter
     def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
@@ -243,6 +248,7 @@ def _or_one(std: np.ndarray) -> np.ndarray:
 
 def spread(scores: np.ndarray, prompt_ids: np.ndarray) -> float:
     """Mean within-prompt population standard deviation of scores; 1 where nothing varies."""
+    scores = np.asarray(alike(prompt_ids, {"scores": scores})["scores"])
     deviation = pd.Series(scores).groupby(np.asarray(prompt_ids)).std(ddof=0)
     mean = float(deviation.mean())
     return mean if mean > 1e-12 else 1.0

@@ -1,8 +1,13 @@
 """Strategies: pairs and a budget go in, the pairs worth asking about come out.
 
 Every strategy is one small function (pairs, budget, generator, view) -> chosen pairs, most wanted
-first, listed in STRATEGIES. `pairs` is what selection.all_pairs makes: pairs that were not asked
-before, sorted by id. None of them sees gold. Ties are broken by id.
+first, listed in STRATEGIES. `pairs` is what selection.all_pairs makes, with a column `turn`: pairs
+that were not asked before, sorted by id. None of them sees gold. Ties are broken by `turn`, a
+random order.
+
+With two completions every z-score is 1 or -1, whatever the difference: PACS is 0 or 2 and ranks
+nothing. Where such prompts (pairs of the user's own) stand beside larger ones, conflict is brought
+onto one scale (`_on_one_scale`).
 
 Ours                        targeted
 SHF-CAS and its parts       shf_cas, shf_cas_threshold, pacs, kendall, pacs_difference
@@ -79,14 +84,14 @@ class View:
         return self.fitted
 
 
-Pairs: TypeAlias = "pd.DataFrame"  # what selection.all_pairs makes
+Pairs: TypeAlias = "pd.DataFrame"  # what selection.all_pairs makes, and `turn`
 StrategyFunction = Callable[[Pairs, int, Generator, View], Pairs]
 
 
 def shf_cas(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
     """SHF-CAS, budget form (arXiv:2512.09212 with a budget): the top share of prompts by K, then
     the pairs whose completions carry the largest |PACS|."""
-    return _largest(_top_prompts(pairs, budget, view.settings), _weight, budget)
+    return _most_conflicted(_top_prompts(pairs, budget, view.settings), _weight, budget)
 
 
 def shf_cas_threshold(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
@@ -95,12 +100,12 @@ def shf_cas_threshold(pairs: Pairs, budget: int, generator: Generator, view: Vie
     kept = pairs[
         (pairs["mean_abs_pacs"] > view.settings.delta) & (pairs["kendall"] >= view.settings.tau)
     ]
-    return _largest(kept, lambda p: p["mean_abs_pacs"], budget)
+    return _most_conflicted(kept, lambda p: p["mean_abs_pacs"], budget)
 
 
 def pacs(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
     """Ablation: the largest |PACS| anywhere, K unused."""
-    return _largest(pairs, _weight, budget)
+    return _most_conflicted(pairs, _weight, budget)
 
 
 def kendall(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
@@ -112,7 +117,7 @@ def pacs_difference(pairs: Pairs, budget: int, generator: Generator, view: View)
     """Variation of ours: the largest |PACS_i - PACS_j|, the pairs on whose order and distance
     proxy and policy differ most. The sum of |PACS| is large, too, where both completions are
     misjudged alike, and then the proxy may still order them rightly."""
-    return _largest(pairs, lambda p: (p["pacs_i"] - p["pacs_j"]).abs(), budget)
+    return _most_conflicted(pairs, _difference, budget)
 
 
 def placebo(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
@@ -127,7 +132,7 @@ def placebo(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pair
 
 def extreme_reward(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
     """The largest |z(r)_i| + |z(r)_j|: half of |PACS|, without the policy."""
-    return _largest(pairs, lambda p: p["z_reward_i"].abs() + p["z_reward_j"].abs(), budget)
+    return _most_conflicted(pairs, lambda p: p["z_reward_i"].abs() + p["z_reward_j"].abs(), budget)
 
 
 def random(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
@@ -178,6 +183,7 @@ def d_optimal(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pa
     """Greedy D-optimal design for the probe (Chaloner and Verdinelli 1995; for preferences
     Mukherjee et al. 2024): each pair in turn raises the log determinant of the Fisher information
     most. Time grows with pairs times budget squared."""
+    pairs = pairs.sort_values("turn")  # of equals the first is taken
     mean, variance, covariance = _posterior(pairs, view.need_fitted())
     information = expit(mean) * expit(-mean)
     taken: list[int] = []
@@ -204,13 +210,13 @@ def targeted(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pai
     Of more than MOST_PAIRS pairs, those of prompts drawn at random are looked at: memory grows
     with the square of the completions kept, time with that times the budget."""
     fitted = view.need_fitted()
-    pairs = _few_enough(pairs, budget, generator)
+    pairs = _few_enough(pairs, budget, generator).sort_values("turn", ignore_index=True)
     pool = fitted.pool[fitted.pool["prompt_id"].isin(pairs["prompt_id"])].reset_index(drop=True)
     ids = pool["prompt_id"].to_numpy()
     covariance, kappa = _knowledge(fitted, pool)
     value = Value(covariance, ids, policies.tilt(ids, fitted.probe.score(pool), fitted.beta))
     first, second = (rewards.locate(pool, pairs, side) for side in ("i", "j"))
-    wanted = ((pairs["pacs_i"] - pairs["pacs_j"]).abs() + 0.1) ** view.settings.gamma
+    wanted = (_on_one_scale(_difference(pairs), pairs) + 0.1) ** view.settings.gamma
 
     # a label is as noisy as a coin that kappa sharpens
     noise = 4 / kappa**2
@@ -234,7 +240,7 @@ def best_of(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pair
 
 def low_conflict(pairs: Pairs, budget: int, generator: Generator, view: View) -> Pairs:
     """Negative control: the smallest |PACS|, where proxy and policy agree."""
-    return _largest(pairs, lambda p: -_weight(p), budget)
+    return _most_conflicted(pairs, lambda p: -_weight(p), budget)
 
 
 STRATEGIES: dict[str, StrategyFunction] = {
@@ -320,34 +326,72 @@ def _few_enough(pairs: Pairs, budget: int, generator: Generator) -> Pairs:
 
 
 def _top_prompts(pairs: pd.DataFrame, budget: int, settings: Selection) -> pd.DataFrame:
-    """Pairs of the top share of prompts by K, ties broken by id; of more prompts where these hold
-    fewer pairs than the budget.
+    """The pairs of `top_prompts`."""
+    groups = pairs.groupby("prompt_id")
+    first = groups[["degenerate", "kendall", "size", "prompt_turn"]].first()
+    prompts = first.assign(pairs=groups.size()).reset_index()
+    kept = top_prompts(prompts, budget, settings.top_share)
+    return pairs[pairs["prompt_id"].isin(kept)]
+
+
+def top_prompts(prompts: pd.DataFrame, budget: int, top_share: float) -> pd.Series:
+    """The ids of the top share of prompts by K, ties broken by turn; of more prompts where these
+    hold fewer pairs than the budget. prompts: prompt_id, degenerate, kendall, size, prompt_turn,
+    pairs.
 
     In a degenerate prompt there is no ranking to reverse, though ties give it K 1/2: the share is
     one of the others, and degenerate prompts come last."""
-    by_prompt = pairs.groupby("prompt_id")
-    first = by_prompt[["degenerate", "kendall"]].first()
-    prompts = first.assign(pairs=by_prompt.size()).reset_index()
-    order = ["degenerate", "kendall", "prompt_id"]
+    prompts = prompts.assign(turn=prompts["prompt_turn"])
+    prompts["kendall"] = _on_one_scale(prompts["kendall"], prompts)
+    order = ["degenerate", "kendall", "turn"]
     prompts = prompts.sort_values(order, ascending=[True, False, True])
     enough = int(np.searchsorted(prompts["pairs"].cumsum(), budget)) + 1
-    share = int(np.ceil(settings.top_share * (~prompts["degenerate"]).sum()))
-    kept = prompts["prompt_id"].head(max(enough, share))
-    return pairs[pairs["prompt_id"].isin(kept)]
+    share = int(np.ceil(top_share * (~prompts["degenerate"]).sum()))
+    return prompts["prompt_id"].head(max(enough, share))
 
 
 def _weight(pairs: pd.DataFrame) -> pd.Series:
     return pairs["pacs_i"].abs() + pairs["pacs_j"].abs()
 
 
+def _difference(pairs: pd.DataFrame) -> pd.Series:
+    return (pairs["pacs_i"] - pairs["pacs_j"]).abs()
+
+
+def _most_conflicted(
+    pairs: pd.DataFrame, key: Callable[[pd.DataFrame], pd.Series], budget: int
+) -> pd.DataFrame:
+    """`_largest` by a number made of z-scores or K, of prompts of whatever size."""
+    return _largest(pairs, lambda p: _on_one_scale(key(p), p), budget)
+
+
+def _on_one_scale(values: pd.Series, rows: pd.DataFrame) -> pd.Series:
+    """values, (rows,), of pairs or prompts, in one unit: where some prompts have two completions
+    and others more, each value of the two becomes the one that stands at the same place among the
+    others' (the same quantile), ties in the order of `turn`. rows: columns size, turn."""
+    values = values.round(12)  # z-scores of 1 and 1 + 2e-16 are a tie
+    few = (rows["size"] == 2).to_numpy()
+    if few.all() or not few.any():
+        return values
+    others = np.sort(values[~few])
+    place = values[few].to_frame("value").assign(turn=-rows.loc[few, "turn"])
+    order = np.lexsort((place["turn"], place["value"]))
+    quantile = (np.arange(len(order)) + 0.5) / len(order)
+    scaled = values.astype(float)
+    scaled.iloc[np.flatnonzero(few)[order]] = np.quantile(others, quantile)
+    return scaled
+
+
 def _largest(
     pairs: pd.DataFrame, key: Callable[[pd.DataFrame], pd.Series], budget: int
 ) -> pd.DataFrame:
-    """The `budget` pairs with the largest key; ties are broken by id."""
-    ordered = pairs.assign(key=key(pairs))
-    ordered = ordered.sort_values(
-        ["key", "prompt_id", "i", "j"], ascending=[False, True, True, True]
-    )
+    """The `budget` pairs with the largest key; ties are broken by turn."""
+    values = key(pairs).to_numpy(float)
+    if 0 < budget < len(values):
+        # to sort millions for a hundred takes seconds
+        likely = values >= np.partition(values, -budget)[-budget]
+        pairs, values = pairs[likely], values[likely]
+    ordered = pairs.assign(key=values).sort_values(["key", "turn"], ascending=[False, True])
     return ordered.head(budget).drop(columns="key")
 
 

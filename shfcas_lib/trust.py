@@ -90,11 +90,11 @@ class Belief:
         return self.biased["label"].to_numpy(float)
 
     def solve(self, values: np.ndarray) -> np.ndarray:
-        """(covariance + 1 / root^2)^-1 values; values: (pairs,)."""
+        """(covariance + 1 / root^2)^-1 values; values: (pairs, columns)."""
         from scipy.linalg import cho_solve
 
-        inner = cho_solve((self.factor, True), self.root * values, check_finite=False)
-        return self.root * inner
+        root = self.root[:, None]
+        return root * cho_solve((self.factor, True), root * values, check_finite=False)
 
     def columns(self, pool: pd.DataFrame) -> np.ndarray:
         """The probe's design of a pool's completions, (rows, 4 x hidden)."""
@@ -117,8 +117,9 @@ class Belief:
 
 def believe(pool: pd.DataFrame, biased: pd.DataFrame, l2: float) -> Belief:
     """What biased preferences say. pool: holds every completion named; biased: prompt_id, i, j,
-    label in [0, 1]. Time grows with the cube of the pairs; of more than LARGEST, as many evenly
-    spaced ones are read. Raises InputError for no preferences or a completion that is missing."""
+    label in [0, 1]. l2: how strongly weights are held small, `reward.l2`. Time grows with the
+    cube of the pairs; of more than LARGEST, as many evenly spaced ones are read. Raises InputError
+    for no preferences or a completion that is missing."""
     if not len(biased):
         raise InputError("no biased preferences: there is nothing to learn how far to trust")
     if len(biased) > LARGEST:
@@ -232,13 +233,13 @@ class Report:
 
     def __str__(self) -> str:
         return (
-            f"{self.decided} decided labels contradict {_words(self.disbelieved)} of what"
+            f"{self.decided} decided labels contradict {words(self.disbelieved)} of what"
             f" {self.about} ({self.disbelieved:.0%}); people are taken to err in"
             f" {self.mean('error'):.0%} of their answers"
         )
 
 
-def _words(share: float) -> str:
+def words(share: float) -> str:
     """A share in words that claim no more than it knows."""
     steps = {0.1: "almost nothing", 0.3: "about a fifth", 0.45: "over a third", 0.55: "about half"}
     steps |= {0.62: "over half", 0.72: "about two thirds", 0.8: "about three quarters"}
@@ -313,7 +314,7 @@ def fit(
     1], optional weight; see `enough`. errs: the probability of each of ERRORS, from `doubt`.
     Raises InputError for a completion that is missing."""
     asked = _read(belief, pool, labels)
-    fits = [_joint(belief, asked, *candidate) for candidate in _GRID]
+    fits = _joint(belief, asked, _GRID)
     report = _report(belief.tau, asked, fits, errs)
     share = report.candidates.groupby(["rho", "kappa"], sort=False)["share"].sum().to_numpy()
 
@@ -407,7 +408,7 @@ def covariances(
     first, second = (slice(rows + k * count, rows + (k + 1) * count) for k in (0, 1))
     margins = kappa * (prior[:, first] - prior[:, second])
     within = kappa * (margins[first] - margins[second])
-    found = _joint(belief, _read(belief, known, labels), rho, kappa)
+    (found,) = _joint(belief, _read(belief, known, labels), [(rho, kappa)])
     root = np.sqrt(found.curvature)
     seen = np.linalg.solve(_identity_plus(within, root), root[:, None] * margins[:rows].T)
     return prior[:rows, :rows] - (margins[:rows] * root) @ seen
@@ -491,31 +492,48 @@ class _Fit:
         return expit(towards * mean / np.sqrt(1 + np.pi / 8 * without))[decided]
 
 
-def _joint(belief: Belief, asked: _Asked, rho: float, kappa: float) -> _Fit:
-    """The joint mode of pairs and labels.
+def _joint(belief: Belief, asked: _Asked, grid: list[tuple[float, float]]) -> list[_Fit]:
+    """The joint mode of pairs and labels under each rho and kappa of a grid.
 
     The labels move the pairs' margins little, so the pairs' curvature stays that of the belief
     while their gradient is exact: a Newton iteration with a fixed factor, which ends at the mode
-    itself. Each step costs pairs squared."""
+    itself. Each step costs pairs squared; all combinations take it together, for reading the
+    factor is most of it."""
     from scipy.special import expit
 
-    cross = rho * kappa * asked.cross
-    seen = rho * kappa * asked.seen
-    covariance = rho * kappa**2 * asked.gram - seen.T @ seen
-    pairs, labels = belief.gradient, np.zeros(len(asked.label))
+    rho, kappa = np.array(grid).T
+    known = asked.seen.T @ asked.seen
+    lead = rho * kappa  # what the pairs' margins are multiplied by in the labels'
+    covariance = [r * k**2 * asked.gram - (r * k) ** 2 * known for r, k in grid]
+    pairs = np.repeat(belief.gradient[:, None], len(grid), 1)
+    labels = np.zeros((len(asked.label), len(grid)))
+    given, curvature = np.empty_like(pairs), belief.root[:, None] ** 2
+
+    moving = np.arange(len(grid))
     for _ in range(200):
-        margin = belief.covariance @ pairs + cross @ labels
-        target = margin + (belief.label - expit(margin)) / belief.root**2
-        given = belief.solve(target)
-        moved = _step(covariance, cross.T @ given, asked, labels)
-        ahead = given - belief.solve(cross @ moved)
-        change = max(np.abs(ahead - pairs).max(), np.abs(moved - labels).max())
-        pairs, labels = ahead, moved
-        if change < 1e-9:
+        margin = belief.covariance @ pairs[:, moving]
+        margin += asked.cross @ (lead[moving] * labels[:, moving])
+        target = margin + (belief.label[:, None] - expit(margin)) / curvature
+        given[:, moving] = belief.solve(target)
+        mean = lead[moving] * (asked.cross.T @ given[:, moving])
+        moved = np.empty_like(mean)
+        for at, k in enumerate(moving):
+            moved[:, at] = _step(covariance[k], mean[:, at], asked, labels[:, k])
+        ahead = given[:, moving] - belief.solve(asked.cross @ (lead[moving] * moved))
+        change = np.abs(ahead - pairs[:, moving]).max(0)
+        change = np.maximum(change, np.abs(moved - labels[:, moving]).max(0))
+        pairs[:, moving], labels[:, moving] = ahead, moved
+        moving = moving[change >= 1e-9]
+        if not len(moving):
             break
-    margin = cross.T @ given + covariance @ labels
-    curvature = _likelihood(margin, asked)[1]
-    return _Fit(pairs, labels, margin, curvature, covariance)
+
+    found = []
+    mean = lead * (asked.cross.T @ given)
+    for k in range(len(grid)):
+        margin = mean[:, k] + covariance[k] @ labels[:, k]
+        bend = _likelihood(margin, asked)[1]
+        found.append(_Fit(pairs[:, k], labels[:, k], margin, bend, covariance[k]))
+    return found
 
 
 def _alone(asked: _Asked, rho: float, kappa: float, lead: np.ndarray) -> _Fit:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -321,11 +322,17 @@ BLOCKS = {function.__name__: function for function in _FUNCTIONS}
 
 def fill(text: str) -> str:
     """The page with every block computed anew."""
-    return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", _filled, text, flags=re.DOTALL)
+    return filled(text, BLOCKS)
 
 
-def _filled(block: re.Match) -> str:
-    return f"<!-- table: {block[1]} -->\n{BLOCKS[block[1]]()}\n<!-- end -->"
+def filled(text: str, blocks: dict[str, Callable[[], str]]) -> str:
+    """A page with every block between its marks computed anew."""
+    marks = r"<!-- table: (\w+) -->\n.*?<!-- end -->"
+
+    def block(found: re.Match) -> str:
+        return f"<!-- table: {found[1]} -->\n{blocks[found[1]]()}\n<!-- end -->"
+
+    return re.sub(marks, block, text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":

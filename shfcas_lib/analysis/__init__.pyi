@@ -1,8 +1,11 @@
 from . import agreement as agreement
+from . import audit as audit
 from . import belief as belief
+from . import benchmark as benchmark
 from . import diagnosis as diagnosis
 from . import examples as examples
 from . import figures as figures
+from . import fonts as fonts
 from . import resamples as resamples
 from . import sequence as sequence
 from . import stats as stats

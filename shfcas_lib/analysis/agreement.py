@@ -53,7 +53,7 @@ def cross_validated(
     completions = pool[pool["prompt_id"].isin(prompts)]
 
     belief = None
-    if settings.refinement == "trust" and not settings.published:
+    if settings.refinement == "trust" and not settings.fixed:
         belief = trust.believe(pool, biased, settings.l2)
     right = {name: np.full(len(table), np.nan) for name, table in judged.items()}
     for k in sorted(set(fold.values())):

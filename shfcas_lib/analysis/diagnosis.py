@@ -2,8 +2,8 @@
 in, tables come out.
 
 This is analysis for a reader. It needs gold, on evaluation prompts only, and nothing of it flows
-back into selection. Where there is none, `accuracy_on_given` asks preferences that did not train
-the proxy.
+back into selection. Where there is none, `given_predicts_error` asks preferences that did not train
+the proxy, and module audit says how many of them it ranks rightly.
 """
 
 from __future__ import annotations
@@ -47,20 +47,9 @@ def accuracy_by_group(
     return _by_group(prompts, accuracy, seed)
 
 
-def accuracy_on_given(prompts: pd.DataFrame, given: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """The same of the proxy alone, judged by preferences that did not train it.
-
-    given: from `proxy_data.held_out`, prompt_id, label, and the proxy's margin.
-    """
-    decided = given[given["label"] != 0.5]
-    right = (np.sign(decided["margin"]) * np.sign(decided["label"] - 0.5) + 1) / 2
-    accuracy = right.groupby(decided["prompt_id"]).mean().rename("pair_accuracy").reset_index()
-    return _by_group(prompts, {"proxy": accuracy}, seed)
-
-
 def _by_group(prompts: pd.DataFrame, accuracy: dict[str, pd.DataFrame], seed: int) -> pd.DataFrame:
     """Means of pair accuracy with intervals over prompts, for all prompts and for each group."""
-    group = _groups(prompts)
+    group = groups(prompts)
     rows = []
     for name, table in accuracy.items():
         parts = table.groupby(table["prompt_id"].map(group))
@@ -71,7 +60,7 @@ def _by_group(prompts: pd.DataFrame, accuracy: dict[str, pd.DataFrame], seed: in
     return pd.DataFrame(rows, columns=["group", "reward", "value", "low", "high", "prompts"])
 
 
-def _groups(prompts: pd.DataFrame) -> dict[str, str]:
+def groups(prompts: pd.DataFrame) -> dict[str, str]:
     """prompt_id to its group: harmful or benign where some are harmful, else the category."""
     group = prompts["category"]
     if prompts["harmful"].any():
@@ -169,8 +158,13 @@ def predicts_error(conflict: pd.DataFrame, gold: pd.DataFrame, seed: int) -> pd.
         above, above_low, above_high     value over the placebo, paired by resample
         p, p_holm, verdict               of `above`, see `stats.verdicts`; one family
     """
+    return _against_chance(_error_measures(conflict, gold, seed), seed)
+
+
+def _against_chance(measures: list[_Measure], seed: int) -> pd.DataFrame:
+    """Measures with their intervals and placebos: the table of `predicts_error`."""
     rows = []
-    for measure in _error_measures(conflict, gold, seed):
+    for measure in measures:
         draw = rng(seed, f"predicts/{measure.name}")
         found, chance = measure.levels(resamples.draw(measure.prompt, draw, RESAMPLES))
         triples = [stats.from_draws(d[0], d[1:]) for d in (found, chance, found - chance)]
@@ -179,6 +173,35 @@ def predicts_error(conflict: pd.DataFrame, gold: pd.DataFrame, seed: int) -> pd.
     columns = [f"{name}{end}" for name in ("chance", "above") for end in ("", "_low", "_high")]
     columns = ["measure", "value", "low", "high", *columns, "p"]
     return stats.verdicts(pd.DataFrame(rows, columns=columns), prefix="above_")
+
+
+def given_predicts_error(given: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The same question of pairs that people labelled: does the policy know which of them the proxy
+    ranks against the label?
+
+    given: prompt_id, label, proxy (reward of i less that of j) and policy (log-probability of i
+    less that of j), ties and equal rewards left out. With two completions PACS knows no more than
+    whether proxy and policy order them alike. So the policy's doubt is read, too: how much more
+    log-probability it gives the answer that the proxy rejects. The placebo deals a pair's two
+    log-probabilities out anew, SHUFFLES times. Columns as in `predicts_error`.
+    """
+    given = given[(given["label"] != 0.5) & (given["proxy"] != 0)]
+    side = np.sign(given["proxy"].to_numpy())
+    wrong = side != np.sign(given["label"].to_numpy() - 0.5)
+    doubt = -side * given["policy"].to_numpy()
+    generator = rng(seed, "placebo/given")
+    dealt = [doubt * generator.choice([-1.0, 1.0], len(doubt)) for _ in range(SHUFFLES)]
+    prompt = given["prompt_id"].reset_index(drop=True)
+    found = {
+        "the policy's doubt": (doubt, dealt),
+        "|PACS| (0 or 2 each)": (1.0 * (doubt > 0), [1.0 * (one > 0) for one in dealt]),
+        "the proxy's margin (small first)": (-np.abs(given["proxy"].to_numpy()), []),
+    }
+    measures = []
+    for words, (score, placebos) in found.items():
+        name = f"wrong pairs found by {words}, area under ROC"
+        measures.append(_Measure(name, Resamples.area, prompt, wrong, score, placebos))
+    return _against_chance(measures, seed)
 
 
 def error_measures(conflict: pd.DataFrame, gold: pd.DataFrame, seed: int) -> pd.DataFrame:

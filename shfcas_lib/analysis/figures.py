@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from shfcas_lib.analysis import fonts
 from shfcas_lib.analysis.agreement import NEEDS
 from shfcas_lib.base import texts
 from shfcas_lib.storage import files
@@ -47,15 +48,16 @@ COLOURS = {
     "conservative_kl": "#8c7aa9",
     "placebo": "#44aa99",
     "extreme_reward": "#cc6677",
+    "length": "#56b4e9",
 }
 LABELS = {
     "base": "base policy",
-    "proxy": "biased proxy",
+    "proxy": "proxy",
     "random": "random labels",
     "targeted": "targeted labels",
     "merged": "the same labels, merged",
     "shf_cas": "SHF-CAS labels",
-    "clean": "clean labels (ceiling)",
+    "clean": "labels before bias (ceiling)",
     "shf_cas_threshold": "SHF-CAS threshold",
     "pacs": "PACS only",
     "kendall": "K only",
@@ -75,6 +77,7 @@ LABELS = {
     "conservative_kl": "proxy at the same KL",
     "placebo": "placebo labels",
     "extreme_reward": "extreme rewards",
+    "length": "length alone",
 }
 PAPER = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5}  # under text
 # matplotlib's stubs want these keys as literals of their own
@@ -117,13 +120,16 @@ def figure_function(draw: Callable) -> Callable:
 
         # seaborn jitters points from the global generator: the same table gives the same picture
         np.random.seed(0)
-        with sns.axes_style("whitegrid"), sns.plotting_context("notebook"), plt.rc_context(_STYLE):
-            figure = None if table is None else draw(texts.printable_table(table), **options)
+        shown = None if table is None else texts.printable_table(table)
+        style = _STYLE if shown is None else _STYLE | {"font.family": fonts.families(shown)}
+        with sns.axes_style("whitegrid"), sns.plotting_context("notebook"), plt.rc_context(style):
+            figure = None if shown is None else draw(shown, **options)
             if figure is None:
                 print(f"figure {path.name}: left out, it needs {_NEEDS.get(draw.__name__, 'gold')}")
                 return None
-            figure.tight_layout()
-            _write(figure, table, path)
+            with fonts.missing_glyphs_told():
+                figure.tight_layout()
+                _write(figure, table, path)
             plt.close(figure)
         return figure
 
@@ -144,8 +150,8 @@ def _write(figure, table: pd.DataFrame, path: Path) -> None:
 def proxy_errors(table: pd.DataFrame, judge: str = "gold ranks"):
     """Where the proxy is wrong.
 
-    table: group, reward (proxy or clean), value, low, high: pair accuracy on held-out prompts, as
-    the judge has it.
+    table: group, reward (proxy, and clean or length), value, low, high: pair accuracy on
+    held-out prompts, as the judge has it.
     """
     groups = list(dict.fromkeys(table["group"]))
     figure, axes = subplots(7.5, 0.8 + 0.42 * len(groups))
@@ -175,7 +181,7 @@ def attribute_pull(table: pd.DataFrame, attribute: str):
 
     figure, axes = subplots(7.5, 2.8)
     order = [n for n in ("gold", "clean", "proxy") if n in set(table["reward"])]
-    words = {"gold": "gold", "clean": "reward from\nclean labels", "proxy": "biased proxy"}
+    words = {"gold": "gold", "clean": "reward from\nlabels before bias", "proxy": "proxy"}
     palette = {"gold": "#b8860b", "clean": COLOURS["clean"], "proxy": COLOURS["proxy"]}
     sns.stripplot(
         table,
@@ -528,10 +534,11 @@ def _reward_name(reward: str) -> str:
 def over_optimisation(table: pd.DataFrame):
     """Gold and own reward against KL as beta falls.
 
-    table: policy, beta, kl, reward_gain, gold_gain; without gold refined_gain in its place.
+    table: policy, beta, kl, reward_gain, gold_gain; without gold refined_gain in its place, which
+    says how far labels changed a reward's mind, and nothing of who is right.
     """
     judge = "refined_gain"
-    title = "Solid: what the refined reward says; dashed: what the reward believes"
+    title = "No gold: solid is what the refined reward says, dashed what the reward itself believes"
     if "gold_gain" in table:
         judge = "gold_gain"
         title = "Over-optimisation: solid is gold, dashed is what the reward believes"

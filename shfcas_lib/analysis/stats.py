@@ -39,8 +39,9 @@ def mean_interval(
 ) -> Interval:
     """Mean of independent units with a percentile bootstrap interval.
 
-    values: (units,); for a paired comparison, hand in the differences. Raises InputError for no
-    values or one that is not finite.
+    values: (units,); for a paired comparison, hand in the differences. generator: draws the
+    resamples, of which the interval leaves (1 - level) / 2 out on each side. Raises InputError
+    for no values or one that is not finite.
     """
     values = np.asarray(values, float)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():

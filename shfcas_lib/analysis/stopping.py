@@ -38,6 +38,7 @@ from shfcas_lib.analysis.agreement import ordered_as
 from shfcas_lib.analysis.stats import Interval
 from shfcas_lib.evaluation import pair_accuracy
 from shfcas_lib.selection import all_pairs
+from shfcas_lib.storage.runs import read_table
 
 MORE = 20  # labels that the forecast is about, and that the trend compares
 _ENOUGH = 10  # labels that a reward is refined with before a trend means anything
@@ -62,7 +63,7 @@ def asked(folder: Path, labels: pd.DataFrame) -> pd.DataFrame:
         path = folder / f"round_{number}" / "comparisons.parquet"
         if not path.exists():
             break
-        parts.append(pd.read_parquet(path).assign(round=number))
+        parts.append(read_table(path).assign(round=number))
     if not parts:
         return pd.DataFrame(columns=[*_KEY, "round", "drawn", "answered", "label"])
     table = pd.concat(parts).sort_values(["round", "rank"])
@@ -208,7 +209,7 @@ def believed(setting: loop.Setting, table: pd.DataFrame, errs: np.ndarray) -> st
     if settings.refinement != "trust" or not trust.enough(labels):
         return ""
     labels = refine.weighed(labels, settings)
-    if settings.published:
+    if settings.fixed:
         given = setting.proxy.score(setting.known)
         return f"{trust.correct(setting.known, labels, given, settings.l2, errs)[2]}."
     return f"{trust.fit(belief, setting.known, labels, errs).report}." if belief else ""
@@ -282,7 +283,7 @@ def _orders(folder: Path, number: int) -> pd.DataFrame:
     order the pair otherwise than the proxy?"""
     signs = []
     for k in (1, number):
-        pairs = all_pairs(pd.read_parquet(folder / f"round_{k}" / "conflict.parquet"))
+        pairs = all_pairs(read_table(folder / f"round_{k}" / "conflict.parquet"))
         signs.append(np.sign(pairs["reward_i"] - pairs["reward_j"]))
     return pairs[_KEY].assign(differ=signs[0] != signs[1])
 

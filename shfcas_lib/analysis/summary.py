@@ -32,7 +32,8 @@ def ceiling(
 ) -> pd.DataFrame:
     """Can the task show anything? Columns measure, value, low, high, needed: the share of prompts
     on which gold differs, and the best-of-N headroom that a reward trained on clean preferences
-    reaches on evaluation prompts."""
+    (the user's own, before bias, where there are some) reaches on evaluation prompts."""
+    whose = "your own" if params.preferences.given else "clean"
     ids = evaluate["prompt_id"].to_numpy()
     probe = params.reward.model_copy(update={"kind": "probe"})
     score = refine.fit(probe, train, clean, params.seed).score(evaluate)
@@ -50,7 +51,7 @@ def ceiling(
         "prompts on which gold differs between completions": (
             stats.mean_interval(differs, draw("differs"))
         ),
-        "best-of-N headroom reached by a reward trained on clean labels": share,
+        f"best-of-N headroom reached by a reward trained on {whose} labels": share,
         "pairs that reward ranks as gold does": stats.mean_interval(accuracy, draw("accuracy")),
     }
     needed = (0.5, 0.5, None)  # less shows nothing
@@ -106,11 +107,14 @@ def contrasts(table: pd.DataFrame, params: Params, unit: str = "prompt_id") -> p
     """Paired differences between policies, by `unit` (prompt_id, or seed for replicates), with
     bootstrap intervals.
 
+    What a reward believes (`BY`) is not compared: a policy gains by the reward that it was
+    optimised against, and a verdict on that would look like evidence.
+
     Columns: better (the policy named first), than, measure, difference, low, high, p (Wilcoxon,
     two-sided), units, p_holm and verdict (`stats.verdicts`, corrected over the contrasts of one
     measure)."""
     rows = []
-    for measure in measures_of(table):
+    for measure in [measure for measure in measures_of(table) if not measure.startswith(BY)]:
         wide = table.pivot(index=unit, columns="policy", values=measure)
         for better, than in _comparable(params, wide):
             values = (wide[better] - wide[than]).dropna()
@@ -167,7 +171,7 @@ def headline(
     gain = interval(wide["proxy"] - wide["base"], "proxy")
     numbers = {
         f"gold reward, base policy ({count} {over})": interval(wide["base"], "base"),
-        "gain of the biased proxy over the base policy": gain,
+        "gain of the proxy over the base policy": gain,
         f"gain of {first} over the proxy": interval(wide[first] - wide["proxy"], "first"),
     }
     if "random" in params.selection.strategies and first != "random":

@@ -20,9 +20,14 @@ from shfcas_lib.params.schema import Params
 from shfcas_lib.rewards import RewardModel, spread
 
 
-def claims(pool: pd.DataFrame, scores: dict[str, np.ndarray], beta: float) -> pd.DataFrame:
+def claims(
+    pool: pd.DataFrame,
+    scores: dict[str, np.ndarray],
+    beta: float,
+    logp: pd.Series | None = None,
+) -> pd.DataFrame:
     """One row per policy and prompt: policy, prompt_id, kl, kendall, mean_abs_pacs, and `BY` for
-    every reward. pool, scores, beta: as for `evaluation.tilted`."""
+    every reward. pool, scores, beta, logp: as for `evaluation.tilted`."""
     ids = pool["prompt_id"].to_numpy()
     gains = {}
     for name, score in scores.items():
@@ -34,7 +39,7 @@ def claims(pool: pd.DataFrame, scores: dict[str, np.ndarray], beta: float) -> pd
     parts = [even.assign(policy="base", kendall=np.nan, mean_abs_pacs=np.nan, **nothing)]
     for name, reward in scores.items():
         part = policies.per_prompt(ids, policies.tilt(ids, reward, beta), gains)
-        conflict = by_prompt(conflict_table(pool, reward))
+        conflict = by_prompt(conflict_table(pool, reward, logp))
         parts.append(part.assign(policy=name).merge(conflict, on="prompt_id"))
     columns = ["policy", "prompt_id", "kl", "kendall", "mean_abs_pacs", *gains]
     return pd.concat(parts, ignore_index=True)[columns]
@@ -46,11 +51,11 @@ def _centred(ids: np.ndarray, score: np.ndarray) -> np.ndarray:
 
 
 def curve(
-    pool: pd.DataFrame, judge: str, scores: dict[str, np.ndarray], betas: list[float]
+    pool: pd.DataFrame, judge: np.ndarray, scores: dict[str, np.ndarray], betas: list[float]
 ) -> pd.DataFrame:
-    """`evaluation.curve` with the reward called `judge` in gold's place: refined_gain stands for
-    gold_gain."""
-    table = evaluation.curve(pool, scores[judge], scores, betas)
+    """`evaluation.curve` with another reward's scores, `judge`, (rows,), in gold's place:
+    refined_gain stands for gold_gain."""
+    table = evaluation.curve(pool, judge, scores, betas)
     return table.rename(columns={"gold_gain": "refined_gain"})
 
 

@@ -6,6 +6,7 @@ from . import label_studio as label_studio
 from . import mixed as mixed
 from . import people as people
 from . import questions as questions
+from . import sheets as sheets
 from . import spreadsheet as spreadsheet
 from .exchange import bring_in as bring_in
 from .exchange import pending as pending
@@ -19,3 +20,5 @@ from .people import Replay as Replay
 from .people import Team as Team
 from .people import Unanswered as Unanswered
 from .people import load_annotator as load_annotator
+from .sheets import open_sheet as open_sheet
+from .sheets import write_sheet as write_sheet

@@ -29,6 +29,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
 from shfcas_lib.annotators.endpoint import Endpoint, Reply
+from shfcas_lib.base import progress
 from shfcas_lib.base.dialogues import plain
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.params.schema import Judge
@@ -176,8 +177,6 @@ class LanguageModelJudge:
         An answer depends on the two replies of its comparison alone, not on the order in which
         replies arrive.
         """
-        from tqdm import tqdm
-
         known = self.replies.verdicts()
         questions = [self._questions(number, row, shown) for number, row in enumerate(pending)]
         verdicts = [_known(both, known) for both in questions]
@@ -185,7 +184,7 @@ class LanguageModelJudge:
         for both, decided in zip(questions, verdicts, strict=True):
             if len(decided) < 2:
                 waiting += [question for question in both if question.request not in known]
-        with tqdm(total=len(pending), desc=self.name, unit="comparison", mininterval=1) as bar:
+        with progress.bar(len(pending), self.name, "comparison") as bar:
             for number, answer in self._answers(verdicts, waiting):
                 bar.update()
                 yield number, answer

@@ -8,8 +8,16 @@ from xml.etree import ElementTree
 
 import pandas as pd
 
-from shfcas_lib.annotators.questions import COLUMNS, SIDES, Answer, answer_of, offered
+from shfcas_lib.annotators.questions import (
+    COLUMNS,
+    SIDES,
+    Answer,
+    answer_of,
+    offered,
+    studio_names,
+)
 from shfcas_lib.base.errors import InputError
+from shfcas_lib.data.formats import once_each
 
 
 def tasks(questions: pd.DataFrame) -> list[dict]:
@@ -51,25 +59,30 @@ def _text(parent: ElementTree.Element, title: str, name: str) -> None:
     ElementTree.SubElement(parent, "Text", name=name, value=f"${name}", valueType="text")
 
 
-def from_label_studio(text: str, origin: str, graded: bool = False) -> list[Answer]:
-    """Answers in a JSON export of Label Studio, oldest first.
+def from_label_studio(text: str, origin: str, graded: bool = False) -> tuple[list[Answer], int]:
+    """Answers in a JSON export of Label Studio, oldest first, and how many annotations were
+    submitted without an answer.
 
-    Cancelled (skipped) annotations are left out. Raises InputError.
+    Those and cancelled (skipped) ones are left out. Raises InputError.
     """
     try:
-        exported = json.loads(text)
+        exported = json.loads(text, object_pairs_hook=once_each)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{origin} is not valid JSON: {error}") from error
     if not isinstance(exported, list) or not all(isinstance(task, dict) for task in exported):
         raise InputError(f"{origin}: expected the list of tasks that Label Studio exports as JSON")
-    dated: list[tuple[tuple[str, int], Answer]] = []
+    dated: list[tuple[tuple[str, int], Answer | None]] = []
     for number, task in enumerate(exported, 1):
         dated += _annotations(task, f"{origin}, task {number}", graded)
-    return [answer for _, answer in sorted(dated, key=lambda pair: pair[0])]
+    found = [answer for _, answer in sorted(dated, key=lambda pair: pair[0])]
+    answers = [answer for answer in found if answer is not None]
+    return answers, len(found) - len(answers)
 
 
-def _annotations(task: dict, where: str, graded: bool) -> Iterable[tuple[tuple[str, int], Answer]]:
-    """((time, id), answer) of the annotations of one task."""
+def _annotations(
+    task: dict, where: str, graded: bool
+) -> Iterable[tuple[tuple[str, int], Answer | None]]:
+    """((time, id), answer) of the annotations of one task; None for one without an answer."""
     if not isinstance(task.get("annotations"), list) or not isinstance(task.get("data"), dict):
         raise InputError(f"{where}: has no 'annotations' and 'data'; export as JSON (not JSON-MIN)")
     name = task["data"].get("question")
@@ -89,20 +102,26 @@ def _annotations(task: dict, where: str, graded: bool) -> Iterable[tuple[tuple[s
                 " expected a list"
             )
         choices = [choice for choice in map(_choice, result) if choice is not None]
-        if len(choices) != 1:
-            raise InputError(
-                f"{where} ({name}): annotation {annotation.get('id')} holds {len(choices)} answers,"
-                " expected one"
-            )
         # the latest one counts, so time and id come first
         time = str(annotation.get("updated_at") or annotation.get("created_at") or "")
-        who = _person(annotation.get("completed_by"), where)
-        answer = answer_of(name, choices[0], who, f"{where} ({name})", graded)
-        yield (time, _whole(annotation.get("id"))), answer
+        place = (time, _whole(annotation.get("id")))
+        if not any(choices):
+            yield place, None
+            continue
+        given = [word for choice in choices for word in choice]
+        if len(given) != 1:
+            raise InputError(
+                f"{where} ({name}): annotation {annotation.get('id')} holds {len(given)} answers,"
+                " expected one"
+            )
+        who, *aliases = _person(annotation.get("completed_by"), where)
+        place_text = f"{where} ({name})"
+        word = str(given[0])
+        yield place, answer_of(name, word, who, place_text, graded, tuple(aliases))
 
 
-def _choice(result) -> str | None:
-    """The choice in one result of an annotation; None where the result is something else, such as
+def _choice(result) -> list | None:
+    """The choices in one result of an annotation; None where the result is something else, such as
     a note.
     """
     if not isinstance(result, dict):
@@ -111,14 +130,15 @@ def _choice(result) -> str | None:
         return None
     value = result.get("value")
     choices = value.get("choices") if isinstance(value, dict) else None
-    if not isinstance(choices, list) or len(choices) != 1:
-        return ""
-    return str(choices[0])
+    return choices if isinstance(choices, list) else []
 
 
-def _person(who, where: str) -> str:
-    """The annotator's name: the e-mail address, or else Label Studio's number for the person."""
+def _person(who, where: str) -> list[str]:
+    """The annotator's name, then others of the same person: the e-mail address, or else Label
+    Studio's number for the person."""
+    number = None
     if isinstance(who, dict):
+        number = who.get("id") if who.get("email") else None
         who = who.get("email") or who.get("id")
     if isinstance(who, bool) or not isinstance(who, (int, str)) or who == "":
         raise InputError(f"{where}: an annotation does not say who made it (completed_by)")
@@ -127,7 +147,7 @@ def _person(who, where: str) -> str:
             f"{where}: the name of who made an annotation holds half a character (an unpaired"
             " surrogate)"
         )
-    return f"label-studio:{who}"
+    return studio_names(who, number)
 
 
 def _whole(value) -> int:

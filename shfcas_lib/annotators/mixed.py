@@ -21,6 +21,7 @@ class Mixed:
     def __init__(self, person, judge, share: float):
         self.person, self.judge, self.share = person, judge, share
         self.name = f"{person.name}+{judge.name}"
+        self.by_people = getattr(person, "by_people", False)
 
     def answer_all(self, comparisons: pd.DataFrame, shown: pd.DataFrame, known: set) -> Answered:
         """The judge's answers, then the person's.

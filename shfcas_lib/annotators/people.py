@@ -12,7 +12,7 @@ import pandas as pd
 
 from shfcas_lib.annotators.mixed import Mixed
 from shfcas_lib.base import places
-from shfcas_lib.base.errors import InputError
+from shfcas_lib.base.errors import InputError, Waiting
 from shfcas_lib.data import formats
 from shfcas_lib.feedback import KEY, Answered, SimulatedHuman, SimulatedHumanAtOnce
 from shfcas_lib.gold import GoldReward
@@ -27,13 +27,13 @@ class Team:
     open, and the loop stops with a sentence that says how to go on.
     """
 
-    name = "team"
+    name, by_people = "team", True
 
     def answer_all(self, comparisons: pd.DataFrame, shown: pd.DataFrame, known: set) -> Answered:
-        """Raises InputError while any comparison is open."""
+        """Raises Waiting while any comparison is open."""
         waiting = _open(comparisons, known)
         if waiting:
-            raise InputError(
+            raise Waiting(
                 f"{waiting} comparisons of this round wait for the team: `shfcas export PARAMS"
                 " tasks.json` (Label Studio) or tasks.csv (spreadsheet), `shfcas import PARAMS"
                 " FILE` with the answers, then the same command again"
@@ -50,7 +50,7 @@ def _open(comparisons: pd.DataFrame, known: set) -> int:
 _ANSWER = ("prompt_id", "i", "j", "answer")
 
 
-class Unanswered(InputError):
+class Unanswered(Waiting):
     """Comparisons wait for a person. Nothing went wrong: answer them and call again.
 
     comparisons: all that were asked together, as `ask` got them; completions: what to show of
@@ -65,10 +65,6 @@ class Unanswered(InputError):
         )
         self.comparisons, self.completions, self.missing = comparisons, completions, missing
 
-    def _render_traceback_(self) -> list[str]:
-        """What a notebook shows of this: the sentence. A traceback would look like a fault."""
-        return [str(self)]
-
 
 class Person:
     """People who answer in their own time, on the screen of module widget.
@@ -78,7 +74,7 @@ class Person:
     people: how many must answer each comparison before the loop goes on.
     """
 
-    name = "person"
+    name, by_people = "person", True
 
     def __init__(self, people: int = 1):
         self.people = people

@@ -30,8 +30,12 @@ def offered(graded: bool) -> list[str]:
 class Answer:
     """One answer in terms of the comparison.
 
-    key: prompt_id, i, j, hash of the texts; left: the completion that stood on the left; answer:
-    of ANSWERS or GRADED; where: its place in the file, for messages.
+    key        prompt_id, i, j, hash of the texts
+    left       the completion that stood on the left
+    answer     of ANSWERS or GRADED
+    annotator  who gave it
+    where      its place in the file, for messages
+    aliases    other names of the same person, as a number beside a mail address
     """
 
     key: tuple[str, int, int, str]
@@ -39,9 +43,17 @@ class Answer:
     answer: str
     annotator: str
     where: str
+    aliases: tuple[str, ...] = ()
 
 
-def answer_of(name, answer: str, annotator: str, where: str, graded: bool = False) -> Answer:
+def answer_of(
+    name,
+    answer: str,
+    annotator: str,
+    where: str,
+    graded: bool = False,
+    aliases: tuple[str, ...] = (),
+) -> Answer:
     """An answer about what stood left and right as one about the comparison, i < j.
 
     Raises InputError for a word that is not among those offered.
@@ -55,7 +67,18 @@ def answer_of(name, answer: str, annotator: str, where: str, graded: bool = Fals
     grade = (MUCH_BETTER if word.startswith(MUCH) else BETTER) if graded else None
     sides = SIDES if left < right else {"left": "second", "right": "first"}
     key = (prompt, min(left, right), max(left, right), code)
-    return Answer(key, left, said(sides.get(side, side), grade), annotator, where)
+    word = said(sides.get(side, side), grade)
+    return Answer(key, left, word, annotator, where, aliases)
+
+
+STUDIO = "label-studio:"  # before the names of people whom Label Studio knows
+
+
+def studio_names(mail: object, number: object = None) -> list[str]:
+    """What a person of Label Studio is called, by mail address (or whatever a table holds) and by
+    number; the first is the name that is stored."""
+    names = [f"{STUDIO}{name}" for name in (mail, number) if name not in (None, "")]
+    return [*names, str(mail)] if "@" in str(mail) else names
 
 
 def parsed(name, where: str) -> tuple[str, int, int, str]:

@@ -1,9 +1,12 @@
+from . import alignment as alignment
 from . import batches as batches
 from . import dialogues as dialogues
 from . import errors as errors
+from . import extras as extras
 from . import places as places
 from . import plugins as plugins
 from . import processes as processes
+from . import progress as progress
 from . import randomness as randomness
 from . import texts as texts
 from .dialogues import encode as encode
@@ -11,6 +14,7 @@ from .dialogues import messages as messages
 from .dialogues import plain as plain
 from .dialogues import prompt_id as prompt_id
 from .errors import InputError as InputError
+from .errors import Waiting as Waiting
 from .places import home as home
 from .places import runs_dir as runs_dir
 from .places import user_path as user_path

@@ -1,4 +1,5 @@
-"""Bad input in one sentence: the one error that this library raises for what its users can mend."""
+"""Bad input in one sentence: the one error that this library raises for what its users can mend.
+And one that is none: a run that waits for people."""
 
 from __future__ import annotations
 
@@ -19,3 +20,15 @@ class InputError(Exception):
         if len(text) > _LONGEST_MESSAGE:
             text = text[: _LONGEST_MESSAGE - 3] + "..."
         super().__init__(text)
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows of this: the sentence. A traceback would hide it."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class Waiting(InputError):
+    """A run goes no further before people have answered. Nothing went wrong; the message says how
+    they answer, and how to go on."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]

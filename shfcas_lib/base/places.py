@@ -22,6 +22,16 @@ def home() -> Path:
     return here
 
 
+def shipped() -> Path:
+    """The folder whose notebooks/, params/ and profiles/ came with the library.
+
+    `study` inside the installed package, or the checkout that the library lies in.
+    """
+    package = Path(__file__).parents[1]
+    inside = package / "study"
+    return inside if (inside / "notebooks").is_dir() else package.parent
+
+
 def user_path(path: str | Path) -> Path:
     """A path of the user's: as it is, or below the project folder where it is relative."""
     path = Path(path).expanduser()

@@ -9,6 +9,7 @@ Data stays what it is: nothing here changes a table of a run, only what people s
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,21 @@ _FORMULA = "[ \"]*['=+@＝＋－＠-]"
 _START = re.compile(f'^(?=[ "]*[\t\r\n])|(^|[;\t\r\n])(?={_FORMULA})')
 _HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _STARTED = re.compile(f"^'(?=[ \"]*[\t\r\n])|(^|[;\t\r\n])'(?={_FORMULA})")
+
+
+# Zero-width space, word joiner, byte order mark, soft hyphen: nobody sees them, and no script
+# needs them, unlike the joiners of Persian, Hindi and emoji.
+_UNSEEN = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad"))
+
+
+def canonical(text: str) -> str:
+    """What two texts have in common that say the same in another spelling.
+
+    White space of any kind is one space, characters are composed (Unicode's NFC: é is one
+    character, not e and an accent), and unseen ones are left out. Case stays, and what Unicode
+    only calls compatible: full-width letters are another text.
+    """
+    return " ".join(unicodedata.normalize("NFC", text.translate(_UNSEEN)).split())
 
 
 def printable(text: str) -> str:

@@ -1,9 +1,13 @@
+from . import benchmarks as benchmarks
+from . import completions as completions
 from . import formats as formats
+from . import layouts as layouts
 from . import preferences as preferences
 from . import prompts as prompts
 from . import recipes as recipes
 from . import rows as rows
 from . import shortlist as shortlist
+from .completions import read_completions as read_completions
 from .formats import read_jsonl as read_jsonl
 from .preferences import as_completions as as_completions
 from .preferences import load_pairs as load_pairs

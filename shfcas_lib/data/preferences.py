@@ -1,7 +1,8 @@
 """Preference pairs: the user's own data, or samples that gold compares, become one table.
 
     prompt_id, i, j    two completions of a prompt, i < j
-    label              probability that completion i is preferred: 1, 0, or 0.5 for a tie
+    label              probability that completion i is preferred: 1, 0, or 0.5 for a tie; in
+                       between where several rows are votes about one pair
 
 Completions live in a pool table under (prompt_id, index); pairs given as text get indices of
 their own.
@@ -11,9 +12,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations
-from operator import attrgetter
 from pathlib import Path
 
 import pandas as pd
@@ -23,11 +24,12 @@ from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.randomness import rng
 from shfcas_lib.data import recipes
 from shfcas_lib.data.formats import name_of as name_of
-from shfcas_lib.data.rows import read_pairs
+from shfcas_lib.data.rows import Dropped, Pair, read_pairs
 from shfcas_lib.data.shortlist import Shortlist
 from shfcas_lib.params.schema import Params, Preferences, Rows
 
 FACTS = ["prompt_id", "prompt", "category", "harmful"]
+Read = tuple[pd.DataFrame, Dropped]
 
 
 def load_pairs(
@@ -39,27 +41,32 @@ def load_pairs(
             pairs those that the seed picks
     order:  which of a row's categories counts
 
-    Columns prompt_id, prompt, category, harmful, chosen, rejected, label (1, or 0.5 for a tie).
-    Raises InputError.
+    Columns:
+
+        prompt_id, prompt, category, harmful
+        chosen, rejected   the answer that more votes prefer, and the other
+        label              mean of the votes for `chosen`: 1, or 0.5 for a tie, or in between
+        votes              how many rows were about this pair, whichever way round
+
+    Where rows differ, the label is their mean, as where several people answer one question
+    (`LabelStore.labels`). Raises InputError.
     """
     if not isinstance(data, Preferences):
         data = Preferences(file=str(data))
-    return _load_pairs(recipes.filled_in(data), seed, order)[0]
+    return _load_pairs(recipes.filled_in(data), seed, order)[0].drop(columns="where")
 
 
 def own_pairs(params: Params) -> pd.DataFrame:
     """The preference pairs of a run with data of the user's own, as `load_pairs` gives them."""
-    return counted_pairs(params)[0]
+    return counted_pairs(params)[0].drop(columns="where")
 
 
-def counted_pairs(params: Params) -> tuple[pd.DataFrame, Counter]:
-    """`own_pairs`, and how many rows were left out, by reason."""
+def counted_pairs(params: Params) -> Read:
+    """`own_pairs` with their places in the data (`where`), and the rows that were left out."""
     return cached(_load_pairs, recipes.filled_in(params.preferences), params)
 
 
-def cached(
-    read: Callable[..., tuple[pd.DataFrame, Counter]], block: Rows, params: Params
-) -> tuple[pd.DataFrame, Counter]:
+def cached(read: Callable[..., Read], block: Rows, params: Params) -> Read:
     """Read once for all who ask in this process; a file that changed is read again."""
     order = params.prompts.categories
     return _read_once(
@@ -74,30 +81,56 @@ def cached(
 
 @lru_cache(maxsize=2)
 def _read_once(
-    read: Callable[..., tuple[pd.DataFrame, Counter]],
+    read: Callable[..., Read],
     kind: type[Rows],
     block: str,
     seed: int,
     order: tuple[str, ...] | None,
     _contents: str | None,
-) -> tuple[pd.DataFrame, Counter]:
+) -> Read:
     return read(kind.model_validate_json(block), seed, None if order is None else list(order))
 
 
-def _load_pairs(
-    data: Preferences, seed: int, order: list[str] | None
-) -> tuple[pd.DataFrame, Counter]:
-    recipes.check_pairs(data, "preferences")
-    left_out: Counter = Counter()
-    chosen = Shortlist(data.n, seed, "preferences.n")
-    for pair in read_pairs(data, order, left_out):
-        name = f"{pair.prompt}\0{pair.chosen}\0{pair.rejected}"
-        chosen.offer(name, (pair.category, pair.harmful), pair)
+@dataclass
+class _Votes:
+    """Rows about one pair of answers. first: the one that was read first; total: the sum of their
+    labels, as probabilities that its `chosen` is preferred."""
 
-    columns = [*FACTS, "chosen", "rejected", "label"]
-    rows = list(map(attrgetter(*columns), chosen.values()))
+    first: Pair
+    votes: int = 0
+    total: float = field(default=0.0)
+
+    def add(self, pair: Pair) -> None:
+        """Count a row about the same two answers."""
+        self.votes += 1
+        self.total += pair.label if pair.chosen == self.first.chosen else 1 - pair.label
+
+    def row(self) -> tuple:
+        """The pair as a row of `load_pairs`."""
+        pair, label = self.first, self.total / self.votes
+        chosen, rejected = pair.chosen, pair.rejected
+        if label < 0.5:
+            chosen, rejected, label = rejected, chosen, 1 - label
+        facts = (pair.prompt_id, pair.prompt, pair.category, pair.harmful)
+        return (*facts, chosen, rejected, label, self.votes, pair.where)
+
+
+def _load_pairs(data: Preferences, seed: int, order: list[str] | None) -> Read:
+    recipes.check_pairs(data, "preferences")
+    left_out = Dropped()
+    shortlist = Shortlist(data.n, seed, "preferences.n")
+    for pair in read_pairs(data, order, left_out):
+        name = "\0".join([pair.prompt, *sorted([pair.chosen, pair.rejected])])
+        votes = shortlist.find(name)
+        if votes is None:
+            votes = _Votes(pair)
+            shortlist.offer(name, (pair.category, pair.harmful), votes)
+        votes.add(pair)
+
+    rows = [votes.row() for votes in shortlist.values()]
     if not rows:
         raise InputError(f"{name_of(data)} holds no preference pairs{left_out_text(left_out)}")
+    columns = [*FACTS, "chosen", "rejected", "label", "votes", "where"]
     return pd.DataFrame(rows, columns=columns), left_out
 
 
@@ -115,8 +148,8 @@ def as_completions(pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         completions    prompt_id, index, prompt, completion
         preferences    prompt_id, i, j, label
 
-    Pairs whose label is 0.5 are ties. Equal texts of one prompt are one completion; indices
-    follow first appearance.
+    The label of a pair is that of `chosen` (missing: 1), turned where it has the higher index;
+    0.5 is a tie. Equal texts of one prompt are one completion; indices follow first appearance.
     """
     # where a text of a prompt stands, and how many different ones the prompt has so far
     index: dict[tuple[str, str], int] = {}
@@ -130,8 +163,8 @@ def as_completions(pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
                 count[row.prompt_id] += 1
                 completions.append((row.prompt_id, number, row.prompt, text))
         i, j = index[row.prompt_id, row.chosen], index[row.prompt_id, row.rejected]
-        tied = getattr(row, "label", 1.0) == 0.5
-        label = 0.5 if tied else float(i < j)
+        label = float(getattr(row, "label", 1.0))
+        label = label if i < j else 1 - label
         preferences.append((row.prompt_id, min(i, j), max(i, j), label))
     return (
         pd.DataFrame(completions, columns=["prompt_id", "index", "prompt", "completion"]),

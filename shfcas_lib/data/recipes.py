@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from shfcas_lib.base import dialogues
+from shfcas_lib.base import dialogues, places
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.params.schema import Columns, Rows
 
@@ -44,10 +44,19 @@ def _pku(row: dict) -> dict:
 def _hh(row: dict) -> dict:
     """Transcripts become messages.
 
-    Text that is no transcript stays, and is refused later with its place.
+    Copies in which the transcript up to the answer stands under `prompt` get it back before their
+    answers. Text that is no transcript stays, and is refused later with its place.
     """
     texts = {name: row[name] for name in ("chosen", "rejected") if isinstance(row.get(name), str)}
-    return row | {name: dialogues.from_transcript(text) or text for name, text in texts.items()}
+    found = {name: dialogues.from_transcript(text) for name, text in texts.items()}
+    before = dialogues.from_transcript(row["prompt"]) if isinstance(row.get("prompt"), str) else []
+    if before and not before[-1]["content"]:
+        before = before[:-1]  # the mark behind which the answer begins
+    sides: dict[str, Any] = {}
+    for name, text in texts.items():
+        answer = {"role": "assistant", "content": text.strip()}
+        sides[name] = found[name] or ([*before, answer] if before else text)
+    return row | sides
 
 
 def _xstest(row: dict) -> dict:
@@ -71,6 +80,7 @@ RECIPES: dict[str, Known] = {
     "hh-rlhf": Known(
         {"source": "Anthropic/hh-rlhf", "data_dir": ["helpful-base", "harmless-base"]},
         {"prompt": None, "category": "data_dir"},
+        reads=("prompt",),
         prepare=_hh,
     ),
     "ultrafeedback": Known(
@@ -115,16 +125,31 @@ def filled_in(data: AnyRows) -> AnyRows:
     changes: dict[str, Any] = {}
     if not data.file:
         changes |= {key: value for key, value in known.place.items() if getattr(data, key) is None}
+        if _flat(data.source, changes.get("data_dir")):
+            del changes["data_dir"]
+    in_folders = not data.file and (data.data_dir or "data_dir" in changes)
     if data.bad_rows == "auto":
         changes["bad_rows"] = "drop"
 
     plain = Columns()
     columns = {}
     for key, name in known.columns.items():
+        # rows say which folder they are from where there are folders
+        if name == "data_dir" and not in_folders:
+            continue
         if getattr(data.columns, key) == getattr(plain, key):
             columns[key] = name
     changes["columns"] = data.columns.model_copy(update=columns)
     return data.model_copy(update=changes)
+
+
+def _flat(source: str | None, folders: str | list[str] | None) -> bool:
+    """Is the source a local folder that has none of the recipe's folders in it?"""
+    place = places.user_path(source) if source else None
+    if not folders or place is None or not place.is_dir():
+        return False
+    names = [folders] if isinstance(folders, str) else folders
+    return not any((place / name).is_dir() for name in names)
 
 
 def prepare(data: Rows) -> Callable[[dict], dict]:

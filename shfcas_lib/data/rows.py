@@ -1,12 +1,13 @@
 """What a row of a data set says: a prompt, or a pair of answers and which one is preferred.
 
-    dropped = Counter()
+    dropped = Dropped()
     for pair in read_pairs(params.preferences, order=None, dropped=dropped): ...
 
-Prompts and answers may be text or message lists; a prompt of several turns becomes one string
-(`dialogues.encode`). A data set without a prompt column has it as what the two answers share at
-their start. Rows that cannot be used raise InputError with their place, or are left out and
-counted by reason (`bad_rows`).
+Prompts and answers may be text or message lists, also such that stand in text as JSON or Python;
+a prompt of several turns becomes one string (`dialogues.encode`). A data set without a prompt
+column has it as what the two answers share at their start. Rows that cannot be used raise
+InputError with their place, or are left out and counted by reason, with their places
+(`bad_rows`).
 """
 
 from __future__ import annotations
@@ -19,13 +20,19 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from shfcas_lib.base import dialogues
+from shfcas_lib.base import dialogues, progress
 from shfcas_lib.base.dialogues import prompt_id
 from shfcas_lib.base.errors import InputError
+from shfcas_lib.base.texts import canonical
 from shfcas_lib.data import formats, recipes
 from shfcas_lib.data.formats import Cell
 from shfcas_lib.params.schema import Columns, Rows
 
+# what spreadsheets show, and save, instead of a text that they took for something else
+_SPREADSHEET_FAULTS = (
+    *("#NAME?", "#VALUE!", "#REF!", "#DIV/0!", "#NUM!", "#N/A", "#NULL!", "#ERROR!", "########"),
+    *("Err:502", "Err:504", "Err:508", "Err:509", "Err:510"),
+)
 _TRUTH = {"true": True, "false": False, "1": True, "0": False}
 _BETTER = {"0": 1.0, "first": 1.0, "a": 1.0, "1": 0.0, "second": 0.0, "b": 0.0, "tie": 0.5}
 
@@ -56,6 +63,26 @@ class Pair(Prompt):
     label: float = 1.0
 
 
+class Dropped(Counter):
+    """How many rows were left out, by reason.
+
+    places: reason to the places of the first of them ('mine.jsonl, line 3').
+    """
+
+    MOST_PLACES = 1000
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: dict[str, list[str]] = {}
+
+    def leave_out(self, reason: str, where: str) -> None:
+        """Count one row."""
+        self[reason] += 1
+        places = self.places.setdefault(reason, [])
+        if len(places) < self.MOST_PLACES:
+            places.append(where)
+
+
 class _Unusable(Exception):
     """A row that the data can do without; the message continues 'mine.jsonl, line 3: '.
 
@@ -67,7 +94,7 @@ class _Unusable(Exception):
         self.kind = kind or message.split(", expected")[0].split(" (")[0]
 
 
-def read_pairs(data: Rows, order: list[str] | None, dropped: Counter) -> Iterator[Pair]:
+def read_pairs(data: Rows, order: list[str] | None, dropped: Dropped) -> Iterator[Pair]:
     """The pairs of a data set, in its order.
 
     order: which of a row's categories counts, first come first; None: the first by name.
@@ -77,7 +104,7 @@ def read_pairs(data: Rows, order: list[str] | None, dropped: Counter) -> Iterato
     return _usable(data, _Reader(data, order).pair, dropped)
 
 
-def read_prompts(data: Rows, order: list[str] | None, dropped: Counter) -> Iterator[Prompt]:
+def read_prompts(data: Rows, order: list[str] | None, dropped: Dropped) -> Iterator[Prompt]:
     """The prompts of a data set, repetitions included.
 
     A data set of pairs without a prompt column gives what its answers share.
@@ -85,19 +112,17 @@ def read_prompts(data: Rows, order: list[str] | None, dropped: Counter) -> Itera
     return _usable(data, _Reader(data, order).alone, dropped)
 
 
-def _usable(data: Rows, read: Callable[[dict, str], Any], dropped: Counter) -> Iterator[Any]:
-    from tqdm import tqdm
-
+def _usable(data: Rows, read: Callable[[dict, str], Any], dropped: Dropped) -> Iterator[Any]:
     prepare = recipes.prepare(data)
     rows = formats.read_rows(data, recipes.wanted_columns(data))
     title = f"reading {formats.name_of(data)}"
-    for where, row in tqdm(rows, desc=title, unit="row", delay=5, mininterval=1):
+    for where, row in progress.over(rows, title, "row"):
         try:
             yield read(prepare(row), where)
         except _Unusable as reason:
             if data.bad_rows != "drop":
                 raise InputError(f"{where}: {reason}") from reason
-            dropped[reason.kind] += 1
+            dropped.leave_out(reason.kind, where)
 
 
 class _Reader:
@@ -105,8 +130,11 @@ class _Reader:
 
     def __init__(self, data: Rows, order: list[str] | None):
         self.columns, self.order = data.columns, order
+        # a recipe reads its texts as its card says
+        self.any_text = data.recipe is not None
         # whether the prompt is what the answers share; decided by the first row
         self.implicit: bool | None = None
+        self.there: set[str] = set()  # the first row's columns
         plain = Columns()
         self.named = []
         for key in Columns.model_fields:
@@ -120,14 +148,13 @@ class _Reader:
             prompt, _, _ = self._texts(row, where)
         else:
             name = self.columns.prompt
-            prompt = _encoded(_turns(self._value(row, name, where), name), name)
+            prompt = _encoded(self._turns(self._value(row, name, where), name), name)
         return Prompt(prompt, *self._facts(row), where=where)
 
     def pair(self, row: dict, where: str) -> Pair:
         self._look(row, where)
         prompt, first, second = self._texts(row, where)
-        if first == second:
-            raise _Unusable("{} and {} are the same text".format(*self._sides()))
+        _refuse_same(first, second, self._sides())
         label = self._label(row)
         if label < 0.5:
             first, second = second, first
@@ -141,9 +168,20 @@ class _Reader:
         )
 
     def _look(self, row: dict, where: str) -> None:
-        """Are the columns there that the parameters name?"""
+        """Are the columns there that the parameters name?
+
+        Raises InputError also where rows without a prompt are followed by one that has it: then
+        what the answers share is not the prompt.
+        """
+        prompt = self.columns.prompt
         if self.implicit is None:
-            self.implicit = self.columns.prompt is None or self.columns.prompt not in row
+            self.implicit = prompt is None or prompt not in row
+            self.there = set(row)
+        if self.implicit and row.get(prompt) is not None:
+            raise InputError(
+                f"{where}: has a {prompt!r}, which the first row has not: give every row one, or"
+                f" set columns.prompt to null where the answers start with it"
+            )
         for key in self.named:
             for name in _listed(getattr(self.columns, key)):
                 if name not in row:
@@ -166,7 +204,7 @@ class _Reader:
         value = row.get(name)
         if value is None:
             message = f"no {name or 'prompt'!r} (columns found: {_names(row)})"
-            if name in row:
+            if name in row or name in self.there:
                 raise _Unusable(message)
             raise InputError(f"{where}: {message}")
         return value
@@ -176,12 +214,21 @@ class _Reader:
         sides = self._sides()
         name = self.columns.prompt
         if self.implicit:
-            one, other = [self._value(row, side, where) for side in sides]
+            one, other = [self._turns(self._value(row, side, where), side) for side in sides]
             return _shared(one, other, sides, name or "prompt", row)
-        turns = _turns(self._value(row, name, where), name)
-        one, other = [self._value(row, side, where) for side in sides]
+        turns = self._turns(self._value(row, name, where), name)
+        one, other = [self._turns(self._value(row, side, where), side) for side in sides]
         first, second = _answer(one, sides[0], turns), _answer(other, sides[1], turns)
         return _encoded(turns, name), first, second
+
+    def _turns(self, value: Any, name: str | None) -> list[dialogues.Message]:
+        """The turns of a cell, or one turn of nobody ('') for plain text."""
+        if isinstance(value, str):
+            value = _messages_in(value, name)
+        turns = _turns(value, name)
+        if not self.any_text and turns[0]["role"] == "":
+            _refuse_transcript(turns[0]["content"], name)
+        return turns
 
     def _label(self, row: dict) -> float:
         """The probability that the first answer is preferred: 1, 0 or 0.5.
@@ -214,7 +261,8 @@ class _Reader:
         if _absent(harmful):
             harmful = False
         if isinstance(harmful, Cell):
-            harmful = _TRUTH.get(harmful.lower(), harmful)
+            word, number = harmful.strip().lower(), harmful.number
+            harmful = _TRUTH.get(word, harmful if number is None else number)
         # a bool is a number too: True and False are 1 and 0
         if not isinstance(harmful, (int, float)) or harmful not in (0, 1):
             raise _Unusable(
@@ -239,9 +287,10 @@ class _Reader:
 
 def _better(value: Any, name: str) -> float:
     """The label that a word for the better answer stands for."""
-    if isinstance(value, (bool, float)) and value in (0, 1):
-        value = int(value)
-    word = str(value).strip().lower()
+    number = Cell(value).number if isinstance(value, str) else value
+    # 1.0 is how pandas writes a whole number where the column has gaps
+    side = int(number) if isinstance(number, (bool, float)) and number in (0, 1) else value
+    word = str(side).strip().lower()
     if word not in _BETTER:
         raise _Unusable(
             f"{name!r} is {_shown(value)}, expected 0, 1, first, second, a, b or tie",
@@ -295,11 +344,8 @@ def _absent(value: Any) -> bool:
 
 
 def _number(value: Any, name: str | None) -> float:
-    if isinstance(value, Cell):
-        try:
-            value = float(value)
-        except ValueError:
-            pass
+    if isinstance(value, Cell) and value.number is not None:
+        value = value.number
     try:
         number = float(value) if isinstance(value, (int, float)) else math.nan
     except OverflowError:  # a whole number of hundreds of digits
@@ -318,7 +364,7 @@ def _turns(value: Any, name: str | None) -> list[dialogues.Message]:
     Contents are checked. System messages are left out: they stand beside the dialogue, and the
     run's own is model.system_prompt.
     """
-    if not isinstance(value, list) or not all(_is_message(entry) for entry in value):
+    if not isinstance(value, list) or not all(map(dialogues.is_message, value)):
         return [{"role": "", "content": _text(value, name)}]
     turns = []
     for message in value:
@@ -327,17 +373,48 @@ def _turns(value: Any, name: str | None) -> list[dialogues.Message]:
     if not turns:
         raise _Unusable(f"{name!r} is a dialogue of 0 turns, expected at least one")
 
-    unknown = next((role for role in _roles(turns) if role not in dialogues.NAMES), None)
-    if unknown is not None:
-        raise _Unusable(
-            f"{name!r} has a message of {_shown(unknown)}, expected user, assistant or system",
-            f"{name!r} has a message of another role",
-        )
+    for role in _roles(turns):
+        # a role that is a list or an object has no hash to look it up by
+        if not isinstance(role, str) or role not in dialogues.NAMES:
+            raise _Unusable(
+                f"{name!r} has a message of {_shown(role)}, expected user, assistant or system",
+                f"{name!r} has a message of another role",
+            )
     return turns
 
 
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and {"role", "content"} <= set(value)
+def _messages_in(text: str, name: str | None) -> Any:
+    """The messages that a text holds in JSON or Python notation, or else the text."""
+    try:
+        messages = dialogues.from_notation(text)
+    except ValueError as error:
+        raise _Unusable(
+            f"{name!r} is text that starts like messages and is {error}: was it cut off? (it ends"
+            f" in {_shown(text[-20:])})",
+            f"{name!r} is text that starts like messages and cannot be read as such",
+        ) from error
+    return text if messages is None else messages
+
+
+def _refuse_transcript(text: str, name: str | None) -> None:
+    """Raise _Unusable for a dialogue that was written out as one text."""
+    mark = dialogues.transcript_mark(text)
+    if mark is None:
+        return
+    advice = "recipe hh-rlhf reads such pairs" if mark == "Human:" else "no recipe reads it"
+    raise _Unusable(
+        f"{name!r} is a transcript (it marks its speakers with {mark!r}): {advice}; or write its"
+        " turns as messages (role, content)",
+        f"{name!r} is a transcript ({mark!r}; {advice})",
+    )
+
+
+def _refuse_same(one: str, other: str, sides: tuple[str, str]) -> None:
+    """Raise _Unusable for two answers between which nobody can choose."""
+    if one == other:
+        raise _Unusable("{} and {} are the same text".format(*sides))
+    if canonical(one) == canonical(other):
+        raise _Unusable("{} and {} differ in white space or Unicode form alone".format(*sides))
 
 
 def _encoded(turns: list[dialogues.Message], name: str | None) -> str:
@@ -354,13 +431,20 @@ def _encoded(turns: list[dialogues.Message], name: str | None) -> str:
     return dialogues.encode(turns)
 
 
-def _answer(value: Any, name: str, before: list[dialogues.Message]) -> str:
-    """The answer's text. A message list may repeat the prompt, the turns `before` it."""
-    turns = _turns(value, name)
+def _answer(turns: list[dialogues.Message], name: str, before: list[dialogues.Message]) -> str:
+    """The answer's text. A message list may repeat the prompt, the turns `before` it, or its last
+    one."""
     *earlier, last = turns
-    same = _contents(earlier) == _contents(before)
-    exchange = _roles(turns) == ["user", "assistant"]
-    repeated = not earlier or same or exchange
+    asked = _contents(before)
+    repeated = _contents(earlier) in ([], asked, asked[-1:])
+    if repeated and _roles(earlier)[-1:] == ["assistant"]:
+        repeated = False
+    if not repeated and _roles(turns) == ["user", "assistant"]:
+        raise _Unusable(
+            f"{name!r} answers another question than the prompt: its user turn is"
+            f" {_shown(earlier[0]['content'])}",
+            f"{name!r} answers another question than the prompt",
+        )
     if not repeated or last["role"] not in ("", "assistant"):
         raise _Unusable(
             f"{name!r} is a dialogue of {len(turns)} turns, expected one answer, or the prompt and"
@@ -375,14 +459,17 @@ def _roles(turns: list[dialogues.Message]) -> list[str]:
 
 
 def _contents(turns: list[dialogues.Message]) -> list[str]:
-    return [turn["content"] for turn in turns]
+    return [canonical(turn["content"]) for turn in turns]
 
 
 def _shared(
-    one: Any, other: Any, sides: tuple[str, str], name: str, row: dict
+    first: list[dialogues.Message],
+    second: list[dialogues.Message],
+    sides: tuple[str, str],
+    name: str,
+    row: dict,
 ) -> tuple[str, str, str]:
     """Prompt and answers of a pair whose prompt is what its two sides share at their start."""
-    first, second = _turns(one, sides[0]), _turns(other, sides[1])
     if first[0]["role"] == "" or second[0]["role"] == "":
         return _shared_text(first[0]["content"], second[0]["content"], sides, name, row)
 
@@ -425,8 +512,14 @@ def _text(value: Any, name: str | None) -> str:
     """A non-empty string."""
     if not isinstance(value, str):
         raise _Unusable(f"{name!r} is {type(value).__name__}, expected text")
-    if not value.strip():
+    if not canonical(value):
         raise _Unusable(f"{name!r} is empty")
+    if value.strip() in _SPREADSHEET_FAULTS and isinstance(value, Cell):
+        raise _Unusable(
+            f"{name!r} is {value.strip()}, which a spreadsheet writes where it took a text for a"
+            " formula or a number: import the column as text there, and save it again",
+            f"{name!r} is what a spreadsheet made of a formula or a number",
+        )
     return _whole(str(value), name)
 
 

@@ -1,9 +1,12 @@
+from . import auditing as auditing
+from . import benchmarking as benchmarking
 from . import checks as checks
 from . import judging as judging
 from . import notebooks as notebooks
 from . import proxy_data as proxy_data
 from . import replication as replication
 from . import stages as stages
+from . import study as study
 from . import trained as trained
 from . import without_labels as without_labels
 from .checks import PromptCheck as PromptCheck

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from shfcas_lib import bias, evaluation, refine
-from shfcas_lib.analysis import agreement, diagnosis, examples, summary, way, without_gold
+from shfcas_lib.analysis import agreement, audit, diagnosis, examples, summary, way, without_gold
 from shfcas_lib.analysis.stats import Interval
-from shfcas_lib.conflict import conflict_table
+from shfcas_lib.conflict import conflict_table, log_probabilities
 from shfcas_lib.experiment import proxy_data, replication, stages, without_labels
 from shfcas_lib.experiment.trained import sampled_policies, trained_claims, trained_policies
 from shfcas_lib.gold import gold_scores, gold_table
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 EVALUATION = "04_evaluation"
 AGREEMENT_NEEDS = agreement.NEEDS
+GIVEN_NEEDS = f"{audit.FEWEST} preferences of your own that did not train the proxy"
 
 
 # --- for the cells of a notebook
@@ -58,17 +59,19 @@ def accuracy_text(table: pd.DataFrame | None) -> str:
             "how good the proxy is: not known, there is neither gold nor a preference of your own"
             " that did not train it"
         )
-    overall = table[table["group"] == "all prompts"].set_index("reward")
-    if "clean" in overall.index:
+    overall = table[table["group"].str.startswith("all ")].set_index("reward")
+    if "length" in overall.index:
+        rows = overall.loc[["proxy", "length"]].to_dict("records")
+        proxy, length = [Interval(row["value"], row["low"], row["high"]) for row in rows]
         return (
-            f"pair accuracy on held-out prompts: proxy {overall.at['proxy', 'value']:.3f}, clean"
-            f" labels {overall.at['clean', 'value']:.3f}"
+            f"given preferences that did not train the proxy, ranked as they say: {proxy};"
+            f" by length alone {length}; {rows[0]['prompts']} prompts"
         )
-    row = overall.loc["proxy"]
-    return (
-        "given preferences that did not train the proxy, ranked as they say:"
-        f" {Interval(row['value'], row['low'], row['high'])}, {row['prompts']} prompts"
-    )
+    named = {"proxy": "proxy", "clean": "clean labels"}
+    parts = []
+    for name in [name for name in named if name in overall.index]:
+        parts.append(f"{named[name]} {overall.at[name, 'value']:.3f}")
+    return f"pair accuracy on held-out prompts: {', '.join(parts)}"
 
 
 # --- notebook 01: where the proxy is wrong
@@ -108,20 +111,47 @@ def accuracy(
     run: Run, backbone: Backbone, proxy: RewardModel, scores: dict[str, np.ndarray]
 ) -> pd.DataFrame | None:
     """How often rewards rank a pair rightly, by group. scores: of the evaluation completions.
-    Without gold the proxy alone, by preferences of the user's own that did not train it; None
-    where there are none."""
+    Without gold the proxy, beside length alone, by preferences of the user's own that did not
+    train it; None where there are none."""
     table, truth = run.require(stages.PROXY, "prompts"), gold(run)
     if truth is not None:
         evaluate = run.require(stages.PROXY, "pool_evaluate")
         return diagnosis.accuracy_by_group(table, evaluate, truth, scores, run.params.seed)
 
-    train = run.require(stages.PROXY, "pool_train")
-    clean = run.require(stages.PROXY, "preferences_clean")
-    given = run.stage(stages.PROXY).table_or_none(
-        "preferences_held_out",
-        lambda: proxy_data.held_out(backbone, train, clean, table, proxy, run.params),
-    )
-    return None if given is None else diagnosis.accuracy_on_given(table, given, run.params.seed)
+    given = _given_pairs(run, backbone, proxy)
+    if given is None or "proxy" not in set(given["judge"]):
+        return None
+    return audit.beside_length(given)
+
+
+def given_pairs(run: Run, backbone: Backbone, proxy: RewardModel) -> pd.DataFrame | None:
+    """How often preferences of the user's own are ranked as they say: `audit.accuracy` of the
+    proxy on those that did not train it, on those that did, and of length and policy; None where
+    there are none. With gold or without; where the proxy has not learnt its own pairs, one printed
+    line says so."""
+    found = _given_pairs(run, backbone, proxy)
+    warning = None if found is None else audit.unlearnt(found)
+    if warning:
+        print(warning)
+    return found
+
+
+def _given_pairs(run: Run, backbone: Backbone, proxy: RewardModel) -> pd.DataFrame | None:
+    table = run.require(stages.PROXY, "prompts")
+
+    def make() -> pd.DataFrame | None:
+        train = run.require(stages.PROXY, "pool_train")
+        # a published proxy learnt from none of them
+        seen = "preferences_clean" if run.params.reward.published else "preferences_biased"
+        observed = run.require(stages.PROXY, seen)
+        if not run.params.reward.published:
+            observed = bias.observed(observed)
+        return proxy_data.judged_pairs(backbone, train, observed, table, proxy, run.params)
+
+    pairs = run.stage(stages.PROXY).table_or_none("preferences_judged", make)
+    if pairs is None:
+        return None
+    return audit.accuracy(pairs, diagnosis.groups(table), run.params.seed)
 
 
 def attribute_pull(run: Run, scores: dict[str, np.ndarray]) -> pd.DataFrame | None:
@@ -141,8 +171,9 @@ def attribute_pull(run: Run, scores: dict[str, np.ndarray]) -> pd.DataFrame | No
 def held_out_conflict(run: Run, proxy: RewardModel) -> pd.DataFrame:
     """The conflict table of the evaluation completions under the proxy."""
     evaluate = run.require(stages.PROXY, "pool_evaluate")
+    logp = log_probabilities(evaluate, run.params.selection.logp)
     return run.stage(stages.CONFLICT).table(
-        "conflict_evaluate", lambda: conflict_table(evaluate, proxy.score(evaluate))
+        "conflict_evaluate", lambda: conflict_table(evaluate, proxy.score(evaluate), logp)
     )
 
 
@@ -156,11 +187,24 @@ def predicts_error(run: Run, conflict: pd.DataFrame) -> pd.DataFrame | None:
     )
 
 
-def above_chance(predicts: pd.DataFrame | None) -> pd.DataFrame | None:
-    """`predicts_error` for a cell to show, each number beside its placebo; without gold one printed
-    line says what is left out."""
+def given_predicts_error(run: Run) -> pd.DataFrame | None:
+    """`diagnosis.given_predicts_error` on preferences of the user's own that did not train the
+    proxy, kept; None where there are too few of them."""
+    if not run.params.preferences.given:
+        return None
+    pairs = run.require(stages.PROXY, "preferences_judged").dropna(subset=["proxy"])
+    if (pairs["label"] != 0.5).sum() < audit.FEWEST:
+        return None
+    return run.stage(stages.CONFLICT).table(
+        "predicts_error_given", lambda: diagnosis.given_predicts_error(pairs, run.params.seed)
+    )
+
+
+def above_chance(predicts: pd.DataFrame | None, needs: str = "gold") -> pd.DataFrame | None:
+    """`predicts_error` for a cell to show, each number beside its placebo; where there is none one
+    printed line says what is left out."""
     text = None if predicts is None else diagnosis.as_text(predicts)
-    return rounded(text, "does conflict know where the proxy is wrong?")
+    return rounded(text, "does conflict know where the proxy is wrong?", needs)
 
 
 def roc_table(run: Run, conflict: pd.DataFrame) -> pd.DataFrame | None:
@@ -176,12 +220,12 @@ def roc_table(run: Run, conflict: pd.DataFrame) -> pd.DataFrame | None:
 
 def rewards(run: Run, backbone: Backbone | None) -> dict[str, RewardModel]:
     """The rewards that are compared, in the figures' order: the proxy, the remedies that need no
-    labels, one refined with the labels of each strategy, and with gold the ceiling."""
+    labels, one refined with the labels of each strategy, and the ceiling where there is one."""
     refined = stages.refined_rewards(run, backbone)
     compared = {"proxy": stages.proxy(run, backbone)}
     compared |= _remedied(run, backbone, refined)
     compared |= {name: refined[name] for name in reversed(run.params.selection.strategies)}
-    if run.params.gold.known:
+    if run.params.ceiling:
         folder = run.folder / stages.PROXY / "clean"
         compared["clean"] = stages.finished_reward(run, folder, "clean", backbone)
     return compared
@@ -223,27 +267,30 @@ def changes(run: Run, scores: dict[str, np.ndarray]) -> pd.DataFrame:
 def per_prompt(run: Run, scores: dict[str, np.ndarray]) -> pd.DataFrame:
     """Every tilted policy on every evaluation prompt, by gold or by what rewards claim."""
     pool, beta, truth = _judged(run)
+    logp = log_probabilities(pool, run.params.selection.logp)
     if truth is None:
-        return _kept(run, "per_prompt", lambda: without_gold.claims(pool, scores, beta))
-    return _kept(run, "per_prompt", lambda: evaluation.tilted(pool, truth, scores, beta))
+        return _kept(run, "per_prompt", lambda: without_gold.claims(pool, scores, beta, logp))
+    return _kept(run, "per_prompt", lambda: evaluation.tilted(pool, truth, scores, beta, logp))
 
 
 def over_optimisation(run: Run, scores: dict[str, np.ndarray]) -> pd.DataFrame:
     """The over-optimisation curve of the proxy, the remedies, random labels, the leading
-    strategy's, the same labels merged and clean ones, by gold or by the leading strategy's refined
-    reward."""
+    strategy's, the same labels merged and clean ones, by gold. Without gold that of the proxy and
+    the remedies, by the leading strategy's refined reward: no reward judges its own policy, nor
+    one that learnt from labels."""
     pool, _, truth = _judged(run)
     betas, judge = run.params.evaluation.betas, summary.leading(run.params)
     # the cautious proxy goes along the proxy's own line
     mended = [name for name in run.params.evaluation.remedies if name != "conservative_kl"]
     named = [name for name in ("proxy", *mended, "random", judge, "clean") if name in scores]
+    if truth is None:
+        shown = {name: scores[name] for name in ("proxy", *mended)}
+        make = lambda: without_gold.curve(pool, scores[judge], shown, betas)  # noqa: E731
+        return _kept(run, "over_optimisation", make)
     shown = {name: scores[name] for name in named}
     merged = _merged(run, judge)
     if merged is not None:
         shown["merged"] = merged.score(pool)
-    if truth is None:
-        make = lambda: without_gold.curve(pool, judge, shown, betas)  # noqa: E731
-        return _kept(run, "over_optimisation", make)
     return _kept(run, "over_optimisation", lambda: evaluation.curve(pool, truth, shown, betas))
 
 
@@ -251,7 +298,7 @@ def _merged(run: Run, strategy: str) -> RewardModel | None:
     """The reward that a strategy's labels give by `merge`, for comparison with `trust`; None
     where the run's own is no probe that `trust` refined."""
     settings = run.params.reward
-    if settings.kind != "probe" or settings.published or settings.refinement != "trust":
+    if settings.kind != "probe" or settings.fixed or settings.refinement != "trust":
         return None
     train = run.require(stages.PROXY, "pool_train")
     feedback = run.require(stages.CONFLICT, "pool_feedback")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from shfcas_lib.base import places
-from shfcas_lib.base.errors import InputError
+from shfcas_lib.base.errors import InputError, Waiting
 
 # those of a run, in order
 RUN = (
@@ -17,29 +17,64 @@ RUN = (
     "04_evaluation",
 )
 
+_WAITING = ("Waiting", "Unanswered")  # how the errors are called that say so, in a kernel
+
 
 def run_notebook(name: str, values: dict, executed: Path, output=None) -> str | None:
     """Run notebooks/`name`.ipynb through Papermill with parameters `values`, its executed copy to
     `executed`; progress bars go to `output` (default: nowhere). Returns one line about what went
-    wrong, or None. Raises InputError where the notebook does not exist."""
+    wrong, a kernel that died or is missing included, or None. Raises InputError where the notebook
+    does not exist, Waiting where it goes no further before people have answered."""
     papermill = _papermill()
-    source = _source(name)
+    source = located(name)
     executed.parent.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     try:
         papermill.execute_notebook(
-            source,
-            executed,
+            _literal(source),
+            _literal(executed),
             parameters=values,
-            cwd=places.home(),
+            cwd=_literal(places.home()),
             kernel_name="python3",
             progress_bar=False,
             stderr_file=output,
+            coalesce_streams=True,  # a bar that was drawn anew is kept as it was last
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
         )
     except papermill.PapermillExecutionError as error:
+        if error.ename in _WAITING:
+            raise Waiting(error.evalue) from None
         return f"{name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}"
+    except _lost_kernels() as error:
+        return f"{name} stopped: {_lost(error)}"
     return None
+
+
+def _lost_kernels() -> tuple[type[Exception], ...]:
+    """What is raised where a kernel cannot start or dies. The last is how one that dies as it
+    starts is told."""
+    from jupyter_client.kernelspec import NoSuchKernel
+    from nbclient.exceptions import DeadKernelError
+
+    return NoSuchKernel, DeadKernelError, RuntimeError
+
+
+def _lost(error: Exception) -> str:
+    """What to do about a kernel that is gone, in a sentence."""
+    from jupyter_client.kernelspec import NoSuchKernel
+
+    if isinstance(error, NoSuchKernel):
+        return (
+            f"there is no Jupyter kernel {error.name!r} (`jupyter kernelspec list` shows those that"
+            " are there): install ipykernel into this environment, then run the same command again"
+        )
+    if "kernel died" not in str(error).lower():
+        raise error
+    return (
+        "its kernel died, most often for want of memory: look at the system's log and at what"
+        " `python -m shfcas_lib plan` says of memory; the same command goes on with what is"
+        " finished"
+    )
 
 
 def prepare_notebook(name: str, values: dict, copy: Path) -> Path:
@@ -47,8 +82,8 @@ def prepare_notebook(name: str, values: dict, copy: Path) -> Path:
     executed; returns its absolute path."""
     copy.parent.mkdir(parents=True, exist_ok=True)
     _papermill().execute_notebook(
-        _source(name),
-        copy,
+        _literal(located(name)),
+        _literal(copy),
         parameters=values,
         kernel_name="python3",
         prepare_only=True,
@@ -57,13 +92,20 @@ def prepare_notebook(name: str, values: dict, copy: Path) -> Path:
     return copy.resolve()
 
 
-def _source(name: str) -> Path:
-    source = places.home() / "notebooks" / f"{name}.ipynb"
-    if not source.is_file():
+def located(name: str) -> Path:
+    """Where a notebook of the project lies. Raises InputError where it does not exist."""
+    path = places.home() / "notebooks" / f"{name}.ipynb"
+    if not path.is_file():
         raise InputError(
-            f"notebook {source} does not exist: run this command inside the project folder"
+            f"notebook {path} does not exist: run this command inside a folder that `shfcas init"
+            " my-study` made"
         )
-    return source
+    return path
+
+
+def _literal(path: Path) -> str:
+    """A path as Papermill takes it: it fills in braces with parameters, so they are doubled."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _papermill():

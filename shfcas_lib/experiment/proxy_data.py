@@ -12,10 +12,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
+from shfcas_lib.analysis import audit
 from shfcas_lib.bias import inject
+from shfcas_lib.data.completions import own_completions
 from shfcas_lib.data.preferences import as_completions, own_pairs, preferences_from_gold
+from shfcas_lib.experiment.checks import readable
 from shfcas_lib.gold import gold_table
 from shfcas_lib.models import published
 from shfcas_lib.params.schema import Params
@@ -28,16 +32,47 @@ if TYPE_CHECKING:
 
 
 def training_pool(backbone: Backbone, prompts: pd.DataFrame, params: Params) -> pd.DataFrame:
-    """Completions of the training prompts: those of the user's preferences, or N samples per
-    prompt from the policy."""
+    """Completions of the training prompts: those of the user's preferences, those that came with
+    the prompts, or N samples per prompt from the policy."""
     train = prompts[prompts["split"] == "train"]
     scorer = published.scorer(params)
     if not params.preferences.given:
-        label = "training prompts"
-        return sample(backbone, train, params.sampling, params.seed, label, scorer)
+        return first_pool(backbone, train, params, "training prompts")
     completions, _ = as_completions(_own_pairs(params, train))
     backbone.check_prompts(list(train["prompt"]), room=1)
     return score(backbone, completions, label="completions of the preferences", scorer=scorer)
+
+
+def first_pool(
+    backbone: Backbone, prompts: pd.DataFrame, params: Params, label: str
+) -> pd.DataFrame:
+    """Completions of these prompts before anything is trained: the user's own, or N samples per
+    prompt from the policy."""
+    scorer = published.scorer(params)
+    if not params.completions.given:
+        return sample(backbone, prompts, params.sampling, params.seed, label, scorer)
+    return scorer(_given_pool(backbone, prompts, params, label))
+
+
+def _given_pool(
+    backbone: Backbone, prompts: pd.DataFrame, params: Params, label: str
+) -> pd.DataFrame:
+    """The user's own completions of these prompts as a pool table: features, and what else is
+    missing, by one pass of the backbone; what came with them stays, whatever policy it is of.
+
+    Extra columns: reward, model and logp_of, where they are known. Gold stays outside: whatever
+    chooses or learns reads this table.
+    """
+    completions = own_completions(params)[0]
+    mine = completions[completions["prompt_id"].isin(prompts["prompt_id"])].reset_index(drop=True)
+    backbone.check_prompts(list(prompts["prompt"]), room=1)
+    scored = score(backbone, mine, label=f"completions of {label}")
+    kept = [name for name in ("reward", "model", "logp_of") if name in mine]
+    if params.completions.logp == "given" and "logp" in mine:
+        kept.append("logp")
+        # per token: of the policy that the log-probability is of
+        kept += [name for name in ("n_tokens", "logp_mean") if name in mine]
+    return scored.assign(**{name: mine[name] for name in kept})
 
 
 def clean_preferences(
@@ -67,42 +102,57 @@ def spoilt_preferences(
 
 def seen_by_proxy(clean: pd.DataFrame, params: Params) -> pd.DataFrame:
     """The preferences, before bias, that train the proxy: all of them, or none where it is a
-    published model. Its correction must not learn from gold labels that nobody paid for; they
-    show the ceiling alone."""
-    return clean.head(0) if params.reward.published else clean
+    published model or came with the completions. Its correction must not learn from gold labels
+    that nobody paid for; they show the ceiling alone."""
+    return clean.head(0) if params.reward.fixed else clean
 
 
-def held_out(
+def judged_pairs(
     backbone: Backbone,
     train: pd.DataFrame,
-    clean: pd.DataFrame,
+    observed: pd.DataFrame,
     prompts: pd.DataFrame,
     proxy: RewardModel,
     params: Params,
 ) -> pd.DataFrame | None:
-    """What judges the proxy where there is no gold: preferences of the user's own that did not
-    train it. Columns prompt_id, i, j, label, margin (the proxy's reward of i minus that of j).
-    None where there is no such preference.
+    """Pairs of the user's own, and what the proxy says of them; None where there are none.
 
-    They are those on prompts outside the training split; for a published proxy those on training
-    prompts, none of which trained it. train, clean: training pool, and its preferences before
-    bias.
+    train: training pool; observed: the preferences that trained the proxy, as it saw them, or for
+    a published proxy those among the training completions, none of which trained it. Pairs on
+    other prompts trained no proxy. Columns prompt_id, i, j, label, policy, longer and length as in
+    `audit.cross_fitted`, and the proxy's reward of i less that of j: as proxy where the pair did
+    not train it, as learnt where it did (the other is NaN).
     """
     if not params.preferences.given:
         return None
-    pool, preferences = train, clean
-    if not params.reward.published:
-        others = prompts[prompts["split"] != "train"]
-        completions, preferences = as_completions(_own_pairs(params, others))
-        if not len(preferences):
-            return None
+    trained = audit.with_facts(train, observed)
+    if params.reward.fixed:
+        return _judged(trained, train, proxy, "proxy", trained)
+    parts = [_judged(trained, train, proxy, "learnt", trained)]
+
+    others = prompts[prompts["split"] != "train"]
+    completions, preferences = as_completions(_own_pairs(params, others))
+    if len(preferences):
         backbone.check_prompts(list(completions["prompt"].unique()), room=1)
         pool = score(backbone, completions, label="held-out preferences")
+        fresh = audit.with_facts(pool, preferences)
+        parts.append(_judged(fresh, pool, proxy, "proxy", trained))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _judged(
+    pairs: pd.DataFrame, pool: pd.DataFrame, proxy: RewardModel, name: str, rule: pd.DataFrame
+) -> pd.DataFrame:
+    """The pairs with the proxy's margin under `name`, and the rule of length that `rule` gives."""
     reward = proxy.score(pool)
-    first, second = (reward[locate(pool, preferences, side)] for side in ("i", "j"))
-    return preferences.assign(margin=first - second)
+    first, second = (reward[locate(pool, pairs, side)] for side in ("i", "j"))
+    unknown = dict.fromkeys(("proxy", "learnt"), np.nan)
+    length = audit.by_length(pairs, rule) if name == "proxy" else np.nan
+    columns = ["prompt_id", "i", "j", "label", "policy", "longer"]
+    known = unknown | {name: first - second, "length": length}
+    return pairs[columns].assign(**known)
 
 
 def _own_pairs(params: Params, train: pd.DataFrame) -> pd.DataFrame:
     pairs = own_pairs(params)
-    return pairs[pairs["prompt_id"].isin(train["prompt_id"])]
+    return readable(params, pairs[pairs["prompt_id"].isin(train["prompt_id"])])

@@ -24,8 +24,9 @@ import pandas as pd
 from shfcas_lib import bias, evaluation, loop, policies, refine
 from shfcas_lib.analysis import diagnosis, summary
 from shfcas_lib.annotators.people import load_annotator
+from shfcas_lib.base import progress
 from shfcas_lib.base.randomness import derive
-from shfcas_lib.conflict import conflict_table
+from shfcas_lib.conflict import conflict_table, log_probabilities
 from shfcas_lib.data.preferences import preferences_from_gold
 from shfcas_lib.data.prompts import SPLITS, split
 from shfcas_lib.experiment import proxy_data, without_labels
@@ -128,9 +129,9 @@ def _human(params: Params, gold: dict, seed: int) -> SimulatedHuman:
 def measure(case: Case, scores: dict[str, np.ndarray]) -> pd.DataFrame:
     """Means over the seed's evaluation prompts: policy (base and each of `scores`) and
     evaluation.MEASURES."""
-    table = evaluation.tilted(
-        case.evaluate, case.evaluate["gold"].to_numpy(), scores, case.setting.params.policy.beta
-    )
+    params, gold = case.setting.params, case.evaluate["gold"].to_numpy()
+    logp = log_probabilities(case.evaluate, params.selection.logp)
+    table = evaluation.tilted(case.evaluate, gold, scores, params.policy.beta, logp)
     return table.groupby("policy", sort=False)[list(evaluation.MEASURES)].mean().reset_index()
 
 
@@ -187,7 +188,7 @@ def waypoints(case: Case, outcomes: dict[str, loop.Outcome]) -> pd.DataFrame:
     """Gold along the way from the proxy to clean labels: policy, refinement, labels, gold. After
     every round by the run's refinement; of random and SHF-CAS labels also by `merge`."""
     settings = case.setting.params.reward
-    gold = partial(_tilted_gold, case)
+    gold = partial(tilted_gold, case)
     fixed = case.references
     rows = [("proxy", "", 0, gold(fixed["proxy"])), ("clean", "", 0, gold(fixed["clean"]))]
     for name, outcome in outcomes.items():
@@ -197,12 +198,12 @@ def waypoints(case: Case, outcomes: dict[str, loop.Outcome]) -> pd.DataFrame:
             rows.append((name, settings.refinement, int(count), gold(score)))
         if name in ("random", "shf_cas") and settings.refinement != "merge":
             for count in counts:
-                score = _merged(case, outcome, int(count)).score(case.evaluate)
+                score = merged(case, outcome, int(count)).score(case.evaluate)
                 rows.append((name, "merge", int(count), gold(score)))
     return pd.DataFrame(rows, columns=["policy", "refinement", "labels", "gold"])
 
 
-def _tilted_gold(case: Case, score: np.ndarray) -> float:
+def tilted_gold(case: Case, score: np.ndarray) -> float:
     """Mean gold of the policy tilted by a score of the evaluation pool."""
     ids = case.evaluate["prompt_id"].to_numpy()
     weights = policies.tilt(ids, score, case.setting.params.policy.beta)
@@ -210,7 +211,7 @@ def _tilted_gold(case: Case, score: np.ndarray) -> float:
     return float(table["gold"].mean())
 
 
-def _merged(case: Case, outcome: loop.Outcome, count: int) -> RewardModel:
+def merged(case: Case, outcome: loop.Outcome, count: int) -> RewardModel:
     """The reward that the first labels of an outcome give by `merge`."""
     setting = case.setting
     settings = setting.params.reward.model_copy(update={"refinement": "merge"})
@@ -228,7 +229,8 @@ def references(
     parts = []
     for k, seed in _counted(params):
         case = build_case(params, prompts, first(pool, params.sampling.n), seed, folder / str(k))
-        conflict = conflict_table(case.evaluate, case.setting.proxy.score(case.evaluate))
+        logp = log_probabilities(case.evaluate, params.selection.logp)
+        conflict = conflict_table(case.evaluate, case.setting.proxy.score(case.evaluate), logp)
         mended = _mended(case, runs.Stage(folder / str(k), None) / "remedies")
         tables = _tables(case, case.references | mended)
         tables["predicts"] = diagnosis.error_measures(conflict, case.evaluate, seed)
@@ -307,9 +309,7 @@ def first(pool: pd.DataFrame, n: int) -> pd.DataFrame:
 
 def _counted(params: Params):
     """(0, seed), (1, seed), ... with a progress bar."""
-    from tqdm import tqdm
-
-    return enumerate(tqdm(seeds(params), desc="replicates", unit="seed", mininterval=1))
+    return enumerate(progress.over(seeds(params), "replicates", "seed"))
 
 
 def _refined(case: Case) -> tuple[dict[str, np.ndarray], dict[str, loop.Outcome]]:

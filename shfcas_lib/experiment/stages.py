@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from shfcas_lib import bias, gold, loop, pool, refine
+from shfcas_lib import bias, gold, loop, refine
 from shfcas_lib.analysis import belief, stopping
 from shfcas_lib.annotators.people import load_annotator
 from shfcas_lib.base import processes
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.conflict import conflict_table
+from shfcas_lib.base.texts import printable
+from shfcas_lib.conflict import cannot_rank, conflict_table, log_probabilities
+from shfcas_lib.data.notes import notes
 from shfcas_lib.data.prompts import dropped
 from shfcas_lib.experiment import checks, proxy_data
 from shfcas_lib.feedback import Annotator
@@ -45,12 +47,16 @@ PROXY, CONFLICT, FEEDBACK = "01_proxy", "02_conflict", "03_feedback"
 
 def prompts(run: Run) -> pd.DataFrame:
     """The prompts of a run with their split; whatever can be wrong with the run is met before
-    anything is written. Raises InputError."""
+    anything is written. What should be known of data of the user's own is printed. Raises
+    InputError."""
     with processes.main_first():  # what has to be fetched is fetched once
         screen = checks.PromptCheck(run.params)
         table = checks.check(run.params, screen)
     stage = run.stage(PROXY)  # refuses a folder of other parameters
     stage.table("dropped", lambda: dropped(run.params, screen))
+    if processes.is_main():
+        for note in notes(run.params, table):
+            print(printable(note))
     return stage.table("prompts", lambda: table)
 
 
@@ -107,7 +113,8 @@ def preferences(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def proxy_and_ceiling(run: Run, backbone: Backbone) -> dict[str, RewardModel]:
-    """The `proxy`, and with gold as `clean` the reward of the clean labels of the same pairs."""
+    """The `proxy`, and as `clean` the reward of the labels of the same pairs before bias, where
+    there is such a ceiling (`Params.ceiling`)."""
     params, stage = run.params, run.stage(PROXY)
     clean, biased = preferences(run)
     train = run.require(PROXY, "pool_train")
@@ -120,7 +127,7 @@ def proxy_and_ceiling(run: Run, backbone: Backbone) -> dict[str, RewardModel]:
             params.seed,
             _adapter(params, "proxy", backbone),
         )
-        if not params.gold.known:
+        if not params.ceiling:
             return {"proxy": proxy}
         ceiling = refine.kept(
             stage / "clean",
@@ -152,11 +159,21 @@ def proxy(run: Run, backbone: Backbone | None = None) -> RewardModel:
 
 
 def conflict(run: Run, proxy: RewardModel) -> pd.DataFrame:
-    """The conflict table of the feedback pool under the proxy."""
+    """The conflict table of the feedback pool under the proxy; where it ranks nothing, one printed
+    line says so."""
     completions = run.require(CONFLICT, "pool_feedback")
-    return run.stage(CONFLICT).table(
-        "conflict", lambda: conflict_table(completions, proxy.score(completions))
+    logp = log_probabilities(completions, run.params.selection.logp)
+    table = run.stage(CONFLICT).table(
+        "conflict", lambda: conflict_table(completions, proxy.score(completions), logp)
     )
+    _warn_of_pairs(table)
+    return table
+
+
+def _warn_of_pairs(conflict: pd.DataFrame) -> None:
+    warning = cannot_rank(conflict)
+    if warning and processes.is_main():
+        print(warning)
 
 
 # --- notebook 03: spend the labels where it matters
@@ -190,6 +207,7 @@ def rounds(run: Run, setting: loop.Setting, annotator: Annotator) -> dict[str, l
     """All rounds of every strategy. Raises Unanswered while people have not answered."""
     stage = run.stage(FEEDBACK)
     outcomes: dict[str, loop.Outcome] = {}
+    _warn_of_pairs(setting.askable)
     with stage.timed("rounds"):
         for name in run.params.selection.strategies:
             outcomes[name] = loop.run_rounds(name, setting, annotator, stage / name)
@@ -262,7 +280,18 @@ def policies(run: Run, setting: loop.Setting, rewards: dict[str, RewardModel]) -
         return
     for name, reward in rewards.items():
         with stage.timed(f"train the policy against {name}"):
-            loop.train_policy(setting, reward, setting.known, stage.folder / f"policy_{name}")
+            folder, said = stage.folder / f"policy_{name}", _labels(run, name)
+            loop.train_policy(setting, reward, setting.known, folder, said)
+
+
+def _labels(run: Run, name: str) -> pd.DataFrame:
+    """The labels of a strategy; of all of them for a reward that is none's, such as the proxy."""
+    strategies = run.params.selection.strategies
+    parts = []
+    for strategy in [name] if name in strategies else strategies:
+        for number in range(1, run.params.selection.rounds + 1):
+            parts.append(run.require(FEEDBACK, f"{strategy}/round_{number}/labels"))
+    return pd.concat(parts).drop_duplicates(["prompt_id", "i", "j"], ignore_index=True)
 
 
 def refined_rewards(run: Run, backbone: Backbone | None = None) -> dict[str, RewardModel]:
@@ -333,8 +362,7 @@ def _sampled(run: Run, backbone: Backbone, split: str, label: str) -> pd.DataFra
     """Completions of the prompts of one split."""
     params, table = run.params, run.require(PROXY, "prompts")
     mine = table[table["split"] == split]
-    scorer = published.scorer(params)
-    return pool.sample(backbone, mine, params.sampling, params.seed, label, scorer)
+    return proxy_data.first_pool(backbone, mine, params, label)
 
 
 def _adapter(params: Params, name: str, backbone: Backbone | None) -> refine.Adapter:

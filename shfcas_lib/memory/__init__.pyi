@@ -1,4 +1,5 @@
 from . import estimate as estimate
+from . import known as known
 from . import plan as plan
 from . import shapes as shapes
 from .estimate import Knobs as Knobs

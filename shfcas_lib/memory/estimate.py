@@ -9,16 +9,17 @@ is the width of the compute type in bytes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shfcas_lib.memory.shapes import Shape
+from shfcas_lib.models.decoding import ANSWER_TOKENS
+from shfcas_lib.pool import TOKENS
 
 # TRL's log-probabilities never hold more logits than this at once
 TILE_TOKENS, TILE_VOCAB = 4096, 32768
 # copies of such a tile where there is no Triton (CPU): logits, softmax, gradient and what lies
 # between
 TORCH_TILES = 8.5
-SCORING_ROWS = 16  # the default batch of pool.score and training.reward
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Knobs:
     online_rows: int = 0  # completions that the policy's trainer writes itself (rloo, grpo)
     sft_rows: int = 0  # 0: the model is not fine-tuned first
     sft_rank: int = 0
+    policy_dropout: bool = False
     sft_dropout: bool = False
     checkpointing: bool = False
     optimiser: str = "adamw_torch"
@@ -53,6 +55,18 @@ class Knobs:
     def length(self) -> int:
         """Tokens of a prompt with its completion."""
         return self.prompt + self.completion
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A published reward model that scores beside the backbone.
+
+    rows: completions scored at once; quantisation: None for the backbone's.
+    """
+
+    shape: Shape
+    rows: int
+    quantisation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,15 +86,16 @@ PARTS = ("weights", "adapters", "gradients", "optimiser", "activations", "logits
 
 
 def stages(
-    shape: Shape, knobs: Knobs, published: dict[str, tuple[Shape, int]] | None = None
+    shape: Shape, knobs: Knobs, published: dict[str, Beside] | None = None
 ) -> list[StageMemory]:
     """The stages of a run with their peaks, in the order they run.
 
-    published: reward models that score beside the backbone, by what they are (gold, proxy):
-    sizes, and completions scored at once.
+    published: reward models that score beside the backbone, by what they are (gold, proxy).
     """
     resident = _resident(shape, knobs)
     peaks = []
+    if shape.experts and knobs.quantisation == "nf4":
+        peaks.append(_stage("loading", {}, _loading(shape, knobs)))
     if knobs.sft_rows:
         peaks.append(_stage("sft training", *_sft(shape, knobs)))
         peaks.append(_stage("sft merge", *_merge(shape, knobs)))
@@ -94,10 +109,11 @@ def stages(
         peaks.append(_stage("policy training", resident, _policy(shape, knobs)))
     if knobs.online_rows:
         peaks.append(_stage("policy sampling", resident, _online(shape, knobs)))
-    for role, (other, rows) in (published or {}).items():
-        beside = weights(other, knobs.quantisation, knobs.compute)
+    for role, other in (published or {}).items():
+        held = other.quantisation or knobs.quantisation
+        beside = weights(other.shape, held, knobs.compute)
         both = resident | {"weights": resident["weights"] + beside}
-        activations = _published_pass(other, knobs, rows)
+        activations = _published_pass(other.shape, replace(knobs, quantisation=held), other.rows)
         peaks.append(_stage(f"published {role}", both, {"activations": activations}))
     return peaks
 
@@ -111,20 +127,31 @@ def _published_pass(shape: Shape, knobs: Knobs, rows: int) -> int:
 def weights(shape: Shape, quantisation: str, c: int) -> int:
     """Bytes of the backbone.
 
-    Quantisation reaches the linear layers; embeddings, output layer, norms and biases stay in the
-    compute type.
+    Quantisation reaches the linear layers, and NF4 the experts of a mixture; embeddings, output
+    layer, norms and biases stay in the compute type.
 
     nf4 with double quantisation: half a byte, one byte of scale per 64 weights, one float32 per
     256 scales (Dettmers et al. 2023, section 3).
     """
     widths = {"nf4": 1 / 2 + 1 / 64 + 4 / (64 * 256), "int8": 1.0, "none": float(c)}
-    rest = shape.parameters - shape.linear
-    return round(shape.linear * widths[quantisation] + rest * c)
+    reached = shape.linear + (shape.experts if quantisation == "nf4" else 0)
+    return round(reached * widths[quantisation] + (shape.parameters - reached) * c)
 
 
-def adapter(shape: Shape, rank: int) -> int:
-    """Parameters of a LoRA adapter on all linear layers."""
-    return rank * shape.lora
+def adapter(shape: Shape, rank: int, experts: bool = False) -> int:
+    """Parameters of a LoRA adapter on all linear layers; and on the experts of a mixture."""
+    return rank * (shape.lora + (shape.experts_lora if experts else 0))
+
+
+def _adapter(shape: Shape, knobs: Knobs, rank: int, dropout: bool) -> int:
+    """The same, where it is known whether LoRA reaches the experts."""
+    return adapter(shape, rank, knobs.quantisation != "nf4" and not dropout)
+
+
+def _loading(shape: Shape, knobs: Knobs) -> dict[str, float]:
+    """The experts of a mixture lie there whole before the first of them is quantised."""
+    rest = weights(replace(shape, experts=0), "nf4", knobs.compute)
+    return {"weights": rest}
 
 
 def saved(shape: Shape, knobs: Knobs, dropout: bool) -> float:
@@ -154,8 +181,11 @@ def saved(shape: Shape, knobs: Knobs, dropout: bool) -> float:
 
 def _resident(shape: Shape, knobs: Knobs) -> dict[str, int]:
     """What lies in memory all along: the backbone and every adapter, in float32."""
-    rewards = adapter(shape, knobs.reward_rank) * knobs.reward_adapters
-    policy = adapter(shape, knobs.policy_rank) if knobs.policy_rows else 0
+    one = _adapter(shape, knobs, knobs.reward_rank, knobs.reward_dropout)
+    rewards = one * knobs.reward_adapters
+    policy = 0
+    if knobs.policy_rows:
+        policy = _adapter(shape, knobs, knobs.policy_rank, knobs.policy_dropout)
     return {
         "weights": weights(shape, knobs.quantisation, knobs.compute),
         "adapters": 4 * (rewards + policy),
@@ -168,8 +198,12 @@ def _layer_forward(shape: Shape, knobs: Knobs) -> int:
 
 
 def _widened(shape: Shape, knobs: Knobs) -> int:
-    """One quantised matrix, widened to the compute type to be multiplied."""
-    return 0 if knobs.quantisation == "none" else shape.largest * knobs.compute
+    """One quantised matrix, widened to the compute type to be multiplied; or a layer's experts."""
+    if knobs.quantisation == "none":
+        return 0
+    # the experts of a layer are widened together
+    together = shape.experts_inside if knobs.quantisation == "nf4" else 0
+    return max(shape.largest, together) * knobs.compute
 
 
 def _cache(shape: Shape, rows: int, tokens: int, knobs: Knobs) -> float:
@@ -213,21 +247,30 @@ def _vllm(shape: Shape, knobs: Knobs) -> dict[str, float]:
     }
 
 
+def scoring_rows(knobs: Knobs) -> int:
+    """Completions of the greatest length that `teacher_force` reads at once."""
+    answers = ANSWER_TOKENS // knobs.completion
+    return max(1, min(answers, 8 * ANSWER_TOKENS // knobs.length))
+
+
 def _scoring(shape: Shape, knobs: Knobs) -> dict[str, float]:
     """Teacher-forced log-probabilities.
 
-    Hidden states of all layers, logits of the completion and their log-softmax.
+    One layer's pass over the prompts or over the completions, whose hidden states stay; keys and
+    values of both; logits of the completions, and one completion's in float32, twice.
     """
-    rows, c = SCORING_ROWS, knobs.compute
-    tokens = rows * knobs.length
+    rows, c = scoring_rows(knobs), knobs.compute
+    prompts, answers = max(TOKENS, knobs.prompt), rows * knobs.completion
+    layer = max(prompts, answers) * (_layer_forward(shape, knobs) + shape.hidden * c)
     return {
-        "activations": tokens * (shape.layers + 1) * shape.hidden * c + _widened(shape, knobs),
-        "logits": rows * (knobs.completion + 1) * shape.vocab * (c + 8),
+        "activations": layer + _widened(shape, knobs),
+        "logits": shape.vocab * (answers * c + knobs.completion * 8),
+        "cache": _cache(shape, 1, prompts, knobs) + _cache(shape, rows, knobs.length, knobs),
     }
 
 
 def _reward(shape: Shape, knobs: Knobs) -> dict[str, float]:
-    trained = adapter(shape, knobs.reward_rank)
+    trained = _adapter(shape, knobs, knobs.reward_rank, knobs.reward_dropout)
     return {
         "activations": _graph(shape, knobs, knobs.reward_rows, knobs.reward_dropout),
         "gradients": 4 * trained,
@@ -249,19 +292,26 @@ def _merge(shape: Shape, knobs: Knobs) -> tuple[dict[str, int], dict[str, float]
     """
     copy = {
         "weights": weights(shape, "none", knobs.compute),
-        "adapters": 4 * adapter(shape, knobs.sft_rank),
+        "adapters": 4 * _adapter(shape, knobs, knobs.sft_rank, knobs.sft_dropout),
     }
     return copy, {"activations": shape.largest * (4 + 2 * knobs.compute)}
 
 
 def _policy(shape: Shape, knobs: Knobs) -> dict[str, float]:
     """TRL trains without dropout, beside a frozen copy of the adapter: the resident one."""
-    return _imitated(shape, knobs, knobs.policy_rank, knobs.policy_rows, False)
+    adapted = knobs.policy_dropout
+    return _imitated(shape, knobs, knobs.policy_rank, knobs.policy_rows, False, adapted)
 
 
-def _imitated(shape: Shape, knobs: Knobs, rank: int, rows: int, dropout: bool) -> dict[str, float]:
-    """A training on the log-probabilities of given answers."""
-    trained, width = adapter(shape, rank), _width(knobs)
+def _imitated(
+    shape: Shape, knobs: Knobs, rank: int, rows: int, dropout: bool, named: bool | None = None
+) -> dict[str, float]:
+    """A training on the log-probabilities of given answers.
+
+    dropout: while it trains; named: in its parameters, where that is another.
+    """
+    sparing = dropout if named is None else named
+    trained, width = _adapter(shape, knobs, rank, sparing), _width(knobs)
     tokens = rows * (knobs.completion if knobs.cuda else knobs.length)
     tile = min(tokens, TILE_TOKENS) * min(shape.vocab, TILE_VOCAB)
     logits = tile * knobs.compute * (1 if knobs.cuda else TORCH_TILES)
@@ -285,7 +335,8 @@ def _width(knobs: Knobs) -> int:
 
 def _online(shape: Shape, knobs: Knobs) -> dict[str, float]:
     """`generate` inside TRL's online trainers, between optimiser steps."""
-    trained, width, c = adapter(shape, knobs.policy_rank), _width(knobs), knobs.compute
+    trained = _adapter(shape, knobs, knobs.policy_rank, knobs.policy_dropout)
+    width, c = _width(knobs), knobs.compute
     return {
         "adapters": width * trained,
         "optimiser": trained * _optimiser(knobs, width),
@@ -306,7 +357,15 @@ def _graph(shape: Shape, knobs: Knobs, rows: int, dropout: bool) -> float:
     every = shape.layers * kept
     if knobs.checkpointing:
         every = shape.layers * shape.hidden * knobs.compute + kept
-    return tokens * (every + ends) + _widened(shape, knobs)
+    return tokens * (every + ends) + _widened(shape, knobs) + _copied_experts(shape, knobs)
+
+
+def _copied_experts(shape: Shape, knobs: Knobs) -> float:
+    """Experts that a training keeps for its backward pass beside those in `weights`.
+
+    Widened from NF4, or with what LoRA adds to them; with checkpointing those of one layer.
+    """
+    return (shape.experts_inside if knobs.checkpointing else shape.experts) * knobs.compute
 
 
 def _optimiser(knobs: Knobs, width: int) -> float:

@@ -13,13 +13,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from shfcas_lib.base import dialogues
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.memory import estimate, shapes
-from shfcas_lib.memory.estimate import PARTS, Knobs, StageMemory
+from shfcas_lib.memory.estimate import PARTS, Beside, Knobs, StageMemory
 from shfcas_lib.memory.shapes import Shape
+from shfcas_lib.models import architecture, experts, stored
 from shfcas_lib.params.schema import Params
+from shfcas_lib.storage import assets
 
 GB = 1e9
 CARDS = {
@@ -57,8 +60,8 @@ class MemoryPlan:
     knobs: Knobs
     stages: list[StageMemory]
     gpu: float
-    # what the estimate does not know: lengths of answers, published reward models without a
-    # config.json
+    # where sizes come from, and what the estimate does not know: lengths of answers, published
+    # reward models without a config.json
     notes: list[str]
     alone: list[Turn]  # single changes that make it fit
     # where there is none: changes one after the other, each with the peak that it leads to
@@ -93,10 +96,18 @@ def make_plan(
     """
     gpu = _card(gpu_memory)
     source = params.model.source
-    shape = shapes.shape_of(shapes.read_config(source, params.model.revision, config))
-    knobs = knobs_of(params, prompt_tokens or longest_prompt(params), completion_tokens)
+    described = shapes.read_config(source, params.model.revision, config)
+    name = f"model.source {source!r}"
+    architecture.check_policy(described.config, name)
+    held, stored_note = _held(described.config, params.model.quantisation, stored.Where(name))
+    shape = shapes.shape_of(described.config)
+    prompt = prompt_tokens or longest_prompt(params)
+    answer = completion_tokens or longest_answer(params)
+    knobs = replace(knobs_of(params, prompt, answer), quantisation=held)
     published, notes = _published(params)
-    if params.preferences.given and completion_tokens is None:
+    notes = [note for note in (described.origin, stored_note) if note] + notes
+    notes += _mixture(described.config, held, knobs, params)
+    if params.preferences.given and answer is None:
         notes.append(
             "the answers of your preferences are not cut and were not measured: taken to be"
             f" {knobs.completion} tokens long (sampling.max_new_tokens); say how long they get with"
@@ -116,23 +127,53 @@ def make_plan(
     return MemoryPlan(title, shape, knobs, stages, gpu, notes, alone, together)
 
 
-def _published(params: Params) -> tuple[dict[str, tuple[Shape, int]], list[str]]:
-    """Sizes of the published reward models that score beside the backbone, and notes.
+def _held(config: Any, wanted: str, where: stored.Where) -> tuple[str, str | None]:
+    """How the weights of a model lie in memory (nf4, int8, none), and a note on stored ones.
 
-    Sizes by role (proxy, gold), each with the completions scored at once; a note for each model
-    whose sizes cannot be had.
+    Raises InputError where the files cannot become what is wanted.
     """
-    sizes: dict[str, tuple[Shape, int]] = {}
+    method = stored.method_of(config)
+    if method is None:
+        return ("none" if wanted == "as_stored" else wanted), None
+    stored.check(config, wanted, where)
+    if wanted != "as_stored":
+        return wanted, None
+    bits = stored.bits_of(config)
+    held = "nf4" if bits <= 4 else "int8" if bits <= 8 else "none"
+    return held, f"{where.name} is stored quantised ({method}): counted as {bits} bits a weight"
+
+
+def _mixture(config: Any, held: str, knobs: Knobs, params: Params) -> list[str]:
+    """What quantisation and LoRA do not reach of a mixture of experts, as notes."""
+    found = experts.find(architecture.skeleton(config))
+    nf4 = held == "nf4" and stored.method_of(config) is None
+    told = experts.unreached(
+        replace(found, quantised=nf4 and bool(found.names)),
+        params.model.quantisation,
+        experts.trained_adapters(params),
+    )
+    return [told] if told else []
+
+
+def _published(params: Params) -> tuple[dict[str, Beside], list[str]]:
+    """The published reward models that score beside the backbone by role (proxy, gold), and notes:
+    where sizes come from, and what is left out because its sizes cannot be had."""
+    sizes: dict[str, Beside] = {}
     notes = []
     for role, block in (("proxy", params.reward), ("gold", params.gold)):
-        if block.published:
-            try:
-                config = shapes.read_config(block.published, block.model.revision)
-                shape = shapes.shape_of(config, classifier=True)
-            except InputError as error:
-                notes.append(f"{role} model left out: {error}")
-                continue
-            sizes[role] = shape, block.model.batch_size
+        if not block.published:
+            continue
+        wanted, key = block.model.quantisation, f"{role}.model.quantisation"
+        where = stored.Where(f"{role} model {block.published!r}", key)
+        try:
+            described = shapes.read_config(block.published, block.model.revision)
+            shape = shapes.shape_of(described.config, classifier=True)
+        except InputError as error:
+            notes.append(f"{role} model left out: {error}")
+            continue
+        held, note = _held(described.config, wanted or params.model.quantisation, where)
+        notes += [line for line in (described.origin, note) if line]
+        sizes[role] = Beside(shape, block.model.batch_size, held if wanted else None)
     return sizes, notes
 
 
@@ -153,7 +194,8 @@ def knobs_of(params: Params, prompt_tokens: int, completion_tokens: int | None =
     model, sampling, policy = params.model, params.sampling, params.policy
     lora, trained = params.reward.kind == "lora", policy.kind != "tilt"
     tuned = params.sft.answers != "none"
-    cuda = model.device != "cpu"
+    # an Apple GPU shares the machine's memory, and computes in float32 here
+    cuda = model.device not in ("cpu", "mps")
     micro = params.training.micro_batch
     policy_batch = micro or _micro(policy.batch_size)
     return Knobs(
@@ -174,6 +216,7 @@ def knobs_of(params: Params, prompt_tokens: int, completion_tokens: int | None =
         online_rows=policy.batch_size if policy.kind in ("rloo", "grpo") else 0,
         sft_rows=(micro or _micro(params.sft.batch_size)) if tuned else 0,
         sft_rank=params.sft.lora.r if tuned else 0,
+        policy_dropout=params.policy.lora.dropout > 0,
         sft_dropout=params.sft.lora.dropout > 0,
         checkpointing=params.training.gradient_checkpointing,
         optimiser=params.training.optimiser,
@@ -228,8 +271,9 @@ def _choices(knobs: Knobs, params: Params) -> Iterator[tuple[str, object, Settin
     yield "sampling.batch_size", sampling.batch_size, rows
     if knobs.vllm:
         yield "sampling.engine", "vllm", [("backbone", replace(knobs, vllm=False))]
-    kinds = ["none", "int8", "nf4"]
-    smaller = kinds[kinds.index(knobs.quantisation) + 1 :]
+    # files that are quantised already are not quantised further
+    kinds = ["none", "int8", "nf4"] if params.model.quantisation != "as_stored" else []
+    smaller = kinds[kinds.index(knobs.quantisation) + 1 :] if kinds else []
     yield "model.quantisation", knobs.quantisation, _each(knobs, "quantisation", smaller)
 
     # from here on the method changes
@@ -317,13 +361,30 @@ def _halves(number: int, least: int) -> list[int]:
 
 
 def longest_prompt(params: Params) -> int:
-    """Tokens of the longest prompt, guessed from its letters; a fixed guess for a hub's."""
+    """Tokens of the longest prompt, guessed from its letters; a fixed guess for a hub's, and for
+    those that the library would have to fetch first."""
     from shfcas_lib.data.prompts import load_prompts
 
     if any(block.source or block.recipe for block in (params.prompts, params.preferences)):
         return UNKNOWN_PROMPT
+    fetched = (assets.cache_dir() / "do-not-answer" / assets.MANIFEST).is_file()
+    if params.task == "safety" and not fetched:
+        return UNKNOWN_PROMPT
     longest = max(len(dialogues.plain(prompt)) for prompt in load_prompts(params)["prompt"])
     return (longest + len(params.model.system_prompt)) // LETTERS_PER_TOKEN + TEMPLATE_TOKENS
+
+
+def longest_answer(params: Params) -> int | None:
+    """Tokens of the longest completion where answers of the user's own lie in a file: theirs,
+    guessed from their letters, or those that are sampled. None where there is no such file."""
+    from shfcas_lib.data.preferences import own_pairs
+
+    data = params.preferences
+    if not data.file:
+        return None
+    pairs = own_pairs(params)
+    letters = max(map(len, [*pairs["chosen"], *pairs["rejected"]]))
+    return max(params.sampling.max_new_tokens, letters // LETTERS_PER_TOKEN + 1)
 
 
 def _card(card: float | str | None) -> float:

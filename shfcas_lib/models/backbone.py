@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from shfcas_lib.base import dialogues
+from shfcas_lib.base import processes
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.models import templates
+from shfcas_lib.models import templates, tokens
+from shfcas_lib.models.experts import Experts, by_name, find, unreached
 from shfcas_lib.params.schema import Lora, Model
 from shfcas_lib.storage import files
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# what configurations call the longest sequence
+_LIMITS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 POLICY = "default"  # TRL's DPOTrainer insists on this name for the adapter it trains
 
 
@@ -45,16 +49,30 @@ class Backbone:
     peft: Any = None
     active: str | None = field(default=None)
     model: Model = Model()  # what it was loaded as
+    experts: Experts = Experts()  # of a mixture; found before the first adapter comes
+    _told: bool = field(default=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.experts.names:
+            self.experts = find(self.causal)
 
     @property
     def device(self) -> torch.device:
         """Where prompts have to be: the device of the first layer."""
         return cast("torch.Tensor", self.causal.get_input_embeddings().weight).device
 
-    @property
+    @functools.cached_property
     def context(self) -> int:
         """Longest sequence the model was made for, in tokens."""
-        return getattr(self.causal.config.get_text_config(), "max_position_embeddings", 1 << 30)
+        return positions(self.causal)
+
+    @functools.cached_property
+    def layers(self) -> Any:
+        """The decoder layers, in their order: the longest list of modules."""
+        import torch
+
+        lists = [part for part in self.causal.modules() if isinstance(part, torch.nn.ModuleList)]
+        return max(lists, key=len)
 
     @functools.cached_property
     def stop_ids(self) -> list[int]:
@@ -67,37 +85,31 @@ class Backbone:
         ids += known if isinstance(known, (list, tuple)) else [known]
         return list(dict.fromkeys(k for k in ids if k is not None))
 
-    def messages(self, prompt: str) -> list[dict[str, str]]:
-        """The chat that a prompt stands for: the system message, if one is set, then its turns."""
-        turns = dialogues.messages(prompt)
-        if self.system_prompt:
-            turns = [{"role": "system", "content": self.system_prompt}, *turns]
-        return turns
+    @functools.cached_property
+    def writer(self) -> tokens.Writer:
+        """Turns prompts and completions into token ids."""
+        style = templates.Style.of(self.model)
+        return tokens.Writer(self.tokenizer, style, self.system_prompt, self.stop_ids[0])
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Token ids of one prompt up to where the completion starts.
 
         They come through the chat template where there is one.
         """
-        if self.tokenizer.chat_template is None:
-            return self.tokenizer(self.prompt_text(prompt))["input_ids"]
-        chat = self.messages(prompt)
-        return templates.chat_ids(self.tokenizer, chat, add_generation_prompt=True)
-
-    def prompt_text(self, prompt: str) -> str:
-        """The prompt as plain text, for models without a chat template."""
-        parts = [self.system_prompt] if self.system_prompt else []
-        text = "\n\n".join([*parts, dialogues.plain(prompt), ""])
-        several = len(dialogues.messages(prompt)) > 1
-        return text + "Assistant: " if several else text
+        return self.writer.prompt(prompt)
 
     def completion_ids(self, completion: str) -> list[int]:
         """Token ids of a completion given as text, closed by the end-of-turn token.
 
         A control token that the text spells is text.
         """
-        encoded = self.tokenizer(completion, add_special_tokens=False, split_special_tokens=True)
-        return encoded["input_ids"] + [self.stop_ids[0]]
+        return self.writer.completion(completion)
+
+    def text(self, completion: list[int]) -> str:
+        """What a person reads of a completion's tokens; its end is left out."""
+        if completion and completion[-1] in self.stop_ids:
+            completion = completion[:-1]
+        return str(self.tokenizer.decode(completion, skip_special_tokens=True)).strip()
 
     def check_prompts(self, prompts: list[str], room: int) -> None:
         """Raise InputError for a prompt that `refusal` finds something against."""
@@ -111,19 +123,11 @@ class Backbone:
 
         It does not leave `room` tokens of context, or spells what only the template may write.
         """
-        spelt = self.guard.spelt(dialogues.messages(prompt))
-        if spelt:
-            return templates.Refusal.spelling(f"holds the model's {spelt}")
-        length = len(self.prompt_ids(prompt))
-        if length + room <= self.context:
-            return None
-        limit = f"with max_new_tokens {room} that is more than the model's context of"
-        return templates.Refusal.too_long(length, f"{limit} {self.context}")
+        return self.writer.refusal(prompt, room, self.context)
 
-    @functools.cached_property
-    def guard(self) -> templates.Guard:
-        """Knows what only the template may write."""
-        return templates.Guard(self.tokenizer)
+    def answer_refusal(self, prompt: str, completion: str) -> templates.Refusal | None:
+        """What stands against an answer that is given to a prompt; None where nothing does."""
+        return self.writer.answer_refusal(prompt, completion, self.context)
 
     def add_adapter(self, name: str, lora: Lora, task: str = "CAUSAL_LM", seed: int = 0) -> None:
         """Add a fresh adapter under `name`, replacing one of that name, and put it in use.
@@ -133,14 +137,15 @@ class Backbone:
         import torch
         from peft import LoraConfig, get_peft_model
 
+        self._tell_of_experts(lora)
         config = LoraConfig(
             r=lora.r,
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
-            target_modules="all-linear",
             task_type=task,
+            **self.experts.targets(lora.dropout),
         )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), by_name(self.causal, self.experts):
             torch.manual_seed(seed)
             self.drop_adapter(name)
             if self.peft is None:
@@ -148,6 +153,13 @@ class Backbone:
             else:
                 self.peft.add_adapter(name, config)
         self.use(name)
+
+    def _tell_of_experts(self, lora: Lora) -> None:
+        """Say once, on stderr, where LoRA does not reach the experts of a mixture."""
+        told = unreached(self.experts, "none", {"lora": lora.dropout})
+        if told and not self._told and processes.is_main():
+            print(told, file=sys.stderr)
+            self._told = True
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Put a saved adapter on the backbone as `name`, replacing one of that name.
@@ -157,10 +169,11 @@ class Backbone:
         from peft import PeftModel
 
         self.drop_adapter(name)
-        if self.peft is None:
-            self.peft = PeftModel.from_pretrained(self.causal, str(folder), adapter_name=name)
-        else:
-            self.peft.load_adapter(str(folder), adapter_name=name)
+        with by_name(self.causal, self.experts):
+            if self.peft is None:
+                self.peft = PeftModel.from_pretrained(self.causal, str(folder), adapter_name=name)
+            else:
+                self.peft.load_adapter(str(folder), adapter_name=name)
         self.use(None)
 
     def save_adapter(self, name: str, folder: Path) -> None:
@@ -234,3 +247,21 @@ class Backbone:
         finally:
             there = self.peft is not None and before in self.peft.peft_config
             self.use(before if there else None)
+
+
+def positions(model: Any) -> int:
+    """The longest sequence that a model was made for, in tokens.
+
+    Beyond it are positions that it has not learnt. A model whose positions are computed and that
+    names no limit has none.
+    """
+    import torch
+
+    text = model.config.get_text_config()
+    limits = [getattr(text, name, None) for name in _LIMITS]
+    for name, module in model.named_modules():
+        # the models of the RoBERTa family count from the pad token's position on
+        learnt = isinstance(module, torch.nn.Embedding) and "position" in name
+        if learnt and module.padding_idx is not None and len(module.weight) in limits:
+            limits.append(len(module.weight) - module.padding_idx - 1)
+    return min((limit for limit in limits if limit), default=1 << 30)

@@ -9,26 +9,31 @@ model a probe on clean labels got 73% of the best-of-8 headroom from layer 18 of
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
-from shfcas_lib.base.batches import pad_left
+from shfcas_lib.base.batches import by_tokens, pad_left, pad_right
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.randomness import rng
+from shfcas_lib.models.precision import widest
 from shfcas_lib.params.schema import Sampling
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
     from shfcas_lib.models.backbone import Backbone
+    from shfcas_lib.models.tokens import Sequence
 
 DEPTH = 0.6
 START_TOKENS = 8
 PROMPT_TOKENS = 32
+ANSWER_TOKENS = 1024  # of given completions that are read at once, padding included
 
 
 def decode(
@@ -108,9 +113,10 @@ class _Front:
         import torch
 
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
-        out = _forward(backbone, chosen[:, None], self.mask, self.position[:, None], self.cache)
+        position = self.position[:, None]
+        out, hidden = _forward(backbone, chosen[:, None], self.mask, position, self.cache)
         self.logits, self.position = out.logits[:, -1].float(), self.position + 1
-        return _layer(out)[:, -1]
+        return hidden[:, -1]
 
     def keep(self, going: torch.Tensor) -> None:
         """Drop all but these of the rows."""
@@ -124,7 +130,7 @@ def _prefill(backbone: Backbone, prompts: list[list[int]], n: int) -> tuple[_Fro
     import torch
 
     tokens, mask = pad_left(prompts, backbone.tokenizer.pad_token_id, backbone.device)
-    out = _forward(backbone, tokens, mask, position=(mask.cumsum(1) - 1).clamp(min=0))
+    out, hidden = _forward(backbone, tokens, mask, position=(mask.cumsum(1) - 1).clamp(min=0))
     cache = out.past_key_values
     cache.batch_repeat_interleave(n)
     front = _Front(
@@ -134,7 +140,7 @@ def _prefill(backbone: Backbone, prompts: list[list[int]], n: int) -> tuple[_Fro
         position=mask.sum(1).repeat_interleave(n),
         logits=out.logits[:, -1].float().repeat_interleave(n, 0),
     )
-    return front, _prompt_state(_layer(out), mask).repeat_interleave(n, 0)
+    return front, _prompt_state(hidden, mask).repeat_interleave(n, 0)
 
 
 class _Record:
@@ -150,7 +156,7 @@ class _Record:
         device = states.device
         self.tokens = torch.zeros(rows, steps, dtype=torch.long, device=device)
         self.length = torch.zeros(rows, dtype=torch.long, device=device)
-        self.logp = torch.zeros(rows, dtype=torch.float64, device=device)
+        self.logp = torch.zeros(rows, dtype=widest(device), device=device)
         self.sum = torch.zeros(rows, states.shape[-1], device=device)
         self.start, self.end = torch.zeros_like(self.sum), torch.zeros_like(self.sum)
 
@@ -159,7 +165,7 @@ class _Record:
     ) -> None:
         self.tokens[rows, step] = chosen
         self.length[rows] += 1
-        self.logp[rows] += logp.double()
+        self.logp[rows] += logp.to(self.logp.dtype)
 
     def state(self, rows: torch.Tensor, step: int, hidden: torch.Tensor) -> None:
         self.sum[rows] += hidden.float()
@@ -175,11 +181,6 @@ class _Record:
     def written(self, row: int) -> list[int]:
         """Token ids of one completion."""
         return self.tokens[row, : self.length[row]].tolist()
-
-
-def _layer(out: Any) -> torch.Tensor:
-    """Hidden states at DEPTH of a model's output, (batch, tokens, hidden)."""
-    return out.hidden_states[round(DEPTH * (len(out.hidden_states) - 1))]
 
 
 def _prompt_state(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -199,16 +200,37 @@ def _forward(
     mask: torch.Tensor,
     position: torch.Tensor,
     cache: Any = None,
-) -> Any:
-    return backbone.causal(
-        input_ids=tokens,
-        attention_mask=mask,
-        position_ids=position,
-        past_key_values=cache,
-        use_cache=True,
-        output_hidden_states=True,
-        logits_to_keep=1,
-    )
+    keep: int = 1,
+) -> tuple[Any, torch.Tensor]:
+    """The model's output, and its hidden states at DEPTH, (batch, tokens, hidden).
+
+    keep: of how many last tokens logits are wanted, 0: of all. Hidden states of all other layers
+    are let go at once: together they are many times the rest of a forward pass.
+    """
+    layers = backbone.layers
+    depth = round(DEPTH * len(layers))
+    seen: list[torch.Tensor] = []
+
+    def watch(_: Any, given: tuple, named: dict) -> None:
+        seen.append(given[0] if given else named["hidden_states"])
+
+    # what layer k reads is what transformers calls hidden state k; the last one is normed
+    inside = depth < len(layers)
+    hook = layers[depth].register_forward_pre_hook(watch, with_kwargs=True) if inside else None
+    try:
+        out = backbone.causal(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+            output_hidden_states=not inside,
+            logits_to_keep=keep,
+        )
+    finally:
+        if hook is not None:
+            hook.remove()
+    return out, seen[0] if inside else out.hidden_states[-1]
 
 
 def _choose(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling) -> torch.Tensor:
@@ -227,63 +249,90 @@ def _choose(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling) -> 
         before = ordered.cumsum(-1) - ordered  # the token that crosses top_p stays in
         kept = torch.where(before < sampling.top_p * ordered.sum(-1, keepdim=True), ordered, 0)
         probs = probs.scatter(-1, index, kept)
-    total = probs.double().cumsum(-1)
+    total = probs.to(widest(probs.device)).cumsum(-1)
     target = uniform[:, None] * total[:, -1:]
     chosen = torch.searchsorted(total, target, right=True)[:, 0]
     return chosen.clamp(max=probs.shape[-1] - 1)
 
 
-def teacher_force(backbone: Backbone, batch: pd.DataFrame) -> list[dict]:
+def teacher_force(
+    backbone: Backbone, names: list[tuple[str, int]], sequences: list[Sequence]
+) -> list[dict]:
     """Completions that are given, put through the model; one row each, as `decode` makes them.
 
-    batch: columns prompt_id, index, prompt, and tokens (ids) or completion (text).
-    """
-    prompts = [backbone.prompt_ids(prompt) for prompt in batch["prompt"]]
-    if "tokens" in batch:
-        answers = [list(map(int, tokens)) for tokens in batch["tokens"]]
-    else:
-        answers = [backbone.completion_ids(text) for text in batch["completion"]]
-    sequences = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-    tokens, mask = pad_left(sequences, backbone.tokenizer.pad_token_id, backbone.device)
-
-    longest = max(map(len, answers))
-    logp, hidden = _read(backbone, tokens, mask, longest)
-
-    rows = []
-    names = zip(batch["prompt_id"], batch["index"], strict=True)
-    for k, (prompt_id, index) in enumerate(names):
-        answer, length = answers[k], len(answers[k])
-        prompt_state = _prompt_state(hidden[k : k + 1, :-length], mask[k : k + 1, :-length])[0]
-        own = hidden[k, -length:]
-        states = [own.mean(0), own[:START_TOKENS].mean(0), own[-1], prompt_state]
-        total = float(logp[k, -length:].double().sum())
-        ended = answer[-1] in backbone.stop_ids
-        rows.append(_row(backbone, prompt_id, index, answer, ended, total, states))
-    return rows
-
-
-def _read(
-    backbone: Backbone, tokens: torch.Tensor, mask: torch.Tensor, longest: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sequences that are padded on the left, in one pass.
-
-    Log-probabilities of the last `longest` tokens, (rows, longest), and the hidden states of
-    all, (rows, tokens, hidden).
+    names: prompt_id and index of each row. Each different prompt is read once, all in one pass,
+    and its keys and values are shared out to the rows that continue it. Completions of like
+    length share a pass.
     """
     import torch
 
+    which: dict[tuple[int, ...], int] = {}
+    owner = [which.setdefault(tuple(one.prompt), len(which)) for one in sequences]
+    answers = [one.completion for one in sequences]
+    made: dict[int, dict] = {}
     with torch.inference_mode():
-        out = backbone.causal(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            output_hidden_states=True,
-            logits_to_keep=longest + 1,  # of the prompts nobody needs them
-            use_cache=False,
+        asked = _asked(backbone, [list(prompt) for prompt in which])
+        room = 8 * ANSWER_TOKENS
+        parts = by_tokens(answers, ANSWER_TOKENS, beside=asked.mask.shape[1], room=room)
+        for part in parts:
+            # the last part may have the prompts' own cache
+            cache = asked.cache if part is parts[-1] else copy.deepcopy(asked.cache)
+            number = torch.tensor([owner[k] for k in part], device=backbone.device)
+            read = _continued(backbone, asked, cache, number, [answers[k] for k in part])
+            for k, (logp, states) in zip(part, read, strict=True):
+                features = [*states, asked.states[owner[k]]]
+                ended = answers[k][-1] in backbone.stop_ids
+                made[k] = _row(backbone, *names[k], answers[k], ended, logp, features)
+    return [made[k] for k in range(len(names))]
+
+
+class _Asked(NamedTuple):
+    """Prompts that have been read: their cache, mask, last logits and states, one row each."""
+
+    cache: Any
+    mask: torch.Tensor
+    logits: torch.Tensor
+    states: torch.Tensor
+
+
+def _asked(backbone: Backbone, prompts: list[list[int]]) -> _Asked:
+    tokens, mask = pad_left(prompts, backbone.tokenizer.pad_token_id, backbone.device)
+    out, hidden = _forward(backbone, tokens, mask, position=(mask.cumsum(1) - 1).clamp(min=0))
+    return _Asked(out.past_key_values, mask, out.logits[:, -1], _prompt_state(hidden, mask))
+
+
+def _continued(
+    backbone: Backbone, asked: _Asked, cache: Any, number: torch.Tensor, answers: list[list[int]]
+) -> Iterator[tuple[float, list[torch.Tensor]]]:
+    """Log-probability, and mean, start and end state, of answers to the prompts `number`.
+
+    cache: the prompts' keys and values, which become the answers' own.
+    """
+    import torch
+
+    cache.batch_select_indices(number)
+    mask = asked.mask[number]
+    tokens, own = pad_right(answers, backbone.tokenizer.pad_token_id, backbone.device)
+    steps = torch.arange(tokens.shape[1], device=backbone.device)
+    position = mask.sum(1, keepdim=True) + steps
+    out, hidden = _forward(backbone, tokens, torch.cat([mask, own], 1), position, cache, keep=0)
+    for k, answer in enumerate(answers):
+        # the prompt's last token foretells the first, each token the one after it
+        logits = torch.cat([asked.logits[number[k]][None], out.logits[k, : len(answer) - 1]])
+        logp = _log_probabilities(logits, tokens[k, : len(answer)])
+        states = hidden[k, : len(answer)].float()
+        yield (
+            float(logp.to(widest(logp.device)).sum()),
+            [states.mean(0), states[:START_TOKENS].mean(0), states[-1]],
         )
-        every = torch.log_softmax(out.logits[:, :-1].float(), -1)
-        logp = every.gather(2, tokens[:, -longest:, None])[..., 0]
-        return logp, _layer(out).float()
+
+
+def _log_probabilities(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Log-probability of each token, (tokens,). logits: (tokens, vocabulary)."""
+    import torch
+
+    logits = logits.float()
+    return logits.gather(1, tokens[:, None])[:, 0] - torch.logsumexp(logits, 1)
 
 
 def _row(
@@ -301,11 +350,10 @@ def _row(
             " output is not finite"
         )
     features = np.concatenate([state.cpu().numpy() for state in states])
-    text = str(backbone.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
     return {
         "prompt_id": prompt_id,
         "index": index,
-        "completion": text,
+        "completion": backbone.text(tokens),
         "tokens": tokens,
         "n_tokens": len(tokens),
         "ended": ended,
@@ -313,3 +361,27 @@ def _row(
         "logp_mean": logp / len(tokens),
         "features": features.astype(np.float32),
     }
+
+
+def read_states(backbone: Backbone, batch: pd.DataFrame) -> np.ndarray:
+    """The features of given completions and nothing else, (rows, 4 x hidden) float32: the language
+    head, which takes most of the memory of a long sequence, reads one token alone.
+
+    batch: columns prompt and completion, as text.
+    """
+    import torch
+
+    sequences = backbone.writer.rows(batch)
+    written = [one.ids for one in sequences]
+    tokens, mask = pad_left(written, backbone.tokenizer.pad_token_id, backbone.device)
+    with torch.inference_mode():
+        _, hidden = _forward(backbone, tokens, mask, (mask.cumsum(1) - 1).clamp(min=0))
+        hidden = hidden.float()
+
+    rows = []
+    for k, length in enumerate(len(one.completion) for one in sequences):
+        before = _prompt_state(hidden[k : k + 1, :-length], mask[k : k + 1, :-length])[0]
+        own = hidden[k, -length:]
+        states = [own.mean(0), own[:START_TOKENS].mean(0), own[-1], before]
+        rows.append(torch.cat(states).cpu().numpy())
+    return np.stack(rows)

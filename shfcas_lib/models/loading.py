@@ -8,15 +8,28 @@ parameters say so.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.util
 import logging
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from shfcas_lib.base import places
+from shfcas_lib.base import places, processes
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.models import templates
+from shfcas_lib.models import (
+    architecture,
+    checkpoint,
+    experts,
+    hub,
+    report,
+    stored,
+    templates,
+    trial,
+    vocabulary,
+)
 from shfcas_lib.models.backbone import Backbone
 from shfcas_lib.params.schema import Model
 from shfcas_lib.storage import assets
@@ -29,27 +42,70 @@ if TYPE_CHECKING:
 def load_backbone(model: Model) -> Backbone:
     """Load the backbone of a run, quantised as its parameters say.
 
-    It comes from an embedded asset, a local folder or a hub id.
+    model: the block `model` of a run's parameters; its source is an embedded asset, a local folder
+    or a hub id. Where its quantisation leaves the experts of a mixture whole, a line on stderr
+    says so.
 
-    Raises InputError when the source cannot be found, when it needs code of its own, or when a
-    package, a GPU or a template is missing.
+    Raises InputError when the source cannot be found, is no whole decoder-only language model, is
+    quantised otherwise than the parameters say, needs code of its own, or when a package, a GPU or
+    a template is missing.
     """
-    from transformers import AutoModelForCausalLM
-
-    common = loading_options(model, "model.source", model.source)
-    tokenizer = _settled_tokenizer(model)
-    causal, _ = load_weights(
-        AutoModelForCausalLM, "model.source", model.source, revision=model.revision, **common
-    )
+    whence = Source("model.source", model.source, model.revision)
+    config = checked_config(model, whence)
+    architecture.check_policy(config, whence.name, model.trust_remote_code)
+    tokenizer = settled_tokenizer(model)  # asked before the weights, which take minutes
+    causal, how = _language_model(model, config, whence)
+    rows = vocabulary.rows_of(causal)
+    vocabulary.check(tokenizer, rows, whence.name)
     backbone = Backbone(causal, tokenizer, model.system_prompt, model=model)
-    if not backbone.stop_ids:
-        raise InputError(
-            f"model.source {model.source!r}: neither tokenizer nor generation config names an end"
-            " token: no completion could end"
-        )
+    if backbone.experts.names and quantises_experts(model, how):
+        backbone.experts = experts.quantise(causal, backbone.experts)
+    left = experts.unreached(backbone.experts, model.quantisation, {})
+    if left and processes.is_main():
+        print(left, file=sys.stderr)
+    _check_stops(backbone, rows, whence.name)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = backbone.stop_ids[0]
+    # TRL's online trainers write with it
+    causal.generation_config.eos_token_id = list(backbone.stop_ids)
+    trial.run(backbone, whence.name)
     return backbone
+
+
+def quantises_experts(model: Model, how: stored.Treatment) -> bool:
+    """Are the experts of a mixture held in NF4?"""
+    return model.quantisation == "nf4" and how.method is None
+
+
+def _language_model(
+    model: Model, config: Any, whence: Source
+) -> tuple[PreTrainedModel, stored.Treatment]:
+    """The frozen language model of a source, and how it was loaded."""
+    from transformers import AutoModelForCausalLM
+
+    whole = architecture.written_by(config)
+    options = loading_options(model, config, whence)
+    causal = load_weights(whole or AutoModelForCausalLM, whence, **options)
+    if whole is not None:
+        causal = architecture.language_part(causal, whence.name)
+        free_memory()
+    if not hasattr(causal, causal.base_model_prefix):
+        causal.base_model_prefix = architecture.body(causal)  # TRL looks there (Llama 4)
+    return causal, options["how"]
+
+
+def _check_stops(backbone: Backbone, rows: int, name: str) -> None:
+    """Raise InputError where no completion could end. rows: tokens that the model can write."""
+    if not backbone.stop_ids:
+        raise InputError(
+            f"{name}: neither tokenizer nor generation config names an end token: no completion"
+            " could end"
+        )
+    if all(token >= rows for token in backbone.stop_ids):
+        raise InputError(
+            f"{name}: its end token has the number {backbone.stop_ids[0]}, but the model writes"
+            f" {rows} tokens: no completion could end"
+        )
 
 
 def load_reader(model: Model) -> Backbone:
@@ -57,27 +113,87 @@ def load_reader(model: Model) -> Backbone:
 
     That is enough to say which prompts it can read. Raises InputError.
     """
+    from transformers import GenerationConfig
+
+    whence = Source("model.source", model.source, model.revision)
+    config = load_config(model, whence.key, whence.source, whence.revision)
+    architecture.check_policy(config, whence.name, model.trust_remote_code)
+    causal = architecture.skeleton(config, model.trust_remote_code)
+    reader = Backbone(causal, settled_tokenizer(model), model.system_prompt, model=model)
+    if not reader.stop_ids:
+        # the end token may stand in a file beside the configuration
+        causal.generation_config = _loaded(GenerationConfig.from_pretrained, whence)
+        del reader.stop_ids
+    _check_stops(reader, vocabulary.rows_of(causal), whence.name)
+    return reader
+
+
+def load_skeleton(kind: str, model: Model, key: str, source: str, revision: str | None) -> Any:
+    """A model of transformers' class `kind` without weights (torch's meta device).
+
+    Raises InputError that calls it `key`.
+    """
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
-    config = load_config(model, "model.source", model.source, model.revision)
+    config = load_config(model, key, source, revision)
+    auto = getattr(transformers, kind)
     with torch.device("meta"):
-        causal = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
-    return Backbone(causal, _settled_tokenizer(model), model.system_prompt)
+        return auto.from_config(config, trust_remote_code=model.trust_remote_code)
 
 
-def _settled_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+def settled_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    """The backbone's tokenizer with the template that the run asks for. Raises InputError."""
     tokenizer = load_tokenizer(model, "model.source", model.source, model.revision)
     templates.settle(tokenizer, model)
     return tokenizer
 
 
-def loading_options(
-    model: Model, key: str, source: str, skip: list[str] | None = None
-) -> dict[str, Any]:
-    """What `from_pretrained` is told about device, compute type, quantisation and attention.
+@dataclass(frozen=True)
+class Source:
+    """Where a model lies, and how messages call it and the key that names it."""
 
-    skip: modules left unquantised.
+    key: str  # the parameter that names it
+    source: str
+    revision: str | None = None
+    quantisation: str = "model.quantisation"  # the parameter that says how it is quantised
+
+    @property
+    def name(self) -> str:
+        """What messages call the model."""
+        return f"{self.key} {self.source!r}"
+
+    @property
+    def where(self) -> stored.Where:
+        """The same for its quantisation."""
+        return stored.Where(self.name, self.quantisation)
+
+
+def checked_config(model: Model, whence: Source) -> Any:
+    """The configuration of a model whose files, where they lie here, are whole.
+
+    Raises InputError for pointers, missing and truncated files.
+    """
+    folder = checkpoint.local_folder(whence.source, whence.revision)
+    if folder is not None:
+        checkpoint.check_files(folder, whence.name)
+        checkpoint.read_tensors(folder, whence.name)
+    return load_config(model, whence.key, whence.source, whence.revision)
+
+
+def treatment(model: Model, config: Any, whence: Source) -> stored.Treatment:
+    """How a model's files are made what the parameters say. Raises InputError."""
+    device = pick_device(model.device)
+    dtype = _dtype(model.dtype, device)
+    return stored.treat(config, model.quantisation, dtype, device, whence.where)
+
+
+def loading_options(
+    model: Model, config: Any, whence: Source, skip: list[str] | None = None
+) -> dict[str, Any]:
+    """What `load_weights` is told about device, compute type, quantisation and attention.
+
+    config: the model's configuration, as its files have it; skip: modules left unquantised.
     """
     import torch
     from transformers.utils import logging as transformers_logging
@@ -86,14 +202,16 @@ def loading_options(
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     device = pick_device(model.device)
     dtype = _dtype(model.dtype, device)
-    _check_attention(model, device, dtype, key, source)
+    _check_attention(model, device, dtype, config, whence.source)
+    how = treatment(model, config, whence)
     attention = {} if model.attention == "auto" else {"attn_implementation": model.attention}
     # a number: each process of a launch has a GPU of its own
     place = torch.cuda.current_device() if device == "cuda" else device
     return {
+        "how": how,
         "dtype": dtype,
         "device_map": {"": place},
-        "quantization_config": _quantisation(model.quantisation, dtype, skip),
+        "quantization_config": _quantisation(how.quantisation, dtype, skip),
         "trust_remote_code": model.trust_remote_code,
         **attention,
     }
@@ -110,9 +228,7 @@ def load_tokenizer(
 
     return _loaded(
         AutoTokenizer.from_pretrained,
-        key,
-        source,
-        revision=revision,
+        Source(key, source, revision),
         trust_remote_code=model.trust_remote_code,
     )
 
@@ -126,49 +242,94 @@ def load_config(model: Model, key: str, source: str, revision: str | None) -> An
 
     return _loaded(
         AutoConfig.from_pretrained,
-        key,
-        source,
-        revision=revision,
+        Source(key, source, revision),
         trust_remote_code=model.trust_remote_code,
     )
 
 
-def load_weights(kind: Any, key: str, source: str, **options: Any) -> tuple[Any, Any]:
-    """A frozen model of transformers' class `kind`, from safetensors alone.
+def load_weights(
+    kind: Any,
+    whence: Source,
+    how: stored.Treatment,
+    spare: str = "(?!)",
+    head: str = "(?!)",
+    **options: Any,
+) -> Any:
+    """A frozen model of transformers' class `kind`, from safetensors alone, every weight its own.
 
-    With it comes transformers' report of what was missing. options: of `loading_options`, and
-    what else from_pretrained takes. Raises InputError that calls the model `key`.
+    how and options: of `loading_options`, and what else from_pretrained takes. spare: a pattern of
+    weights that may be left over; head: of those of a score head. Raises InputError, also where a
+    weight is missing, does not fit or is left over.
     """
     import torch
 
-    options |= {"use_safetensors": True, "output_loading_info": True}
-    model, report = _loaded(kind.from_pretrained, key, source, **options)
+    options |= {
+        "config": how.config,
+        "use_safetensors": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # to name them, see the report
+    }
+    with _quiet():
+        model, said = _loaded(kind.from_pretrained, whence, **options)
+    report.check_report(said, whence.name, type(model).__name__, spare, head)
+    report.check_quantised(model, whence.name)
+    if getattr(model, "peft_config", None):
+        raise InputError(
+            f"{whence.name} is a LoRA adapter on a model, expected the model: merge it into the"
+            " weights first"
+        )
+    with _quiet():
+        model = stored.settle(model, how, options["dtype"], whence.where)
     if options["dtype"] == torch.float32:
         _keep_float32(model)
-    return model.eval().requires_grad_(False), report
+    return model.eval().requires_grad_(False)
 
 
-def _loaded(
-    load: Callable[..., Any], key: str, source: str, revision: str | None, **options: Any
-) -> Any:
-    """What a loader of transformers makes of a source. Raises InputError that calls it `key`."""
-    if revision:
-        options["revision"] = revision
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' table of what was not loaded, which is an error here anyway."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     try:
-        return load(located(source, key), **options)
-    except (OSError, ValueError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        if "trust_remote_code" in str(error):
-            raise InputError(
-                f"{key} {source!r} brings program code of its own, which is not run unless"
-                " model.trust_remote_code is true: set it only after reading that code"
-            ) from error
-        if isinstance(error, OSError):
-            raise InputError(
-                f"{key} {source!r}: no such embedded model, local folder or reachable hub id"
-                f" ({first})"
-            ) from error
-        raise InputError(f"{key} {source!r} cannot be loaded: {first}") from error
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+
+
+def _loaded(load: Callable[..., Any], whence: Source, **options: Any) -> Any:
+    """What a loader of transformers makes of a source. Raises InputError."""
+    if whence.revision:
+        options["revision"] = whence.revision
+    place = located(whence.source, whence.key)
+    if place == whence.source and not hub.within_reach():
+        options["local_files_only"] = True
+    return guarded(whence, lambda: load(place, **options))
+
+
+def guarded(whence: Source, load: Callable[[], Any]) -> Any:
+    """What `load` makes of a model; whatever it raises becomes one sentence, an InputError."""
+    try:
+        return load()
+    except InputError:
+        raise
+    # transformers, and the packages that it calls, raise whatever they like
+    except Exception as error:
+        raise InputError(_told(error, whence.name)) from error
+
+
+def _told(error: Exception, name: str) -> str:
+    """One sentence about a model that could not be loaded."""
+    first = stored.first_line(error)
+    if "trust_remote_code" in str(error):
+        return (
+            f"{name} brings program code of its own, which is not run unless"
+            " model.trust_remote_code is true: set it only after reading that code"
+        )
+    if isinstance(error, OSError):
+        return f"{name}: no such embedded model, local folder or reachable hub id ({first})"
+    return f"{name} cannot be loaded: {first}"
 
 
 def free_memory() -> None:
@@ -181,15 +342,25 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def pick_device(wanted: str) -> str:
-    """`auto` is a GPU where there is one. Raises InputError for a GPU that is not there."""
+    """`auto` is a CUDA GPU where there is one. Raises InputError for a GPU that is not there.
+
+    `mps` was never tried here, so `auto` does not take it.
+    """
     import torch
 
     if wanted == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "model.device: found 'cuda', but this machine shows no GPU: use 'auto' or 'cpu'"
+        )
+    if wanted == "mps" and not torch.backends.mps.is_available():
+        raise InputError(
+            "model.device: found 'mps', but this machine shows no GPU of Apple's: use 'auto' or"
+            " 'cpu'"
         )
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -210,7 +381,9 @@ def _keep_float32(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _check_attention(model: Model, device: str, dtype: torch.dtype, key: str, source: str) -> None:
+def _check_attention(
+    model: Model, device: str, dtype: torch.dtype, config: Any, source: str
+) -> None:
     """Raise InputError for an attention that cannot be used.
 
     It is not installed, does not run here, or would change what the model computes.
@@ -230,8 +403,6 @@ def _check_attention(model: Model, device: str, dtype: torch.dtype, key: str, so
                 " float16: use 'auto'"
             )
     if model.attention == "sdpa":
-        revision = model.revision if key == "model.source" else None
-        config = load_config(model, key, source, revision)
         if getattr(config.get_text_config(), "attn_logit_softcapping", None):
             raise InputError(
                 f"model.attention: found 'sdpa', which leaves out the soft-capping of {source!r}:"
@@ -256,7 +427,7 @@ def _dtype(name: str, device: str) -> torch.dtype:
     import torch
 
     if name == "auto":
-        name = {"cpu": "float32", "cuda": "bfloat16"}[device]
+        name = "bfloat16" if device == "cuda" else "float32"
     return getattr(torch, name)
 
 

@@ -11,7 +11,6 @@ kind that `reward.kind` names, and the labels say how far it is believed (module
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -20,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from shfcas_lib.base import dialogues
+from shfcas_lib.base import dialogues, progress
+from shfcas_lib.base.alignment import need
 from shfcas_lib.base.batches import by_length, pad_right
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.models import loading, templates
+from shfcas_lib.models import architecture, loading, templates, tokens, vocabulary
+from shfcas_lib.models.backbone import positions
 from shfcas_lib.params.schema import Classifier, Model, Params
 
 if TYPE_CHECKING:
@@ -31,15 +32,23 @@ if TYPE_CHECKING:
 
 # Score heads of published models under names that transformers does not know (safe-rlhf's reward
 # and cost models).
-_HEADS = {r"^score_head\.": "score."}
-_HEAD_NAMES = ("score", "classifier", "classification_head", "lm_head")
+HEADS = {r"^score_head\.": "score."}
+HEAD_NAMES = ("score", "classifier", "classification_head", "lm_head")
+# What may lie beside a score head unused: the language model's output layer, and the running mean
+# that safe-rlhf keeps in training.
+_HEAD = rf"^(?:{'|'.join(HEAD_NAMES[:3])})\."
+SPARE = r"^lm_head\.|^normalizer\."
 
 
 def scored(pool: pd.DataFrame, params: Params) -> pd.DataFrame:
-    """The pool with the published proxy's scores as column `proxy`.
+    """The pool with the proxy's scores as column `proxy`: a published model's, or the rewards that
+    came with the completions (column `reward`).
 
     It stays as it is where the proxy is trained here.
     """
+    if params.reward.proxy == "given":
+        need(pool, ["reward"], "reward.proxy given: the pool")
+        return pool.assign(proxy=pool["reward"])
     source = params.reward.published
     if not source:
         return pool
@@ -64,16 +73,17 @@ def try_out(params: Params) -> None:
         score_published(text, source, read, params.model, key)
 
 
-def readers(params: Params) -> Iterator[Callable[[str, int], templates.Refusal | None]]:
-    """For each published model of the run: why it cannot be given a prompt.
+def readers(params: Params) -> Iterator[_Reader]:
+    """For each published model of the run, what can be asked of it (`refusal`, `answer_refusal`).
 
-    What is returned takes a prompt and how many tokens its answer has. Tokenizer and
-    configuration are loaded, no weights.
+    Tokenizer and configuration are loaded, no weights.
     """
     for key, source, read in _named(params):
         tokenizer = loading.load_tokenizer(params.model, key, source, read.revision)
-        config = loading.load_config(params.model, key, source, read.revision)
-        yield _Reader(tokenizer, config, read, f"{key} {source!r}").refusal
+        skeleton = loading.load_skeleton(
+            "AutoModelForSequenceClassification", params.model, key, source, read.revision
+        )
+        yield _Reader.of(tokenizer, skeleton, read, params.model, f"{key} {source!r}")
 
 
 def _named(params: Params) -> list[tuple[str, str, Classifier]]:
@@ -98,7 +108,8 @@ def score_published(
     among them, for a completion that does not fit it, and for a score that is not finite.
     """
     tokenizer, model, column = load_classifier(source, read, backbone, key)
-    sequences = _sequences(table, _Reader(tokenizer, model.config, read, f"{key} {source!r}"))
+    reader = _Reader.of(tokenizer, model, read, backbone, f"{key} {source!r}")
+    sequences = _sequences(table, reader)
     scores = _scores(model, column, sequences, read.batch_size, f"scoring with {source}")
     # nothing that the caller does next has room for this model too
     del model
@@ -124,20 +135,19 @@ def _scores(
     sequence alone.
     """
     import torch
-    from tqdm import tqdm
 
     config = model.config.get_text_config()
     pad = config.pad_token_id
     scores = np.zeros(len(sequences))
     batches = by_length(sequences, batch_size)
-    for rows in tqdm(batches, desc=title, unit="batch", mininterval=1):
+    for rows in progress.over(batches, title, "batch"):
         batch = [sequences[k] for k in rows]
         if pad is None:
             config.pad_token_id = _unused(batch)
-        tokens, mask = pad_right(batch, config.pad_token_id, model.device)
+        ids, mask = pad_right(batch, config.pad_token_id, model.device)
         with torch.inference_mode():
-            logits = model(input_ids=tokens, attention_mask=mask).logits[:, column]
-            scores[rows] = logits.double().cpu().numpy()
+            logits = model(input_ids=ids, attention_mask=mask).logits[:, column]
+            scores[rows] = logits.cpu().double().numpy()
     return scores
 
 
@@ -153,24 +163,33 @@ def load_classifier(
     """Tokenizer, model and the number of the output that is the reward. Raises InputError."""
     from transformers import AutoModelForSequenceClassification
 
-    tokenizer = loading.load_tokenizer(backbone, key, source, read.revision)
-    options = loading.loading_options(backbone, key, source, skip=list(_HEAD_NAMES))
-    model, report = loading.load_weights(
+    model, whence = as_loaded(source, read, backbone, key)
+    config = loading.checked_config(model, whence)
+    architecture.check_classifier(config, whence.name, model.trust_remote_code)
+    options = loading.loading_options(model, config, whence, skip=list(HEAD_NAMES))
+    classifier = loading.load_weights(
         AutoModelForSequenceClassification,
-        key,
-        source,
-        revision=read.revision,
-        key_mapping=_HEADS,
+        whence,
+        spare=SPARE,
+        head=_HEAD,
+        key_mapping=HEADS,
         **options,
     )
-    mismatched = sorted(name for name, *_ in report["mismatched_keys"])
-    fresh = sorted(report["missing_keys"]) + mismatched
-    if fresh:
-        raise InputError(
-            f"{key} {source!r} has no trained score head ({fresh[0]} is not among its weights):"
-            " expected a reward model, a sequence classifier"
-        )
-    return tokenizer, model, _column(model.config, read.label, key, source)
+    tokenizer = loading.load_tokenizer(backbone, key, source, read.revision)
+    rows = classifier.get_input_embeddings().weight.shape[0]
+    vocabulary.check(tokenizer, rows, whence.name)
+    return tokenizer, classifier, _column(classifier.config, read.label, key, source)
+
+
+def as_loaded(
+    source: str, read: Classifier, backbone: Model, key: str
+) -> tuple[Model, loading.Source]:
+    """How a published model is loaded: as the backbone, but for a quantisation of its own."""
+    if read.quantisation is None:
+        return backbone, loading.Source(key, source, read.revision, "model.quantisation")
+    told = f"{key.partition('.')[0]}.model.quantisation"
+    model = backbone.model_copy(update={"quantisation": read.quantisation})
+    return model, loading.Source(key, source, read.revision, told)
 
 
 def _column(config: Any, label: int | str | None, key: str, source: str) -> int:
@@ -194,49 +213,44 @@ def _column(config: Any, label: int | str | None, key: str, source: str) -> int:
 
 @dataclass(frozen=True)
 class _Reader:
-    """How a published model is given a prompt and a completion. name: what messages call it."""
+    """How a published model is given a prompt and a completion.
 
-    tokenizer: PreTrainedTokenizerBase
-    config: Any
-    read: Classifier
+    longest: tokens that it reads at most. name: what messages call it.
+    """
+
+    shown: tokens.Shown
+    longest: int
     name: str
 
-    @property
-    def longest(self) -> int:
-        """Tokens that the model reads at most."""
-        return getattr(self.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    @classmethod
+    def of(
+        cls, tokenizer: Any, model: Any, read: Classifier, backbone: Model, name: str
+    ) -> _Reader:
+        """The reader of a loaded model, or of its skeleton without weights."""
+        style = templates.Style(day=templates.Style.of(backbone).day)
+        return cls(tokens.Shown(tokenizer, style, read.text), positions(model), name)
 
     def refusal(self, prompt: str, room: int) -> templates.Refusal | None:
         """What stands against a prompt; None where nothing does.
 
         It spells a turn marker of this model, or leaves no room for an answer of `room` tokens.
         """
-        spelt = self._guard.spelt(dialogues.messages(prompt))
+        spelt = self.shown.guard.spelt(dialogues.messages(prompt))
         if spelt:
             return templates.Refusal.spelling(f"holds the {spelt} of {self.name}")
-        length = len(self.ids(prompt, ""))
+        length = len(self.shown.ids(prompt, ""))
         if length + room <= self.longest:
             return None
         limit = f"with an answer of {room} tokens that is more than the {self.longest} that"
         return templates.Refusal.too_long(length, f"{limit} {self.name} reads")
 
-    def ids(self, prompt: str, completion: str) -> list[int]:
-        """Token ids of a completion with its prompt.
-
-        A control token that the completion spells is text.
-        """
-        completion = self._guard.broken(completion)
-        if self.read.text is None and self.tokenizer.chat_template is not None:
-            answer = {"role": "assistant", "content": completion}
-            return templates.chat_ids(self.tokenizer, [*dialogues.messages(prompt), answer])
-        parts = {"prompt": dialogues.plain(prompt), "completion": completion}
-        form = self.read.text or "{prompt}\n\n{completion}"
-        text = re.sub(r"\{(prompt|completion)\}", lambda place: parts[place[1]], form)
-        return self.tokenizer(text)["input_ids"]
-
-    @functools.cached_property
-    def _guard(self) -> templates.Guard:
-        return templates.Guard(self.tokenizer)
+    def answer_refusal(self, prompt: str, completion: str) -> templates.Refusal | None:
+        """What stands against an answer that is given to a prompt; None where nothing does."""
+        length = len(self.shown.ids(prompt, completion))
+        if length <= self.longest:
+            return None
+        limit = f"with its prompt that is more than the {self.longest} that {self.name} reads"
+        return templates.Refusal.too_long(length, limit)
 
 
 def _sequences(table: pd.DataFrame, reader: _Reader) -> list[list[int]]:
@@ -248,7 +262,7 @@ def _sequences(table: pd.DataFrame, reader: _Reader) -> list[list[int]]:
         refusal = reader.refusal(prompt, 0)
         if refusal:
             raise InputError(f"prompt {prompt[:60]!r} {refusal.told}")
-    sequences = [reader.ids(row.prompt, row.completion) for row in table.itertuples()]
+    sequences = [reader.shown.ids(row.prompt, row.completion) for row in table.itertuples()]
     names = zip(table["prompt_id"], table["index"], strict=True)
     for (prompt_id, index), sequence in zip(names, sequences, strict=True):
         if len(sequence) > reader.longest:

@@ -1,8 +1,10 @@
+from . import cells as cells
 from . import problems as problems
 from . import reading as reading
 from . import schema as schema
+from .cells import from_notebook as from_notebook
+from .reading import changed as changed
 from .reading import fingerprint as fingerprint
-from .reading import from_notebook as from_notebook
 from .reading import keys as keys
 from .reading import load as load
 from .reading import read_yaml as read_yaml

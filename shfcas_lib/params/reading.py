@@ -1,4 +1,4 @@
-"""Parameters from outside: a YAML file, or a notebook's cells, become one validated object.
+"""Parameters from outside: a YAML file, or any mapping, becomes one validated object.
 
     params = load("params/quickstart.yaml")
     params.sampling.n
@@ -9,10 +9,8 @@ was expected.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +23,6 @@ from shfcas_lib.base.errors import InputError
 from shfcas_lib.params import problems
 from shfcas_lib.params.schema import MECHANISMS, Block, Params
 
-_SAID = "_shfcas_parameters"  # in a notebook's namespace: cells that were read, what they set
 _LONGEST_FILE = 1 << 19  # characters; reading so many takes seconds
 
 
@@ -59,78 +56,6 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return values
 
 
-def from_notebook(namespace: dict[str, Any]) -> Params:
-    """Validate the variables that a notebook's parameter cells set.
-
-    Those are its own defaults, then what Papermill injected. The cells start with the word
-    `# Parameters`, which is how Papermill heads its own. Where Papermill injected a whole run
-    (it sets `run`), only that counts, so that `papermill -f mine.yaml` and `shfcas run
-    mine.yaml` mean the same. A name in them that is no parameter is an error here, where
-    Papermill alone would only warn. Where the kernel keeps no history of cells (nbval), the
-    variables of the parameters' names are taken as they are. Raises InputError as `validate`
-    does, and where the cell has not been run.
-    """
-    cells = _parameter_cells(namespace.get("In", []))
-    values = _said(cells, namespace)
-    if not cells:
-        values = {name: namespace[name] for name in Params.model_fields if name in namespace}
-    if not values:
-        raise InputError("the notebook's parameter cell has not been run: run it first")
-    return validate(values, "the notebook's parameters")
-
-
-def _parameter_cells(history: list[str]) -> list[str]:
-    """The sources of the cells that count: those of a whole run, where one was injected."""
-    cells = [source for source in history if source.startswith("# Parameters")]
-    injected = [source for source in cells if source.startswith("# Parameters\n")]
-    whole = [source for source in injected if re.search(r"^run = ", source, re.MULTILINE)]
-    return whole or cells
-
-
-def _said(cells: list[str], namespace: dict[str, Any]) -> dict[str, Any]:
-    """What the cells set, by name; kept in the namespace until one of them runs again.
-
-    What a cell computes is in the variables alone, which later cells use for something else.
-    """
-    ran, values = namespace.get(_SAID, ([], {}))
-    if ran != cells:
-        values = {}
-        for source in cells:
-            values |= _assigned(source, namespace)
-        namespace[_SAID] = cells, values
-    return values
-
-
-def _assigned(source: str, namespace: dict[str, Any]) -> dict[str, Any]:
-    """What one cell sets, by name."""
-    values = {}
-    for node in ast.parse(source).body:
-        targets: list[ast.expr]
-        if isinstance(node, ast.Assign):
-            targets = node.targets
-        elif isinstance(node, ast.AnnAssign):
-            targets = [node.target]
-        else:
-            continue
-        for target in targets:
-            if isinstance(target, ast.Name):
-                values[target.id] = _value(node.value, namespace.get(target.id))
-    return values
-
-
-def _value(node: ast.expr | None, otherwise: Any) -> Any:
-    """What a cell says, where it says it literally; else what the variable holds.
-
-    Later cells may use the same name for something else.
-    """
-    if node is None:  # a bare annotation sets nothing
-        return otherwise
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        return otherwise
-
-
 def validate(values: dict[str, Any], origin: str) -> Params:
     """Parameters from a mapping; `origin` is what an error calls it.
 
@@ -144,6 +69,17 @@ def validate(values: dict[str, Any], origin: str) -> Params:
         errors = sorted(error.errors(), key=lambda e: e["type"] == "missing")
         message = problems.sentence(errors[0], Params, MECHANISMS)
         raise InputError(f"{origin}: {message}") from error
+
+
+def changed(params: Params) -> dict[str, Any]:
+    """What a run says beyond the defaults, by name: every block is there, empty where it says
+    nothing. `validate` makes the same parameters of it."""
+    values = params.model_dump()
+    for name in values:
+        block = getattr(params, name)
+        if isinstance(block, BaseModel):
+            values[name] = block.model_dump(exclude_defaults=True)
+    return values
 
 
 def fingerprint(*parts: Any) -> str:

@@ -6,10 +6,11 @@ of a YAML file.
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Block(BaseModel):
@@ -20,9 +21,13 @@ class Block(BaseModel):
     )
 
 
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 Unit = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+Quantisation = Literal["nf4", "int8", "none", "as_stored"]
 
 
 class Model(Block):
@@ -30,14 +35,19 @@ class Model(Block):
         "smollm2-135m-instruct", description="embedded model, hub id, or local folder"
     )
     revision: str | None = Field(None, description="hub revision to pin")
-    quantisation: Literal["nf4", "int8", "none"] = Field(
-        "nf4", description="bitsandbytes quantisation of the backbone"
+    quantisation: Quantisation = Field(
+        "nf4",
+        description=(
+            "of the backbone: nf4, int8 by bitsandbytes; none; as_stored: as its files have it,"
+            " for a checkpoint that is quantised already"
+        ),
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="compute type; auto is float32 on a CPU and bfloat16 on a GPU"
+        "auto", description="compute type; auto is bfloat16 on a CUDA GPU, else float32"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto takes a GPU where there is one"
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto",
+        description="auto takes a CUDA GPU where there is one; mps, Apple's GPU, is untried",
     )
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto", description="attention kernel; auto: what transformers picks for the model"
@@ -55,6 +65,28 @@ class Model(Block):
     system_prompt: str = Field(
         "", description="system message before every prompt; empty: the model's own default"
     )
+    thinking: bool = Field(
+        False, description="may a model that can think before it answers do so in its completions?"
+    )
+    date: str | None = Field(
+        None,
+        description=(
+            "day that a chat template is told which writes today's date, as 2026-01-31; null: the"
+            " day on which the run begins, kept in its folder"
+        ),
+    )
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _is_a_day(cls, date: object) -> object:
+        # YAML reads a bare 2026-01-31 as a date
+        if isinstance(date, dt.date):
+            return date.isoformat()
+        if isinstance(date, str) and not _DAY.fullmatch(date):
+            raise ValueError("expected a day as 2026-01-31")
+        if isinstance(date, str):
+            dt.date.fromisoformat(date)
+        return date
 
 
 Recipe = Literal[
@@ -106,16 +138,14 @@ class Columns(Block):
     )
 
 
-class Rows(Block):
-    """Where rows come from and how their columns are read.
-
-    A recipe sets all of it for a published data set; keys given beside it win.
-    """
+class Place(Block):
+    """Where rows come from: a file of the user's, or a data set of a hub."""
 
     file: str | None = Field(
         None,
         description=(
-            "a file of yours (jsonl, jsonl.gz, parquet, csv), or a folder that save_to_disk wrote"
+            "a file of yours (jsonl, jsonl.gz, json, parquet, csv), or a folder that save_to_disk"
+            " wrote"
         ),
     )
     source: str | None = Field(
@@ -127,6 +157,29 @@ class Rows(Block):
     )
     split: str | None = Field(None, description="source, or a saved folder: its split; null: train")
     revision: str | None = Field(None, description="source: commit or tag to pin")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Place:
+        if self.file and self.source:
+            raise ValueError("file and source are both set: a data set comes from one of them")
+        keys = ("config", "data_dir", "revision")
+        beside = [key for key in keys if getattr(self, key) is not None]
+        if beside and not (self.source or getattr(self, "recipe", None)):
+            raise ValueError(f"{beside[0]} belongs to a source, and there is none")
+        return self
+
+    @property
+    def given(self) -> bool:
+        """Does the user bring data here?"""
+        return bool(self.file or self.source)
+
+
+class Rows(Place):
+    """Where rows come from and how their columns are read.
+
+    A recipe sets all of it for a published data set; keys given beside it win.
+    """
+
     recipe: Recipe | None = Field(
         None,
         description="a published data set that this library knows: where it is and how to read it",
@@ -139,16 +192,6 @@ class Rows(Block):
             " stop at the first, or drop; auto: drop with a recipe"
         ),
     )
-
-    @model_validator(mode="after")
-    def _one_place(self) -> Rows:
-        if self.file and self.source:
-            raise ValueError("file and source are both set: a data set comes from one of them")
-        keys = ("config", "data_dir", "revision")
-        beside = [key for key in keys if getattr(self, key) is not None]
-        if beside and not (self.source or self.recipe):
-            raise ValueError(f"{beside[0]} belongs to a source, and there is none")
-        return self
 
     @property
     def given(self) -> bool:
@@ -176,9 +219,83 @@ class Preferences(Rows):
             "how many pairs of your own to take, evenly over categories, by the seed; null: all"
         ),
     )
+    held_out: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.2,
+        description=(
+            "share of the prompts of your own pairs that do not train the proxy: their pairs say"
+            " how good it is. Where no prompts stand beside them, those of feedback and evaluation"
+            " prompts say it"
+        ),
+    )
     per_prompt: Count = Field(
         8, description="pairs drawn per training prompt when the preferences are built from samples"
     )
+
+
+class CompletionColumns(Block):
+    """What the columns of a table of completions are called. null: it has no such column.
+
+    Where `completion` holds a list, the row is a prompt, and the columns below it but category
+    and harmful hold lists of the same length.
+    """
+
+    prompt: str = Field("prompt", description="text or messages")
+    completion: str = Field("completion", description="text, messages, or a list of either")
+    index: str | None = Field(
+        "index", description="number of the completion among its prompt's; not there: by order"
+    )
+    logp: str | None = Field(
+        "logp", description="log-probability of the whole completion, a sum over its tokens"
+    )
+    token_logps: str | None = Field(
+        "token_logps", description="log-probabilities of its tokens, a list; logp is their sum"
+    )
+    reward: str | list[str] | None = Field(
+        "reward", description="a reward model's score; several columns are added up"
+    )
+    gold: str | None = Field("gold", description="a better reward, or a person's rating")
+    model: str | None = Field("model", description="who wrote the completion")
+    logp_of: str | None = Field("logp_of", description="whose log-probability logp is")
+    category: str | None = Field("category", description="what the prompt is about")
+    harmful: str | None = Field(
+        "harmful", description="true or false: should the request be declined?"
+    )
+
+
+class Completions(Place):
+    """Completions that are there already, instead of sampled ones."""
+
+    layout: Literal["auto", "table", "trl", "openai", "lm_eval", "alpaca_eval"] = Field(
+        "auto",
+        description=(
+            "table: columns as below; trl: completions_*.parquet; openai: responses with choices;"
+            " lm_eval: samples_*.jsonl; alpaca_eval: instruction, output; auto: by the first row"
+        ),
+    )
+    requests: str | None = Field(
+        None, description="openai: the file of requests that a batch answered, for its prompts"
+    )
+    columns: CompletionColumns = CompletionColumns()
+    logp: Literal["given", "backbone"] = Field(
+        "given",
+        description=(
+            "given: the table's, where it has any; backbone: computed by the run's model, as it is"
+            " where the table has none"
+        ),
+    )
+    logp_of: str | None = Field(
+        None, description="whose log-probability logp is; null: of the model that wrote the text"
+    )
+    bad_rows: Literal["stop", "drop"] = Field(
+        "stop",
+        description="rows that cannot be used: stop at the first, or drop and count them",
+    )
+
+    @model_validator(mode="after")
+    def _requests_of_a_batch(self) -> Completions:
+        if self.requests and self.layout not in ("auto", "openai"):
+            raise ValueError(f"requests belong to layout openai, found layout {self.layout}")
+        return self
 
 
 class Split(Block):
@@ -252,10 +369,13 @@ class Lora(Block):
 class Classifier(Block):
     """How a published reward model (sequence classification) is read.
 
-    Device, compute type and quantisation are the backbone's.
+    Device and compute type are the backbone's.
     """
 
     revision: str | None = Field(None, description="hub revision to pin")
+    quantisation: Quantisation | None = Field(
+        None, description="as model.quantisation, for this model; null: as the backbone"
+    )
     label: int | str | None = Field(
         None, description="which output, by number or name, where the model has several"
     )
@@ -286,11 +406,11 @@ class Reward(Block):
     kind: Literal["probe", "lora"] = Field(
         "probe", description="probe: linear head on pooled features; lora: LoRA + score head"
     )
-    proxy: Annotated[str, Field(pattern=r"^(trained|model:.+)$")] = Field(
+    proxy: Annotated[str, Field(pattern=r"^(trained|given|model:.+)$")] = Field(
         "trained",
         description=(
-            "trained: on the preferences, as kind says; model:ID: a published reward model, which"
-            " labels correct, as kind says"
+            "trained: on the preferences, as kind says; model:ID: a published reward model; given:"
+            " the column reward of completions; labels correct these two, as kind says"
         ),
     )
     model: Classifier = Classifier()
@@ -316,7 +436,13 @@ class Reward(Block):
             " takes grades as TRL's margin instead"
         ),
     )
-    learning_rate: Positive = Field(1.0e-4, description="lora: learning rate")
+    learning_rate: Positive | None = Field(
+        None,
+        description=(
+            "lora: learning rate; null: 1.0e-3 for up to 100 steps, 0.1 over their number for more,"
+            " 1.0e-4 from 1000 on"
+        ),
+    )
     epochs: Count = Field(2, description="lora: passes over the pairs")
     batch_size: Count = Field(8, description="lora: pairs per step")
     lora: Lora = Lora()
@@ -329,26 +455,31 @@ class Reward(Block):
     @property
     def published(self) -> str | None:
         """Hub id or folder of the published model that is the proxy, if one is."""
-        return None if self.proxy == "trained" else self.proxy.removeprefix("model:")
+        return self.proxy.removeprefix("model:") if self.proxy.startswith("model:") else None
+
+    @property
+    def fixed(self) -> bool:
+        """Is the proxy one that no preferences of this run trained?"""
+        return self.proxy != "trained"
 
 
 class Gold(Block):
     kind: str = Field(
         "task",
         description=(
-            "task (the task's own), relevance, safety, instructions, model:ID, your own"
-            " module:function, or none: nobody knows the truth"
+            "task (the task's own), relevance, safety, instructions, model:ID, given (the column"
+            " gold of completions), your own module:function, or none: nobody knows the truth"
         ),
     )
     model: Classifier = Classifier()
 
     @model_validator(mode="after")
     def _known(self) -> Gold:
-        kinds = r"task|relevance|safety|instructions|none|model:.+|[\w.]+:\w+"
+        kinds = r"task|relevance|safety|instructions|given|none|model:.+|[\w.]+:\w+"
         if not re.fullmatch(kinds, self.kind):
             raise ValueError(
                 f"gold.kind: found {self.kind!r}, expected task, relevance, safety, instructions,"
-                " model:ID, module:function or none"
+                " given, model:ID, module:function or none"
             )
         return self
 
@@ -653,6 +784,17 @@ class Training(Block):
         None,
         description="steps between checkpoints that a killed training goes on from; null: none",
     )
+    report_to: Literal["none", "tensorboard", "trackio", "wandb", "mlflow"] = Field(
+        "none", description="where trainings log to, through TRL; each needs its package"
+    )
+    watch_every: Count | None = Field(
+        None,
+        description=(
+            "steps between looks at a policy under training: answers to held-out prompts, agreement"
+            " with the labels, a warning where the reward rises and that falls (docs/training.md);"
+            " null: 10 where report_to names a log, else never"
+        ),
+    )
 
 
 RemedyName = Literal[
@@ -728,6 +870,7 @@ class Params(Block):
     prompts: Prompts = Prompts()
     split: Split = Split()
     sampling: Sampling = Sampling()
+    completions: Completions = Completions()
     preferences: Preferences = Preferences()
     bias: list[Mechanism] = Field(
         [], description="mechanisms that spoil the preferences, applied in this order"
@@ -740,6 +883,14 @@ class Params(Block):
     evaluation: Evaluation = Evaluation()
     sft: Sft = Sft()
     training: Training = Training()
+
+    @property
+    def ceiling(self) -> bool:
+        """Are there labels better than those that train the proxy, to show what they would give?
+        Gold's, or the user's own before bias was injected; with neither the ceiling would be the
+        proxy itself."""
+        spoilt = bool(self.bias) or self.reward.published is not None
+        return self.gold.known and (spoilt or not self.preferences.given)
 
     @model_validator(mode="after")
     def _nothing_needs_gold_where_there_is_none(self) -> Params:
@@ -755,7 +906,7 @@ class Params(Block):
             )
 
         # without gold nobody can compare samples, nor play the human of the replicates
-        if not self.preferences.given and not self.reward.published:
+        if not self.preferences.given and not self.reward.fixed:
             raise ValueError(
                 "the proxy would learn from samples that gold compares, but gold.kind is none: give"
                 " preferences of your own (preferences.file, source or recipe), or a published"
@@ -776,17 +927,17 @@ class Params(Block):
             raise ValueError(
                 f"strategy {sighted[0]} needs reward.kind probe, whose uncertainty it weighs"
             )
-        if self.reward.published and (sighted or self.bias or self.evaluation.replicates):
+        if self.reward.fixed and (sighted or self.bias or self.evaluation.replicates):
             raise ValueError(
-                "reward.proxy is a published model, which no preferences of this run trained: leave"
-                " bias empty, set evaluation.replicates to 0, and choose no strategy that weighs a"
-                " probe's uncertainty (targeted, uncertainty, bald, d_optimal)"
+                f"reward.proxy is {self._fixed_proxy}, which no preferences of this run trained:"
+                " leave bias empty, set evaluation.replicates to 0, and choose no strategy that"
+                " weighs a probe's uncertainty (targeted, uncertainty, bald, d_optimal)"
             )
         return self
 
     @model_validator(mode="after")
     def _remedies_of_a_probe_alone(self) -> Params:
-        trained_here = self.reward.kind == "probe" and not self.reward.published
+        trained_here = self.reward.kind == "probe" and not self.reward.fixed
         if self.evaluation.remedies and not trained_here:
             raise ValueError(
                 f"evaluation.remedies: {self.evaluation.remedies[0]} mends a probe that is trained"
@@ -794,16 +945,60 @@ class Params(Block):
             )
         return self
 
+    @property
+    def _fixed_proxy(self) -> str:
+        """What a proxy that is not trained here is called in messages."""
+        return "a published model" if self.reward.published else "a column of completions"
+
+    @model_validator(mode="after")
+    def _what_completions_need(self) -> Params:
+        given = [("reward.proxy", self.reward.proxy), ("gold.kind", self.gold.kind)]
+        columns = [key for key, value in given if value == "given"]
+        if not self.completions.given:
+            if columns:
+                raise ValueError(
+                    f"{columns[0]} given is a column of completions, and there are none: set"
+                    " completions.file or completions.source"
+                )
+            return self
+        if self.prompts.given:
+            raise ValueError(
+                "completions bring their own prompts: leave prompts.file, source and recipe out"
+            )
+        if self.policy.kind != "tilt":
+            self._refuse_training_on_completions(columns)
+        if self.reward.proxy == "given" and self.preferences.given:
+            raise ValueError(
+                "reward.proxy given has no rewards for the answers of preferences: leave"
+                " preferences out, or choose another proxy"
+            )
+        return self
+
+    def _refuse_training_on_completions(self, columns: list[str]) -> None:
+        """Raise ValueError where a trained policy writes what the table knows nothing of."""
+        if columns:
+            raise ValueError(
+                f"{columns[0]} given knows the table's completions alone, and policy.kind"
+                f" {self.policy.kind} writes others: set policy.kind to tilt"
+            )
+        if self.completions.logp == "given":
+            raise ValueError(
+                f"policy.kind {self.policy.kind} trains the run's own model, so that"
+                " log-probabilities must be that model's: set completions.logp to backbone, or"
+                " policy.kind to tilt"
+            )
+
     @model_validator(mode="after")
     def _published_proxy_in_its_place(self) -> Params:
-        if not self.reward.published:
+        if not self.reward.fixed:
             return self
         if self.policy.kind in ("rloo", "grpo"):
             raise ValueError(
                 f"policy.kind {self.policy.kind} needs a reward that is trained here: a published"
                 " proxy cannot score in the middle of a step"
             )
-        if self.reward.proxy == self.gold.kind and self.reward.model == self.gold.model:
+        same = self.reward.proxy == self.gold.kind and self.reward.model == self.gold.model
+        if same and self.reward.published:
             raise ValueError(
                 "reward.proxy and gold.kind name the same model: gold must be somebody other than"
                 " the proxy"
@@ -837,6 +1032,12 @@ class Params(Block):
                 f" policy.kind {self.policy.kind} with those of model.quantisation"
                 f" {self.model.quantisation}: set that to none, sampling.engine to backbone, or"
                 " policy.kind to tilt"
+            )
+        if self.model.quantisation == "as_stored" and self.sft.answers != "none":
+            raise ValueError(
+                "sft.answers chosen writes a fine-tuned copy without quantisation, so that"
+                " model.quantisation as_stored would not say how that is loaded: set it to nf4,"
+                " int8 or none"
             )
         return self
 

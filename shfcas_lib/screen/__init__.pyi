@@ -1,7 +1,9 @@
 from . import session as session
+from . import terminal as terminal
 from . import widget as widget
 from .session import Session as Session
 from .session import arranged as arranged
 from .widget import Screen as Screen
 from .widget import annotate as annotate
+from .widget import label as label
 from .widget import rate as rate

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import secrets
 import unicodedata
 from dataclasses import asdict, dataclass
@@ -21,7 +22,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
+from shfcas_lib.annotators.sheets import Sheet
 from shfcas_lib.base.dialogues import plain
+from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.randomness import rng
 from shfcas_lib.storage.labels import BETTER, MUCH_BETTER, SCALES, LabelStore, said
 
@@ -377,6 +380,33 @@ class Session:
             return None
         seconds = [min(latency, _LONGEST_LATENCY) for latency in self.latencies]
         return 60 / max(float(np.mean(seconds)), 0.1)
+
+
+def person_name(name: str | None) -> str:
+    """Who answers: the name, or else the environment variable SHFCAS_ANNOTATOR, or 'person'.
+
+    Raises InputError for a name that cannot be stored.
+    """
+    name = (name or os.environ.get("SHFCAS_ANNOTATOR") or "person").strip()
+    if not name or len(name) > 64 or not name.isprintable():
+        raise InputError(f"annotator {name!r}: expected a name of 1 to 64 printable characters")
+    return name
+
+
+def share_of_repeats(repeats: float) -> float:
+    """The share of questions that are put twice. Raises InputError for one outside [0, 1]."""
+    if not 0 <= repeats <= 1:
+        raise InputError(f"repeats: found {repeats}, expected a share between 0 and 1")
+    return repeats
+
+
+def session_of(sheet: Sheet, name: str | None = None, repeats: float = 0.1) -> Session:
+    """One person at the questions of a file (`annotators.sheets`). name, repeats: as for
+    `arranged`, with the defaults of `person_name`."""
+    person = person_name(name)
+    asked = arranged(sheet.asked, person, sheet.seed, share_of_repeats(repeats))
+    scale = "graded" if sheet.graded else "pair"
+    return Session(LabelStore(sheet.store), asked, sheet.completions, person, scale)
 
 
 def _stored(question: Question, word: str, graded: bool) -> str:

@@ -10,7 +10,6 @@ label store, so a killed kernel or a closed laptop costs nothing.
 
 from __future__ import annotations
 
-import os
 import secrets
 import sqlite3
 import threading
@@ -25,9 +24,16 @@ from shfcas_lib import loop, trust
 from shfcas_lib.analysis import stopping
 from shfcas_lib.annotators import exports
 from shfcas_lib.annotators.people import Person, Unanswered
+from shfcas_lib.annotators.sheets import Sheet, open_sheet
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.feedback import KEY, Annotator, answered_twice
-from shfcas_lib.screen.session import Session, arranged
+from shfcas_lib.screen.session import (
+    Session,
+    arranged,
+    person_name,
+    session_of,
+    share_of_repeats,
+)
 from shfcas_lib.storage import files, runs
 from shfcas_lib.storage.labels import SCALES, LabelStore
 
@@ -51,7 +57,7 @@ def annotate(
     person = getattr(annotator, "person", annotator)  # a mixed annotator has one beside the judge
     if not isinstance(person, Person):
         return None
-    return Screen(_Rounds(setting, annotator, stage, _name(name), _share(repeats)))
+    return Screen(_Rounds(setting, annotator, stage, person_name(name), share_of_repeats(repeats)))
 
 
 def rate(
@@ -73,23 +79,20 @@ def rate(
         raise InputError(f"scale {scale!r}: expected {', '.join(SCALES)}")
     rated = completions[["prompt_id", "index"]].rename(columns={"index": "i"})
     rated = rated.assign(strategy="rating", reason="")
-    person = _name(name)
+    person = person_name(name)
     store = LabelStore(path)
-    questions = arranged(rated, person, seed, _share(repeats))
+    questions = arranged(rated, person, seed, share_of_repeats(repeats))
     return Screen(_Ratings(Session(store, questions, completions, person, scale)))
 
 
-def _name(name: str | None) -> str:
-    name = (name or os.environ.get("SHFCAS_ANNOTATOR") or "person").strip()
-    if not name or len(name) > 64 or not name.isprintable():
-        raise InputError(f"annotator {name!r}: expected a name of 1 to 64 printable characters")
-    return name
+def label(path: str | Path, name: str | None = None, repeats: float = 0.1) -> Screen:
+    """The screen for the questions of a file that `shfcas choose` wrote.
 
-
-def _share(repeats: float) -> float:
-    if not 0 <= repeats <= 1:
-        raise InputError(f"repeats: found {repeats}, expected a share between 0 and 1")
-    return repeats
+    path: questions.csv or .json; answers go into the store beside it. name, repeats: as for
+    `annotate`. Raises InputError where there are no such questions.
+    """
+    sheet = open_sheet(Path(path))
+    return Screen(_Questions(sheet, session_of(sheet, name, repeats)))
 
 
 class Screen(anywidget.AnyWidget):
@@ -106,7 +109,7 @@ class Screen(anywidget.AnyWidget):
     view = traitlets.Dict().tag(sync=True)
     estimate = traitlets.Unicode().tag(sync=True)
 
-    def __init__(self, work: _Rounds | _Ratings):
+    def __init__(self, work: _Rounds | _Ratings | _Questions):
         super().__init__()
         self._work, self._lock = work, threading.RLock()
         self._estimated = -1
@@ -364,3 +367,35 @@ class _Ratings:
         with files.atomic(folder / "ratings.parquet") as target:
             self.session.store.ratings().to_parquet(target, index=False)
         return [exports.agreement(self.session.store)]
+
+
+class _Questions(_Ratings):
+    """The questions of a file: one session, and nothing to refine."""
+
+    thanks = "Everything is answered. Thank you."
+
+    def __init__(self, sheet: Sheet, session: Session):
+        super().__init__(session)
+        self.sheet = sheet
+
+    def facts(self) -> dict:
+        """What the head of the screen says."""
+        return {"title": "Which answer is better?", "where": self.sheet.path.name}
+
+    def ending(self, session: Session) -> dict:
+        """What to say where all is answered."""
+        return {
+            "lead": self.thanks,
+            "words": (
+                f"`shfcas answers {self.sheet.path.name}` makes preferences of the answers. You can"
+                " go back (p) and change one."
+            ),
+        }
+
+    def export(self, folder: Path | None, conversational: bool) -> list[pd.DataFrame]:
+        """Write labels and preferences into `folder`; returns the agreement table."""
+        if folder is None:
+            raise InputError("export of labels: name the folder to write to")
+        store = self.session.store
+        exports.export(store, self.sheet.completions, folder, conversational)
+        return [exports.agreement(store)]

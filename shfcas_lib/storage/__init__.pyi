@@ -2,6 +2,7 @@ from . import assets as assets
 from . import files as files
 from . import inputs as inputs
 from . import labels as labels
+from . import locks as locks
 from . import machine as machine
 from . import provenance as provenance
 from . import runs as runs

@@ -18,8 +18,9 @@ def of_run(params: Params) -> dict[str, str | None]:
     """
     checksums: dict[str, str | None] = dict(wheels(params))
     places = {params.feedback.file, params.model.source}
-    for block in (params.prompts, params.preferences):
+    for block in (params.prompts, params.preferences, params.completions):
         places |= {block.file, block.source}
+    places.add(params.completions.requests)
     for place in places:
         if place is None or place in checksums:
             continue
@@ -48,7 +49,8 @@ def _own_module(name: str) -> str | None:
 def wheels(params: Params) -> dict[str, str]:
     """The embedded assets that a run reads, with the sha256 of the wheel that each comes in."""
     names = {params.model.source}
-    if params.task == "safety" and not params.prompts.given:
+    own = params.prompts.given or params.completions.given
+    if params.task == "safety" and not own:
         names.add("do-not-answer")
     gold = params.gold.kind
     if gold == "relevance" or (gold == "task" and params.task == "helpfulness"):

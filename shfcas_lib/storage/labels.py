@@ -17,7 +17,7 @@ import math
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,9 @@ SCALES = {
 }
 RATINGS = (*SCALES["safety"], *SCALES["five"], "skip")
 UNDO = "undo"
+# names of who answers without being a person
+_MACHINES = ("gold", "replay")
+JUDGE = "judge:"
 _KEY = ["prompt_id", "i", "j"]
 _ANYTHING = object()  # not None: that says that there was no answer
 _WORDS = ", ".join(f"'{word}'" for word in dict.fromkeys((*ANSWERS, *RATINGS, UNDO)))
@@ -60,6 +63,9 @@ CREATE TABLE IF NOT EXISTS answers (
     retracts INTEGER REFERENCES answers (id),
     grade {_GRADE}
 )"""  # j is NULL where a single completion was rated, grade where nobody was asked for one
+# Other names of people who came under several, as a number and a mail address.
+_PEOPLE = "CREATE TABLE IF NOT EXISTS people (alias TEXT PRIMARY KEY, name TEXT NOT NULL)"
+_WHO = "coalesce((SELECT name FROM people WHERE alias = annotator), annotator)"
 # else every answer reads all earlier ones
 _INDICES = (
     "CREATE INDEX IF NOT EXISTS questions ON answers (prompt_id, i, j, annotator, repeat)",
@@ -71,11 +77,15 @@ _NOT_TAKEN_BACK = (
 # The latest answer of each person to each question, without what was taken back.
 _STANDING = (
     f"SELECT * FROM answers WHERE id IN (SELECT max(id) FROM answers WHERE {_NOT_TAKEN_BACK}"
-    " GROUP BY prompt_id, i, j, annotator, repeat)"
+    f" GROUP BY prompt_id, i, j, {_WHO}, repeat)"
 )
 _STANDING_ID = (
     "SELECT max(id) FROM answers WHERE prompt_id = ? AND i = ? AND j IS ? AND annotator = ?"
     f" AND repeat = ? AND {_NOT_TAKEN_BACK}"
+)
+_BY_PEOPLE = (
+    "SELECT count(*) FROM answers WHERE annotator NOT IN (?, ?) AND annotator NOT LIKE ?"
+    f" AND {_NOT_TAKEN_BACK}"
 )
 _COMPARISONS = f"({_STANDING}) WHERE j IS NOT NULL AND repeat = 0"
 
@@ -83,7 +93,8 @@ _COMPARISONS = f"({_STANDING}) WHERE j IS NOT NULL AND repeat = 0"
 class LabelStore:
     """Append-only answers in one SQLite file.
 
-    Several processes and threads may write at once; none loses a row.
+    path: the file, made where there is none. Several processes and threads may write at once;
+    none loses a row. Raises InputError for a file that is no store of labels.
     """
 
     def __init__(self, path: Path):
@@ -91,7 +102,7 @@ class LabelStore:
         # a screen's messages may arrive on another thread than the cell that made it
         self._lock = threading.RLock()
         try:
-            self.connection = open_store(path, _SCHEMA, *_INDICES)
+            self.connection = open_store(path, _SCHEMA, _PEOPLE, *_INDICES)
             add_column(self.connection, "answers", "grade", _GRADE)
         except (sqlite3.Error, OSError) as error:
             raise InputError(f"label store {path}: {error}") from error
@@ -146,6 +157,50 @@ class LabelStore:
         with self._transaction():
             for comparison, answer, annotator, shown_left in answers:
                 self._insert(comparison, answer, annotator, shown_left=shown_left)
+
+    def adopt(self, other: LabelStore, comparisons: pd.DataFrame) -> int:
+        """Copy what people answered in another store about these comparisons, all or nothing.
+
+        comparisons: prompt_id, i, j, strategy, reason; the completions must be the same in both.
+        What somebody has answered here stays; repeats, and answers that no person gave, are left
+        there. Returns how many answers were copied.
+        """
+        theirs = other.by_annotator()
+        theirs = theirs[theirs["j"].notna() & ~theirs["repeat"] & by_people(theirs["annotator"])]
+        known = set(map(tuple, self.by_annotator()[[*_KEY, "annotator"]].to_numpy().tolist()))
+        asked = {tuple(row[name] for name in _KEY): row for row in comparisons.to_dict("records")}
+        new = []
+        for row in theirs.to_dict("records"):
+            key = (row["prompt_id"], row["i"], int(row["j"]))
+            if key in asked and (*key, row["annotator"]) not in known:
+                new.append((asked[key], row))
+        with self._transaction():
+            for comparison, row in new:
+                self._insert(
+                    comparison,
+                    said(row["answer"], row.get("grade")),
+                    row["annotator"],
+                    shown_left=None if pd.isna(row["shown_left"]) else row["shown_left"],
+                    latency=row["latency"],
+                    note=row["note"],
+                    when=row["time"],
+                )
+        return len(new)
+
+    def same_person(self, name: str, aliases: Iterable[str]) -> None:
+        """From now on, answers under these other names are those of `name`, earlier ones too."""
+        with self._transaction():
+            for alias in aliases:
+                self.connection.execute(
+                    "INSERT OR REPLACE INTO people VALUES (?, ?)", (alias, name)
+                )
+
+    def people(self) -> dict[str, str]:
+        """Every name that an answer came under, and whose name it is."""
+        with self._lock:
+            names = self.connection.execute("SELECT DISTINCT annotator FROM answers").fetchall()
+            aliases = self.connection.execute("SELECT alias, name FROM people").fetchall()
+        return {name: name for (name,) in names} | dict(aliases)
 
     def retract(self, row: int) -> None:
         """Take the answer in row `row` back, by a row of its own.
@@ -205,8 +260,9 @@ class LabelStore:
         note: str = "",
         repeat: bool = False,
         retracts: int | None = None,
+        when: float | None = None,
     ) -> int | None:
-        """Write one row; its id."""
+        """Write one row; its id. when: it was given; None: now."""
         # positions come as numpy integers, which SQLite would store as bytes
         prompt_id, i, j = _question(comparison)
         answer, grade = GRADED.get(answer, (answer, None))
@@ -216,7 +272,7 @@ class LabelStore:
             "j": j,
             "answer": answer,
             "annotator": annotator,
-            "time": time.time(),
+            "time": time.time() if when is None else when,
             "strategy": comparison["strategy"],
             "reason": comparison["reason"],
             "shown_left": None if shown_left is None else int(shown_left),
@@ -307,7 +363,9 @@ class LabelStore:
 
     def _read(self, query: str) -> pd.DataFrame:
         with self._lock:
-            return pd.read_sql_query(query, self.connection)
+            table = pd.read_sql_query(query, self.connection)
+            aliases = dict(self.connection.execute("SELECT alias, name FROM people").fetchall())
+        return table.replace({"annotator": aliases}) if aliases else table
 
     def close(self) -> None:
         """Close the file."""
@@ -319,6 +377,30 @@ class LabelStore:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def by_people(annotators: pd.Series) -> pd.Series:
+    """Which of these names of annotators are people's."""
+    return ~annotators.isin(_MACHINES) & ~annotators.str.startswith(JUDGE)
+
+
+def answers_of_people(run: Path) -> int:
+    """How many answers of people the label stores of a run folder hold.
+
+    Reads alone: a store that is in use, or of an older version, stays as it is. One that cannot
+    be read counts as one answer: nobody knows what is in it.
+    """
+    count = 0
+    for path in run.glob("03_feedback/*/labels.sqlite"):
+        try:
+            with contextlib.closing(
+                sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+            ) as store:
+                (found,) = store.execute(_BY_PEOPLE, (*_MACHINES, f"{JUDGE}%")).fetchone()
+        except sqlite3.Error:
+            found = 1
+        count += found
+    return count
 
 
 def _question(comparison: Mapping) -> tuple[str, int, int | None]:

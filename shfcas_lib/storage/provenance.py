@@ -42,7 +42,7 @@ class Trace:
     """
 
     path: Path
-    kind: str  # run or sweep
+    kind: str  # run, sweep, or make: a target of the Makefile
     name: str
     made: str
     definition: dict | None
@@ -122,6 +122,8 @@ def commands(origin: Trace) -> list[str]:
     revision = commits[0].partition("+")[0] if commits else None
     if revision:
         lines.append(f"git checkout {revision}")
+    if origin.kind == "make":
+        return [*lines[1:], f"make {origin.name}"]
     folder = f"again/{origin.name}" if origin.kind == "run" else f"again/sweeps/{origin.name}"
     again = f"SHFCAS_RUNS=again python -m shfcas_lib {origin.kind} again.yaml"
     lines.append(f"{again}      # then {folder}/{origin.made}")

@@ -10,6 +10,7 @@ never a mix.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import functools
 import json
 import os
@@ -24,10 +25,12 @@ import pandas as pd
 from shfcas_lib.base import processes
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.places import content_hash, runs_dir
+from shfcas_lib.params import reading
 from shfcas_lib.params.reading import fingerprint
 from shfcas_lib.params.schema import Params
 from shfcas_lib.storage.files import TEMPORARY, atomic, clear, locked, scratch, write_json, writing
 from shfcas_lib.storage.inputs import of_run
+from shfcas_lib.storage.labels import answers_of_people
 from shfcas_lib.storage.machine import commit, description, device, versions
 
 
@@ -46,6 +49,7 @@ _COMMON = (
     "prompts",
     "split",
     "sampling",
+    "completions",
     "preferences",
     "bias",
     "gold",
@@ -59,6 +63,8 @@ STAGES = {
     "03_feedback": (*_COMMON, "selection", "feedback", "policy"),
     "04_evaluation": (*_COMMON, "selection", "feedback", "policy", "evaluation"),
 }
+# A look at the user's own pairs that belongs to no notebook of a run.
+_BESIDE = {"audit": ("seed", "model", "prompts", "preferences")}
 # How the judge is reached and when it stops: free to change between two attempts at the same run,
 # unlike what it is asked.
 _JUDGE_LIMITS = (
@@ -71,9 +77,9 @@ _JUDGE_LIMITS = (
     "price_in",
     "price_out",
 )
-# What decides how much memory and time a training takes, and not what comes out: free to change
-# as well.
-_TRAINING_LIMITS = ("gradient_checkpointing", "checkpoint_every")
+# What decides how much memory and time a training takes and what is logged, not what comes out:
+# free to change as well.
+_TRAINING_LIMITS = ("gradient_checkpointing", "checkpoint_every", "report_to", "watch_every")
 # a completion's dollar signs are no formula where a notebook shows a table
 pd.set_option("display.html.use_mathjax", False)
 
@@ -83,11 +89,47 @@ def open_run(params: Params) -> Run:
     return Run(params, runs_dir() / params.run)
 
 
+def find_run(named: str) -> Run:
+    """The run that a person names: by its parameter file, its folder, or its name among the runs.
+
+    Raises InputError where there is none.
+    """
+    path = Path(named).expanduser()
+    if path.is_file():
+        return open_run(reading.load(path))
+    for folder in (path, runs_dir() / named):
+        record = folder / "run.json"
+        if record.is_file():
+            params = reading.validate(json.loads(record.read_text())["parameters"], str(record))
+            return Run(params, folder)
+    there = sorted(record.parent.name for record in runs_dir().glob("*/run.json"))
+    raise InputError(
+        f"{named!r} is no parameter file, run folder or name of a run (runs in {runs_dir()}:"
+        f" {', '.join(there[:20]) or 'none'})"
+    )
+
+
 class Run:
     """One run folder."""
 
     def __init__(self, params: Params, folder: Path):
-        self.params, self.folder = params, folder
+        self.folder = folder
+        self._day_is_given = params.model.date is not None
+        self.params = params
+        self._keep_day(params.model.date or self._recorded_day() or dt.date.today().isoformat())
+
+    def _keep_day(self, day: str) -> None:
+        """The day that chat templates are told in this run."""
+        model = self.params.model.model_copy(update={"date": day})
+        self.params = self.params.model_copy(update={"model": model})
+
+    def _recorded_day(self) -> str | None:
+        """The day that the first stage of the run recorded."""
+        for name in STAGES:
+            path = self.folder / name / "parameters.json"
+            if path.exists():
+                return json.loads(path.read_text()).get("day")
+        return None
 
     def stage(self, name: str) -> Stage:
         """Open stage `name`, and clear what killed processes left in the run folder.
@@ -98,7 +140,11 @@ class Run:
         folder = self.folder / name
         if not self.belongs(name):
             needed = self._needed(name)
-            facts = {"fingerprint": fingerprint(needed), "parameters": needed}
+            facts = {
+                "fingerprint": fingerprint(needed),
+                "parameters": needed,
+                "day": self.params.model.date,
+            }
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 # of two runs that come with other parameters at the same moment, one is refused
@@ -122,10 +168,29 @@ class Run:
         if before["fingerprint"] != fingerprint(needed):
             raise InputError(
                 f"{path.parent} was made with other parameters"
-                f" ({_difference(before['parameters'], needed)}): give this run another name, or"
-                " delete that folder"
+                f" ({_difference(before['parameters'], needed)}): {self._way_out()}"
             )
+        day = before.get("day", self.params.model.date)
+        if day != self.params.model.date and self._day_is_given:
+            raise InputError(
+                f"{path.parent} was made with model.date {day}, now it is"
+                f" {self.params.model.date}: give this run another name, or leave model.date out"
+            )
+        self._keep_day(day)
         return True
+
+    def _way_out(self) -> str:
+        """What to do where the folder belongs to other parameters. What people answered, and what
+        a judge was paid for, is never advised away."""
+        answers = answers_of_people(self.folder)
+        if answers:
+            return (
+                f"give this run another name, and `shfcas import PARAMS {self.folder}` brings the"
+                f" {answers} answers along that people gave there"
+            )
+        if any(self.folder.glob("03_feedback/judge.sqlite*")):
+            return f"give this run another name: {self.folder} keeps what a judge was paid for"
+        return "give this run another name, or delete that folder"
 
     def finished(self, name: str) -> bool:
         """Did the notebook of stage `name` reach its end with these parameters?"""
@@ -142,9 +207,12 @@ class Run:
         if (self.folder / name).exists():
             return False
         mine = fingerprint(self._needed(name))
+        # a run that has begun stays with its day
+        fixed = self._day_is_given or self._recorded_day() is not None
         for path in sorted(self.folder.parent.glob(f"*/{name}/parameters.json")):
-            source = path.parent
-            same = json.loads(path.read_text())["fingerprint"] == mine
+            source, facts = path.parent, json.loads(path.read_text())
+            same_day = not fixed or facts.get("day") == self.params.model.date
+            same = facts["fingerprint"] == mine and same_day
             if same and (source / "metrics.json").exists():
                 self._copy(source, name)
                 return self.finished(name)
@@ -165,13 +233,17 @@ class Run:
             del everything["feedback"]["judge"][key]
         for key in _TRAINING_LIMITS:
             del everything["training"][key]
-        needed = {key: everything[key] for key in STAGES[name]}
+        del everything["model"]["date"]  # most templates write none; `belongs` compares it
+        needed = {key: everything[key] for key in (STAGES | _BESIDE)[name]}
 
         # data that was edited makes another run, though its name is the same
-        for block in ("prompts", "preferences"):
+        for block in ("prompts", "preferences", "completions"):
             digest = content_hash(needed[block]["file"] or needed[block]["source"])
             if digest:
                 needed[block] = needed[block] | {"sha256": digest}
+        requests = content_hash(needed["completions"]["requests"])
+        if requests:
+            needed["completions"] |= {"requests_sha256": requests}
         return needed
 
     def require(self, stage: str, name: str) -> pd.DataFrame:
@@ -184,7 +256,7 @@ class Run:
             raise InputError(
                 f"{path} is missing: run notebook {stage[:2]} with the same parameters first"
             )
-        return pd.read_parquet(path)
+        return read_table(path)
 
     @functools.cached_property
     def inputs(self) -> dict[str, str | None]:
@@ -237,7 +309,7 @@ class Stage:
         path = self.folder / f"{name}.parquet"
         if not processes.agreed(path.exists()):
             self._write(path, make())
-        return pd.read_parquet(path)
+        return read_table(path)
 
     def table_or_none(
         self, name: str, make: Callable[[], pd.DataFrame | None]
@@ -249,7 +321,7 @@ class Stage:
             if table is None:
                 return None
             self._write(path, table)
-        return pd.read_parquet(path)
+        return read_table(path)
 
     def _write(self, path: Path, table: pd.DataFrame) -> None:
         if processes.is_main():
@@ -305,6 +377,19 @@ class Memory:
     def reward(self, make: Callable[[], R], read: Callable[[Path], R | None]) -> R:
         """What `make` returns."""
         return make()
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table of a run folder. Raises InputError for one that is damaged."""
+    try:
+        return pd.read_parquet(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # pyarrow raises errors of its own
+        raise InputError(
+            f"{path} cannot be read ({' '.join(str(error).split())[:200]}), as if it was cut off or"
+            " changed: move it away, and the same command makes it again"
+        ) from error
 
 
 def _difference(before: dict, now: dict, prefix: str = "") -> str:

@@ -6,21 +6,66 @@ import sqlite3
 import time
 from pathlib import Path
 
+from shfcas_lib.storage import locks
+
+MEMORY = ":memory:"  # sqlite's name for a store that dies with its connection
+_NO_LOCKS = ("SQLITE_IOERR_LOCK", "SQLITE_IOERR_SHM", "SQLITE_PROTOCOL")
+
 
 def open_store(path: Path, *schema: str) -> sqlite3.Connection:
     """The connection to an append-only store, whose folder and tables are made where missing.
 
     schema: statements that may be run again. What was committed survives a power cut, not only
     a crash. The connection may be used from several threads, one at a time: the caller's lock
-    serialises them. Raises sqlite3.Error and OSError.
+    serialises them. The path MEMORY is a store of its own, never written. Where the file system
+    knows no locks and the user said that one program writes, the journal is one that needs none.
+    Raises sqlite3.Error, OSError, and InputError where locks are missing.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-    write_ahead(connection)
+    if str(path) == MEMORY:
+        connection = _connect(MEMORY)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        locks.need(path.parent)
+        vfs = "" if locks.wanted() else "?vfs=unix-none"
+        connection = _connect(f"{path.absolute().as_uri()}{vfs}")
+        if locks.wanted():
+            _share(connection, path)
+        else:
+            _own(connection)
     connection.execute("PRAGMA synchronous=FULL")
     for statement in schema:
         connection.execute(statement)
     return connection
+
+
+def _connect(name: str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        name,
+        uri=name != MEMORY,
+        timeout=60,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+
+
+def _share(connection: sqlite3.Connection, path: Path) -> None:
+    """Write ahead, so that several processes may write. That needs locks and memory that they
+    share, which a file system may lack even where a file can be locked."""
+    try:
+        write_ahead(connection)
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorname.startswith(_NO_LOCKS):
+            raise locks.missing(path.parent) from error
+        raise
+
+
+def _own(connection: sqlite3.Connection) -> None:
+    """The journal that needs no locks. A file that was left in the other mode is brought back by
+    the one process that there is."""
+    connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+    connection.execute("PRAGMA journal_mode=DELETE")
+    connection.execute("PRAGMA locking_mode=NORMAL")
+    connection.execute("SELECT count(*) FROM sqlite_master")
 
 
 def add_column(connection: sqlite3.Connection, table: str, name: str, kind: str) -> None:

@@ -15,9 +15,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from shfcas_lib.base import places
-from shfcas_lib.base.errors import InputError
-from shfcas_lib.experiment.notebooks import RUN
+from shfcas_lib.experiment.notebooks import RUN, located
 
 LIBRARY = __name__.partition(".")[0]
 NOTEBOOKS = {
@@ -44,7 +42,7 @@ def code_of(notebooks: tuple[str, ...]) -> dict[str, str]:
     """
     digests, used = {}, set()
     for name in notebooks:
-        source = "\n".join(_cells(places.home() / "notebooks" / f"{name}.ipynb"))
+        source = "\n".join(_cells(located(name)))
         digests[f"{name}.ipynb"] = hashlib.sha256(source.encode()).hexdigest()[:12]
         used |= modules_of(source)
     reached = used.union(_RUNNERS, *(_graph().find_upstream_modules(module) for module in used))
@@ -147,10 +145,6 @@ def _file(module: str) -> Path:
 @functools.cache
 def _cells(notebook: Path) -> tuple[str, ...]:
     """The code cells; IPython's magics are left out."""
-    if not notebook.is_file():
-        raise InputError(
-            f"notebook {notebook} does not exist: run this command inside the project folder"
-        )
     cells = json.loads(notebook.read_text())["cells"]
     return tuple(_code(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 

@@ -13,13 +13,15 @@ import sys
 import time
 from pathlib import Path
 
-from shfcas_lib.base import places, processes
+from shfcas_lib.base import extras, places, processes
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.params import reading
-from shfcas_lib.storage import files
+from shfcas_lib.storage import files, locks
 from shfcas_lib.sweeps import jobs
 from shfcas_lib.sweeps.plan import SweepPlan
 from shfcas_lib.sweeps.slurm import CLUSTER_CORES, cancel_orphans, is_slurm, job_name, ran_on_slurm
+
+_CONFIG, _LOG = "snakemake.json", "snakemake.log"  # in the sweep's folder
 
 
 def drive(
@@ -34,7 +36,7 @@ def drive(
     Returns 0, or 1 where a job failed (the others go on). Raises InputError where another driver
     is at work.
     """
-    _need_snakemake()
+    extras.need("sweep", what="a sweep")
     missing = _reasons(plan)
     print(
         f"sweep {plan.name}: {len(plan.points)} points, {len(plan.jobs)} jobs, {len(missing)} to"
@@ -45,10 +47,12 @@ def drive(
             print(f"  {place:<60} {why}")
         return 0
     plan.folder.mkdir(parents=True, exist_ok=True)
+    locks.need(plan.folder)
     with open(plan.folder / ".lock", "w") as lock:
         # the lock is free again when this process ends, however it ends
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if locks.wanted():
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
                 f"another driver is already running this sweep in {plan.folder}: wait for it, or"
@@ -165,13 +169,21 @@ def _snakemake(
 ) -> list[str]:
     """Run Snakemake below this process, one line per finished job; returns the jobs that failed."""
     command = _command(plan, cores, gpus, at_once, profile)
+    config = {"python": sys.executable, "cores": cores // at_once, "gpus": gpus}
+    files.write_json(plan.folder / _CONFIG, config)
     environment = os.environ | {
         "SHFCAS_RUNS": str(places.runs_dir().resolve()),
         "SHFCAS_HOME": str(places.home().resolve()),
     }
-    with open(plan.folder / "snakemake.log", "a") as log:
+    with open(plan.folder / _LOG, "a") as log:
+        said = log.tell()
         process = subprocess.Popen(
-            command, stdout=log, stderr=log, env=environment, preexec_fn=processes.die_with_parent
+            command,
+            cwd=plan.folder,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            preexec_fn=processes.die_with_parent,
         )
         try:
             failed = _watch(plan, list(missing), process, cores, at_once)
@@ -179,23 +191,33 @@ def _snakemake(
             process.kill()
             raise
     if process.returncode and not failed:
+        why = _last_words(plan.folder / _LOG, said)
         raise InputError(
-            f"Snakemake stopped with status {process.returncode}: {plan.folder / 'snakemake.log'}"
-            " says why"
+            f"Snakemake stopped with status {process.returncode}: {why} (all that it said is in"
+            f" {plan.folder / _LOG})"
         )
     return failed
+
+
+def _last_words(log: Path, start: int) -> str:
+    """The last lines of a log from byte `start` on, in one; tracebacks end with what matters."""
+    with open(log, "rb") as file:
+        file.seek(start)
+        lines = file.read().decode(errors="replace").split("\n")
+    return " | ".join([line.strip() for line in lines if line.strip()][-3:]) or "it said nothing"
 
 
 def _command(
     plan: SweepPlan, cores: int, gpus: int, at_once: int, profile: Path | None
 ) -> list[str]:
-    """The command line of Snakemake."""
+    """The command line of Snakemake, below the sweep's folder.
+
+    No path of the user's stands in it: Snakemake reads `#`, `:` and quotes in them as its own.
+    """
     command = [sys.executable, "-m", "snakemake"]
     command += ["--snakefile", str(Path(__file__).parent / "Snakefile")]
-    command += ["--directory", str(plan.folder), "--nolock", "--rerun-incomplete"]
-    command += ["--rerun-triggers", "params", "--keep-going", "--quiet", "all"]
-    command += ["--config", f"plan={plan.folder / 'plan.json'}", f"python={sys.executable}"]
-    command += [f"cores={cores // at_once}", f"gpus={gpus}"]
+    command += ["--nolock", "--rerun-incomplete", "--rerun-triggers", "params", "--keep-going"]
+    command += ["--quiet", "all", "--configfile", _CONFIG]
     if profile is None:
         resources = [f"backbone={at_once}", f"gpu={gpus}"]
         return [*command, "--cores", str(cores), "--resources", *resources]
@@ -279,13 +301,3 @@ def _gpus() -> int:
     No import of torch for it.
     """
     return int(Path("/proc/driver/nvidia/version").exists())
-
-
-def _need_snakemake() -> None:
-    import importlib.util
-
-    if importlib.util.find_spec("snakemake") is None:
-        raise InputError(
-            "sweeps run on Snakemake, which is an extra: python -m pip install --constraint"
-            " requirements.lock --editable '.[sweep]'"
-        )

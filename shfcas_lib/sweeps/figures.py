@@ -47,7 +47,7 @@ def gain_by_budget(table: pd.DataFrame, note: str = ""):
     axes.set(
         title="What a label buys",
         xlabel="labels",
-        ylabel="gold reward gained over the biased proxy",
+        ylabel="gold reward gained over the proxy",
         xticks=sorted(table["budget"].unique()),
     )
     axes.margins(x=0.02)
@@ -180,7 +180,7 @@ def category_gains(table: pd.DataFrame):
     axes.set(
         yticks=range(len(categories)),
         yticklabels=[short(c) for c in categories],
-        xlabel="gold reward gained over the biased proxy",
+        xlabel="gold reward gained over the proxy",
         title="Where the labels help",
     )
     axes.set_ylim(len(categories) - 0.5, -0.5)

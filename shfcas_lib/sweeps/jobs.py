@@ -80,7 +80,7 @@ def execute_job(folder: Path) -> bool:
     values = {"job": str(folder)}
     if job["kind"] == "run":
         os.environ["SHFCAS_RUNS"] = str(folder)
-        values = job["params"]
+        values = reading.changed(reading.validate(job["params"], str(folder / "job.json")))
         values["run"] = "run"
 
     # either file says that the job has ended; which one says how

@@ -225,7 +225,7 @@ def _add_point(
     simulated = reward.kind == "probe" and reward.proxy == "trained"
     simulated = simulated and params.feedback.kind == "gold"
     trained = params.policy.kind != "tilt"
-    if not simulated or (trained and given):
+    if params.completions.given or not simulated or (trained and given):
         return _add(made, "run", label, params, {})
     if given or not (trained or params.evaluation.replicates):
         raise InputError(
@@ -324,9 +324,9 @@ def _inputs(params: Params, kind: str) -> dict[str, str]:
 
 
 def _files(params: Params, kind: str) -> set[str]:
-    """The files of prompts, preferences and answers that a job reads."""
-    named = []
-    for block in (params.prompts, params.preferences):
+    """The files of prompts, preferences, completions and answers that a job reads."""
+    named = [params.completions.requests]
+    for block in (params.prompts, params.preferences, params.completions):
         named += [block.file, block.source]
     if kind in ("point", "policies", "run"):
         named.append(params.feedback.file)

@@ -12,6 +12,7 @@ import re
 import numpy as np
 import pandas as pd
 
+from shfcas_lib.base import progress
 from shfcas_lib.base.batches import by_length
 from shfcas_lib.base.dialogues import plain
 from shfcas_lib.storage import assets
@@ -46,12 +47,10 @@ class Relevance:
     def embed(self, texts: list[str], batch: int = 64) -> np.ndarray:
         """Unit sentence embeddings, texts x 384: mean over tokens, as the model was trained."""
         import torch
-        from tqdm import tqdm
 
         out = np.zeros((len(texts), self.model.config.hidden_size))
         batches = by_length(texts, batch)
-        quiet = len(texts) < 500
-        for rows in tqdm(batches, desc="embedding", unit="batch", disable=quiet, mininterval=1):
+        for rows in progress.over(batches, "embedding", "batch"):
             tokens = self.tokenizer(
                 [texts[k] for k in rows],
                 padding=True,

@@ -117,6 +117,20 @@ def attached(rows: list[Fact]) -> list[Fact]:
     return requests
 
 
+def constraint(prompt: str) -> tuple[str, dict]:
+    """Kind and arguments of the constraint at a prompt's end.
+
+    Raises InputError for a prompt that ends in no known constraint.
+    """
+    wording = prompt.rpartition("\n\n")[2]
+    if wording not in CONSTRAINTS:
+        raise InputError(
+            f"gold instructions: prompt {prompt[:60]!r} ends in no constraint that can be checked"
+            " (instructions.CONSTRAINTS)"
+        )
+    return CONSTRAINTS[wording]
+
+
 def followed(prompt: str, completion: str) -> float:
     """Gold of one completion: 1, 0.5 or 0.
 
@@ -124,13 +138,7 @@ def followed(prompt: str, completion: str) -> float:
     """
     from if_verifiable import IFEvalSample, evaluate_output_for_sample
 
-    wording = prompt.rpartition("\n\n")[2]
-    if wording not in CONSTRAINTS:
-        raise InputError(
-            f"gold instructions: prompt {prompt[:60]!r} ends in no constraint that can be checked"
-            " (instructions.CONSTRAINTS)"
-        )
-    kind, arguments = CONSTRAINTS[wording]
+    kind, arguments = constraint(prompt)
     sample = IFEvalSample(0, prompt, [kind], [arguments])
     _, scores = evaluate_output_for_sample("ifeval", sample, completion)
     return (scores.binary_strict + scores.binary_loose) / 2

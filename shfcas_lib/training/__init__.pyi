@@ -3,6 +3,7 @@ from . import policy as policy
 from . import reward as reward
 from . import sft as sft
 from . import trainer as trainer
+from . import watch as watch
 from .policy import examples as examples
 from .reward import LoraReward as LoraReward
 from .sft import base as base

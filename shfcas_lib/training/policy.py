@@ -33,6 +33,7 @@ from shfcas_lib.params.schema import Policy, Sampling, Training
 from shfcas_lib.policies import tilt
 from shfcas_lib.pool import reference_features
 from shfcas_lib.training.trainer import PLAIN, arguments, run_trainer
+from shfcas_lib.training.watch import Watch
 
 if TYPE_CHECKING:
     from shfcas_lib.models.backbone import Backbone
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from shfcas_lib.training.reward import LoraReward
 
 ONLINE = ("rloo", "grpo")
-_ANSWERS = ("chosen", "rejected", "completion")  # columns of texts that a model wrote
+Answers = tuple[pd.Series, pd.Series]  # two rows of a pool, the better one first
 _NOTHING = "the reward tells no two completions apart: there is nothing to train a policy on"
 
 
@@ -86,7 +87,8 @@ def pairs(
 ) -> pd.DataFrame:
     """At most `policy.pairs` preference pairs that the reward makes.
 
-    Columns prompt, chosen, rejected. reward: (rows,).
+    Columns prompt, chosen, rejected, and chosen_tokens, rejected_tokens where the pool has tokens.
+    reward: (rows,).
 
     Prompts take turns in random order, so that a small number of pairs still touches many
     prompts. The order, and what is drawn for a prompt, do not depend on the reward; a prompt on
@@ -99,7 +101,7 @@ def pairs(
     orders = [generator.permutation(len(parts)) for _ in range(turns)]
 
     # every prompt gets its draw, also where it is not used: no draw depends on the reward
-    rows: list[tuple[str, str, str]] = []
+    rows: list[dict[str, Any]] = []
     for turn, order in enumerate(orders):
         seeds = generator.integers(2**63, size=len(order))
         for k, seed in zip(order, seeds, strict=True):
@@ -108,10 +110,10 @@ def pairs(
             else:
                 pair = _two_draws(parts[k], np.random.default_rng(seed))
             if pair and len(rows) < policy.pairs:
-                rows.append((parts[k].at[0, "prompt"], *pair))
+                rows.append(_pair(*pair))
     if not rows:
         raise InputError(_NOTHING)
-    return pd.DataFrame(rows, columns=["prompt", "chosen", "rejected"])
+    return pd.DataFrame(rows)
 
 
 def ratings(
@@ -119,7 +121,8 @@ def ratings(
 ) -> pd.DataFrame:
     """At most 2 x `policy.pairs` single completions.
 
-    Columns prompt, completion, label (True: desirable). reward: (rows,).
+    Columns prompt, completion, label (True: desirable), and tokens where the pool has them.
+    reward: (rows,).
 
     Desirable is what the reward places above the mean of its prompt's completions, undesirable
     what it places below; what lies on the mean is left out. Prompts take turns in random order,
@@ -143,7 +146,8 @@ def ratings(
     table = table.sort_values(["turn", "place"]).head(2 * policy.pairs)
 
     shuffled = table.iloc[generator.permutation(len(table))]
-    return shuffled[["prompt", "completion", "label"]].reset_index(drop=True)
+    columns = ["prompt", "completion", "label", *({"tokens"} & set(shuffled))]
+    return shuffled[columns].reset_index(drop=True)
 
 
 def train(
@@ -154,11 +158,12 @@ def train(
     how: Training = PLAIN,
     checkpoints: Path | None = None,
     online: Online | None = None,
+    watch: Watch | None = None,
 ) -> None:
     """Replace the policy adapter by one trained on what `examples` made.
 
-    how, checkpoints: see module trainer. online: for rloo and grpo. Dropout is off in all of
-    them, as TRL has it for DPO.
+    how, checkpoints, watch: see module trainer. online: for rloo and grpo. Dropout is off in all
+    of them, as TRL has it for DPO.
     """
     from datasets import Dataset
 
@@ -176,15 +181,15 @@ def train(
         table = _whole_batches(table, policy, options["per_device_train_batch_size"])
 
     # TRL's reference is the adapter as it starts: it changes nothing yet
-    rows = [_row(backbone, row) for row in table.to_dict("records")]
     run_trainer(
         recipe.trainer,
         recipe.config,
         backbone,
         options,
         checkpoints,
+        watch,
         model=backbone.peft,
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list(encoded(backbone, table)),
         **recipe.given,
     )
 
@@ -274,15 +279,14 @@ def reward_function(backbone: Backbone, reward: RewardModel) -> Callable[..., li
     plain = trust.inner(reward)
 
     def refined_reward(
-        prompts: Any, completions: list, completion_ids: list, request: list[str], **_: Any
+        completion_ids: list[list[int]], request: list[str], **_: Any
     ) -> list[float]:
-        texts = [text if isinstance(text, str) else text[0]["content"] for text in completions]
         table = pd.DataFrame(
             {
                 "prompt_id": "",
-                "index": range(len(texts)),
+                "index": range(len(completion_ids)),
                 "prompt": request,
-                "completion": [text.strip() for text in texts],
+                "completion": list(map(backbone.text, completion_ids)),
                 "tokens": completion_ids,
             }
         )
@@ -299,28 +303,42 @@ def reward_function(backbone: Backbone, reward: RewardModel) -> Callable[..., li
     return refined_reward
 
 
-def _row(backbone: Backbone, row: dict) -> dict:
-    """One example in TRL's terms: messages where the model has a chat template, else text.
+def encoded(backbone: Backbone, table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The examples as token ids, in TRL's terms.
 
-    TRL tokenises it whole, so marks are broken.
+    Prompts of the online kinds stay text: TRL asks for their ids when it samples (`Encoded`).
     """
-    texts = {name: backbone.guard.broken(row[name]) for name in _ANSWERS if name in row}
-    if backbone.tokenizer.chat_template is None:
-        return row | texts | {"prompt": backbone.prompt_text(row["prompt"])}
-    answers = {}
-    for name, text in texts.items():
-        answers[name] = [{"role": "assistant", "content": text}]
-    return row | answers | {"prompt": backbone.messages(row["prompt"])}
+    writer = backbone.writer
+    if "chosen" in table:
+        chosen, rejected = (writer.rows(_side(table, name)) for name in ("chosen", "rejected"))
+        return [
+            {"prompt_ids": one.prompt, "chosen_ids": one.completion, "rejected_ids": two.completion}
+            for one, two in zip(chosen, rejected, strict=True)
+        ]
+    if "completion" in table:
+        rows = zip(writer.rows(table), table["label"], strict=True)
+        return [
+            {"prompt_ids": row.prompt, "completion_ids": row.completion, "label": bool(label)}
+            for row, label in rows
+        ]
+    return table.to_dict("records")
 
 
-def _best_and_worst(part: pd.DataFrame, turn: int) -> tuple[str, str] | None:
+def _side(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """One side of a table of pairs, as a table of completions."""
+    names = {name: "completion", f"{name}_tokens": "tokens"}
+    there = [column for column in ("prompt", *names) if column in table]
+    return table[there].rename(columns=names)
+
+
+def _best_and_worst(part: pd.DataFrame, turn: int) -> Answers | None:
     ordered = part.sort_values(["reward", "index"], ascending=[False, True])
     if turn >= len(ordered) // 2:
         return None
     return _ordered(ordered.iloc[turn], ordered.iloc[-1 - turn])
 
 
-def _two_draws(part: pd.DataFrame, generator: np.random.Generator) -> tuple[str, str] | None:
+def _two_draws(part: pd.DataFrame, generator: np.random.Generator) -> Answers | None:
     if (part["weight"] > 0).sum() < 2:
         return None
     probability = part["weight"] / part["weight"].sum()
@@ -328,8 +346,17 @@ def _two_draws(part: pd.DataFrame, generator: np.random.Generator) -> tuple[str,
     return _ordered(part.iloc[first], part.iloc[second])
 
 
-def _ordered(one: pd.Series, other: pd.Series) -> tuple[str, str] | None:
+def _ordered(one: pd.Series, other: pd.Series) -> Answers | None:
     if one["reward"] == other["reward"] or one["completion"] == other["completion"]:
         return None
-    better, worse = (one, other) if one["reward"] > other["reward"] else (other, one)
-    return better["completion"], worse["completion"]
+    return (one, other) if one["reward"] > other["reward"] else (other, one)
+
+
+def _pair(chosen: pd.Series, rejected: pd.Series) -> dict[str, Any]:
+    """A row of `pairs`."""
+    row = {"prompt": chosen["prompt"]}
+    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        row[name] = answer["completion"]
+        if "tokens" in answer:
+            row[f"{name}_tokens"] = tuple(answer["tokens"])
+    return row

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from shfcas_lib.base import processes, progress
 from shfcas_lib.base.batches import by_length, pad_right
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.data.preferences import to_trl
+from shfcas_lib.models.architecture import body
 from shfcas_lib.params.schema import Reward, Training
-from shfcas_lib.rewards import locate, named, spread
+from shfcas_lib.rewards import LEARNT, locate, named, spread
 from shfcas_lib.storage import files
 from shfcas_lib.storage.labels import margin
 from shfcas_lib.training import trainer
@@ -39,34 +40,34 @@ if TYPE_CHECKING:
 class LoraReward:
     """Adapter `name` on the backbone, with its score head.
 
-    `spread` is what scores are divided by.
+    `spread` is what scores are divided by; `learnt` the share of the pairs that trained it which it
+    ranks as they say, where it was trained here (ties have no place).
     """
 
     backbone: Backbone
     name: str
     head: torch.nn.Linear
     spread: float = 1.0
+    learnt: float | None = None
 
     def score(self, pool: pd.DataFrame, batch_size: int = 16, quiet: bool = False) -> np.ndarray:
         """Rewards of completions, (rows,).
 
         They are the head on the last content token's final hidden state, in float32. pool:
-        columns prompt and completion. The score of a completion depends neither on its batch
-        nor on padding. quiet: show no bar.
+        columns prompt, and tokens (ids) or completion (text). The score of a completion depends
+        neither on its batch nor on padding. quiet: show no bar.
         """
         import torch
-        from tqdm import tqdm
 
-        sequences = [_ids(self.backbone, row.prompt, row.completion) for row in pool.itertuples()]
+        sequences = [row.ids for row in self.backbone.writer.rows(pool)]
         batches = by_length(sequences, batch_size)
-        bar = {"desc": f"scoring with {self.name}", "unit": "batch", "mininterval": 1}
         scores = np.zeros(len(sequences))
         model = classifier(self.backbone, self.head)
-        base = getattr(model, model.base_model_prefix)
+        base = getattr(model, body(model))
         with self.backbone.using(self.name), torch.inference_mode():
-            for rows in tqdm(batches, disable=quiet or None, **bar):
+            for rows in progress.over(batches, f"scoring with {self.name}", "batch", quiet=quiet):
                 last = self._last_states(base, [sequences[k] for k in rows])
-                scores[rows] = self.head(last.float())[:, 0].double().cpu().numpy()
+                scores[rows] = self.head(last.float())[:, 0].cpu().double().numpy()
         return scores / self.spread
 
     def _last_states(self, base: Any, sequences: list[list[int]]) -> torch.Tensor:
@@ -97,7 +98,8 @@ class LoraReward:
         self.backbone.save_adapter(self.name, folder / "adapter")
         with files.atomic(folder / "head.safetensors") as target:
             save_file({"weight": self.head.weight.data.cpu()}, target)
-        files.write_json(folder / "reward.json", {"name": self.name, "spread": self.spread})
+        facts = {"name": self.name, "spread": self.spread, "learnt": self.learnt}
+        files.write_json(folder / "reward.json", facts)
 
 
 def load(backbone: Backbone, name: str, folder: Path) -> LoraReward:
@@ -114,7 +116,7 @@ def load(backbone: Backbone, name: str, folder: Path) -> LoraReward:
     backbone.load_adapter(name, folder / "adapter")
     head = _new_head(backbone)
     head.weight.data.copy_(load_file(folder / "head.safetensors")["weight"])
-    return LoraReward(backbone, name, head, facts["spread"])
+    return LoraReward(backbone, name, head, facts["spread"], facts["learnt"])
 
 
 def train(
@@ -144,21 +146,20 @@ def train(
     from trl import RewardConfig, RewardTrainer
 
     repeated = _repeated(preferences)
-    pairs = to_trl(repeated, pool)
-    if not len(pairs):
+    columns = _encoded(backbone, pool, repeated)
+    if not columns["chosen_ids"]:
         raise InputError("no preferences to train a reward on")
     backbone.add_adapter(name, settings.lora, seed=seed)
     head = _seeded_head(backbone, seed, zero=offset is not None)
     backbone.use(name)
 
-    columns = _encoded(backbone, pairs)
     if offset is not None or {"grade", "lead"} & set(repeated):
         columns["margin"] = list(_margins(pool, repeated, offset))
     trainer.run_trainer(
         RewardTrainer,
         RewardConfig,
         backbone,
-        _options(backbone, settings, how, seed),
+        _options(backbone, settings, how, seed, len(columns["chosen_ids"])),
         checkpoints,
         model=classifier(backbone, head),
         train_dataset=Dataset.from_dict(columns),
@@ -168,8 +169,36 @@ def train(
     reward = LoraReward(backbone, name, head)
     if offset is None:
         used = pool.merge(named(preferences), on=["prompt_id", "index"])
-        reward.spread = spread(reward.score(used), used["prompt_id"].to_numpy())
+        scores = reward.score(used)
+        reward.spread = spread(scores, used["prompt_id"].to_numpy())
+        reward.learnt = share_learnt(used, scores, preferences)
+        warning = unlearnt(reward)
+        if warning and processes.is_main():
+            print(warning)
     return reward
+
+
+def share_learnt(pool: pd.DataFrame, scores: np.ndarray, preferences: pd.DataFrame) -> float:
+    """The share of decided preferences that scores of a pool, (rows,), rank as they say, equal ones
+    counting one half. What a lead explains for another reason (column lead) is taken into
+    account."""
+    decided = preferences[preferences["label"] != 0.5]
+    first, second = (locate(pool, decided, side) for side in ("i", "j"))
+    apart = scores[first] - scores[second]
+    if "lead" in decided:
+        apart = apart + decided["lead"].fillna(0).to_numpy()
+    right = np.sign(apart) * np.sign(decided["label"].to_numpy() - 0.5)
+    return float((right + 1).mean() / 2)
+
+
+def unlearnt(reward: LoraReward) -> str | None:
+    """One sentence where a reward has not learnt its own pairs; None where it has."""
+    if reward.learnt is None or reward.learnt >= LEARNT:
+        return None
+    return (
+        f"reward {reward.name} ranks {reward.learnt:.0%} of the pairs that trained it as they say:"
+        " it has not learnt them; raise reward.epochs or reward.learning_rate"
+    )
 
 
 def _repeated(preferences: pd.DataFrame) -> pd.DataFrame:
@@ -181,19 +210,38 @@ def _repeated(preferences: pd.DataFrame) -> pd.DataFrame:
     return preferences.loc[preferences.index.repeat(times)]
 
 
-def _encoded(backbone: Backbone, pairs: pd.DataFrame) -> dict[str, list]:
-    """Token ids of the two answers of every pair, each with its prompt."""
-    columns: dict[str, list] = {"chosen_ids": [], "rejected_ids": []}
-    for pair in pairs.itertuples():
-        columns["chosen_ids"].append(_ids(backbone, pair.prompt, pair.chosen))
-        columns["rejected_ids"].append(_ids(backbone, pair.prompt, pair.rejected))
+def _encoded(
+    backbone: Backbone, pool: pd.DataFrame, preferences: pd.DataFrame
+) -> dict[str, list[Any]]:
+    """Token ids of the two answers of every pair that is no tie, each with its prompt."""
+    decided = preferences[preferences["label"] != 0.5]
+    sides = {side: locate(pool, decided, side) for side in ("i", "j")}
+    used = np.unique(np.concatenate(list(sides.values())))
+    written = dict(zip(used, backbone.writer.rows(pool.iloc[used]), strict=True))
+
+    columns: dict[str, list[Any]] = {"chosen_ids": [], "rejected_ids": []}
+    for i, j, label in zip(sides["i"], sides["j"], decided["label"], strict=True):
+        chosen, rejected = (i, j) if label > 0.5 else (j, i)
+        columns["chosen_ids"].append(written[chosen].ids)
+        columns["rejected_ids"].append(written[rejected].ids)
     return columns
 
 
-def _options(backbone: Backbone, settings: Reward, how: Training, seed: int) -> dict[str, Any]:
+def learning_rate(settings: Reward, pairs: int) -> float:
+    """That of the parameters, or one with which so many pairs are learnt: few steps need a large
+    one."""
+    if settings.learning_rate is not None:
+        return settings.learning_rate
+    steps = -(-pairs // settings.batch_size) * settings.epochs
+    return min(1.0e-3, max(1.0e-4, 0.1 / steps))
+
+
+def _options(
+    backbone: Backbone, settings: Reward, how: Training, seed: int, pairs: int
+) -> dict[str, Any]:
     return trainer.arguments(how, backbone, settings.batch_size, None, seed) | {
         "num_train_epochs": settings.epochs,
-        "learning_rate": settings.learning_rate,
+        "learning_rate": learning_rate(settings, pairs),
         "lr_scheduler_type": "cosine",
         "max_length": None,
         "logging_steps": 10,
@@ -233,27 +281,42 @@ def classifier(backbone: Backbone, head: torch.nn.Linear) -> Any:
     import copy
 
     import torch
-    from transformers import AutoModelForSequenceClassification
+    from transformers import (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        AutoModelForSequenceClassification,
+    )
 
     config = copy.deepcopy(backbone.causal.config)
     config.num_labels, config.pad_token_id = 1, backbone.tokenizer.pad_token_id
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(config)
-    layers = getattr(backbone.causal, backbone.causal.base_model_prefix)
-    setattr(model, model.base_model_prefix, layers)
+        if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            model = AutoModelForSequenceClassification.from_config(config)
+        else:
+            model = _classifier_class(backbone)(config)
+    setattr(model, body(model), getattr(backbone.causal, body(backbone.causal)))
     model.score = head
     return model
+
+
+def _classifier_class(backbone: Backbone) -> Any:
+    """A sequence classifier for a family that transformers has none for, made as it makes them."""
+    from transformers import PreTrainedModel
+    from transformers.modeling_layers import GenericForSequenceClassification
+
+    ancestors = type(backbone.causal).__mro__
+    family = next(kind for kind in ancestors if PreTrainedModel in kind.__bases__)
+    # transformers reads the module's source to know what the family can do
+    of_the_family = {"__module__": family.__module__}
+    return type("Classifier", (GenericForSequenceClassification, family), of_the_family)
 
 
 def _new_head(backbone: Backbone) -> torch.nn.Linear:
     import torch
 
-    head = torch.nn.Linear(backbone.causal.config.hidden_size, 1, bias=False, dtype=torch.float32)
+    # what the output layer reads: some models narrow their hidden states before it
+    width = backbone.causal.get_output_embeddings().weight.shape[1]
+    head = torch.nn.Linear(width, 1, bias=False, dtype=torch.float32)
     torch.nn.init.normal_(head.weight, std=0.02)
     return head.to(backbone.device)
-
-
-def _ids(backbone: Backbone, prompt: str, completion: str) -> list[int]:
-    return backbone.prompt_ids(prompt) + backbone.completion_ids(completion)

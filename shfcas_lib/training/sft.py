@@ -87,7 +87,8 @@ def train(
 
     backbone.add_adapter(POLICY, sft.lora, seed=seed)
     # the loss is that of the answers alone: prompts are not imitated
-    rows = [_row(backbone, row.prompt, row.completion) for row in table.itertuples()]
+    written = backbone.writer.rows(table[_readable(backbone, table)])
+    rows = [{"input_ids": row.ids, "completion_mask": row.mask} for row in written]
     options = trainer.arguments(how, backbone, sft.batch_size, 4, seed) | {
         "num_train_epochs": sft.epochs,
         "learning_rate": sft.learning_rate,
@@ -105,6 +106,19 @@ def train(
         model=backbone.peft,
         train_dataset=Dataset.from_list(rows),
     )
+
+
+def _readable(backbone: Backbone, table: pd.DataFrame) -> list[bool]:
+    """Of every answer: can the backbone read it? Those that it cannot were counted as bad rows.
+
+    Raises InputError where there is none.
+    """
+    answers = zip(table["prompt"], table["completion"], strict=True)
+    refusals = [backbone.answer_refusal(*answer) for answer in answers]
+    if all(refusals):
+        told = refusals[0].told if refusals and refusals[0] else "is missing"
+        raise InputError(f"sft.answers: there is no answer to imitate; the first {told}")
+    return [refusal is None for refusal in refusals]
 
 
 def merge_adapter(backbone: Backbone, folder: Path) -> None:
@@ -145,12 +159,3 @@ def _merge(model: Model, folder: Path) -> None:
     backbone = loading.load_backbone(model.model_copy(update={"quantisation": "none"}))
     backbone.load_adapter(POLICY, folder / "adapter")
     merge_adapter(backbone, folder)
-
-
-def _row(backbone: Backbone, prompt: str, completion: str) -> dict:
-    if backbone.tokenizer.chat_template is None:
-        return {"prompt": backbone.prompt_text(prompt), "completion": completion}
-    return {
-        "prompt": backbone.messages(prompt),
-        "completion": [{"role": "assistant", "content": completion}],
-    }

@@ -16,11 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shfcas_lib.base import processes
+from shfcas_lib.base import processes, progress
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.params.schema import Training
 from shfcas_lib.storage import files
 from shfcas_lib.training.checkpoints import Resumable, latest, trained_weights
+from shfcas_lib.training.encoded import Encoded
+from shfcas_lib.training.watch import Watch
 
 if TYPE_CHECKING:
     from shfcas_lib.models.backbone import Backbone
@@ -43,6 +45,18 @@ def check_optimiser(training: Training, device: str) -> None:
         raise InputError(
             f"training.optimiser: found {training.optimiser!r}, which pages its state between GPU"
             f" and memory, but the device is {device}: use 'adamw_8bit' or 'adamw_torch'"
+        )
+
+
+def check_report(training: Training) -> None:
+    """Raise InputError where trainings are to be logged by a package that is not installed."""
+    import importlib.util
+
+    name = training.report_to
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise InputError(
+            f"training.report_to: found {name!r}, which needs the package {name}: install it, or"
+            " use 'none'"
         )
 
 
@@ -73,9 +87,10 @@ def arguments(
         "gradient_checkpointing_kwargs": None,
         "save_strategy": "steps" if training.checkpoint_every else "no",
         "save_steps": training.checkpoint_every or 500,
-        "report_to": "none",
+        "report_to": training.report_to,
+        "project": "shfcas",
         "ddp_find_unused_parameters": False,
-        "disable_tqdm": bool(os.environ.get("TQDM_DISABLE")) or not processes.is_main(),
+        "disable_tqdm": True,  # the bar is ours, see `_progress`
     }
     if training.gradient_checkpointing:
         options["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
@@ -108,27 +123,42 @@ def run_trainer(
     backbone: Backbone,
     settings: dict[str, Any],
     checkpoints: Path | None,
+    watch: Watch | None = None,
     **given: Any,
 ) -> None:
     """Train with a TRL trainer class and its configuration class.
 
     settings:     for the configuration
-    checkpoints:  a folder to keep checkpoints in and to go on from; None: none are kept
+    checkpoints:  a folder to keep checkpoints in and to go on from; None: none are kept. Its
+                  place among the runs names the training in a log
+    watch:        looks at a policy, and adds to the log
     given:        for the trainer, model and data above all
 
     The backbone keeps its own forward method, hooks and flags. The caller has the checkpoints
     forgotten when the result is on disk, and again when it finds the result there: a kill may
     have come between.
     """
+    from transformers import PrinterCallback
+
     folder = None if settings["save_strategy"] == "no" else checkpoints
     with tempfile.TemporaryDirectory() as scratch, as_found(backbone), warnings.catch_warnings():
         # TRL and PEFT still ask for it by its old name
         warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
         if folder is None:
             settings = settings | {"save_strategy": "no"}
-        args = config(output_dir=str(folder or scratch), **settings)
-        resumable: Any = type(trainer.__name__, (Resumable, trainer), {})
-        work = resumable(args=args, processing_class=backbone.tokenizer, **given)
+        if "router_aux_loss_coef" in getattr(config, "__dataclass_fields__", {}):
+            # routers are frozen: a loss that balances them would only blur the method's own
+            settings = settings | {"router_aux_loss_coef": 0.0}
+        args = config(output_dir=str(folder or scratch), **_named(checkpoints), **settings)
+        ours: Any = type(trainer.__name__, (Resumable, Encoded, trainer), {"backbone": backbone})
+        with _logging_beside(checkpoints):
+            work = ours(args=args, processing_class=backbone.tokenizer, **given)
+        if watch is not None:
+            # before the reporters, which are given the same log
+            work.callback_handler.callbacks.insert(0, _watching(watch))
+
+        work.remove_callback(PrinterCallback)
+        work.add_callback(_progress())
 
         if args.fp16:
             _widen(work.model)
@@ -140,6 +170,62 @@ def run_trainer(
             forget(folder)
             processes.wait()
         work.train(resume_from_checkpoint=str(last) if last else None)
+
+
+def _named(checkpoints: Path | None) -> dict[str, str]:
+    """What a log calls a training: run, stage and what is trained."""
+    if checkpoints is None:
+        return {}
+    return {"run_name": "/".join(checkpoints.absolute().parent.parts[-3:])}
+
+
+@contextlib.contextmanager
+def _logging_beside(checkpoints: Path | None) -> Iterator[None]:
+    """TensorBoard's files go beside the checkpoints: the folder that transformers would take is
+    gone after the training. The user's own TENSORBOARD_LOGGING_DIR wins."""
+    key = "TENSORBOARD_LOGGING_DIR"
+    if checkpoints is None or key in os.environ:
+        yield
+        return
+    os.environ[key] = str(checkpoints.absolute().parent / "logs")
+    try:
+        yield
+    finally:
+        del os.environ[key]
+
+
+def _progress() -> Any:
+    """The bar of a training, as a callback of transformers' trainers: theirs draws in the cell of a
+    notebook alone, where a terminal that runs it sees nothing."""
+    from transformers import TrainerCallback
+
+    class Progress(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.bar = progress.bar(state.max_steps, "training", "step")
+            self.bar.update(state.global_step)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.bar.update(state.global_step - self.bar.n)
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.bar.close()
+
+    return Progress()
+
+
+def _watching(watch: Watch) -> Any:
+    """The watch as a callback of transformers' trainers."""
+    from transformers import TrainerCallback
+
+    class Watching(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            watch.into({}, state.global_step)
+
+        def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            last = "train_runtime" in given["logs"]  # the summary at the end
+            watch.into(given["logs"], state.global_step, last)
+
+    return Watching()
 
 
 def _widen(model: Any) -> None:

@@ -106,7 +106,7 @@ def test_the_headline_over_prompts_and_over_seeds(per_prompt):
     numbers = summary.headline(per_prompt, None, predicts, SETTINGS)
     assert list(numbers) == [
         "gold reward, base policy (40 prompts)",
-        "gain of the biased proxy over the base policy",
+        "gain of the proxy over the base policy",
         "gain of shf_cas over the proxy",
         "gain of shf_cas over random at the same budget",
         name,

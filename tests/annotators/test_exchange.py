@@ -14,11 +14,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shfcas_lib import cli
 from shfcas_lib.annotators import exchange, label_studio, spreadsheet
 from shfcas_lib.annotators.questions import parsed
 from shfcas_lib.base import texts
 from shfcas_lib.base.errors import InputError
+from shfcas_lib.cli import program
 from shfcas_lib.storage.labels import LabelStore
 
 FORMULA = tuple("=+-@＝＋－＠\t\r\n")
@@ -346,8 +346,6 @@ def spoilt(kind, exported):
         }
     elif kind == "no id":
         exported[3]["data"] = {"text": "somebody else's task"}
-    elif kind == "no answer":
-        annotation["result"] = []
     elif kind == "two answers":
         annotation["result"] *= 2
     elif kind == "two choices":
@@ -371,9 +369,8 @@ def spoilt(kind, exported):
         ("unknown question", "task 4 .*'team' asks no such question"),
         ("other texts", "asks no such question"),
         ("no id", "none of ours"),
-        ("no answer", "holds 0 answers"),
         ("two answers", "holds 2 answers"),
-        ("two choices", "answer ''"),
+        ("two choices", "annotation 104 holds 2 answers"),
         ("strange answer", "'middle', expected left, right, tie"),
         ("nobody", "completed_by"),
         ("json-min", "not JSON-MIN"),
@@ -410,7 +407,13 @@ def test_a_cell_is_harmless_and_comes_back(text):
 @settings(max_examples=200, deadline=None)
 def test_csv_comes_back_whole(rows):
     table = pd.DataFrame(rows, columns=["question", "left", "right", "answer"], dtype=object)
-    assert spreadsheet.csv_rows(spreadsheet.csv_text(table), "x") == table.to_dict("records")
+    wanted = table.to_dict("records")
+    for row in wanted:
+        if not any(texts.neutral(cell).strip() for cell in row.values()):
+            row.clear()
+    while wanted and not wanted[-1]:
+        wanted.pop()
+    assert spreadsheet.csv_rows(spreadsheet.csv_text(table), "x") == wanted
 
 
 @given(st.lists(st.tuples(SPICED, SPICED), min_size=1, max_size=4))
@@ -534,12 +537,13 @@ def test_one_person_with_two_answers_is_refused_and_two_persons_are_not(waiting,
 @pytest.mark.parametrize(
     "data, words",
     [
-        (b"", "no column 'question'"),
+        (b"", "it has no header"),
+        (b"answer\nleft\n", "no column 'question'"),
         (b"question;given\n", "no column 'answer'"),
         (b'question,answer\n"q', "after row 0"),
         (b"question,answer\nq,tie,more\n", "row 1: 3 cells, expected 2"),
-        ("question,answer\nq,é\n".encode("latin-1"), "CSV UTF-8"),
-        ("question,answer\n".encode("utf-16"), "CSV UTF-8"),
+        (b"question,answer\nq,\x00\x01\x81\x8d\xff\n", "CSV UTF-8"),
+        (b"question,answer,Answer\nq,tie,tie\n", "names 'answer' twice"),
     ],
 )
 def test_what_is_no_sheet_of_ours_is_one_sentence(waiting, tmp_path, data, words):
@@ -597,7 +601,7 @@ def test_a_comparison_that_two_strategies_chose_is_asked_once_and_answered_for_b
 def test_the_commands(waiting, tmp_path, capsys):
     run, _ = waiting
     config = save(tmp_path / "team.yaml", yaml.safe_dump(run.params.model_dump()))
-    assert cli.main(["export", str(config), str(tmp_path / "q.csv")]) == 0
+    assert program.main(["export", str(config), str(tmp_path / "q.csv")]) == 0
     assert "8 comparisons" in capsys.readouterr().out
     rows = list(
         csv.DictReader(
@@ -605,19 +609,19 @@ def test_the_commands(waiting, tmp_path, capsys):
         )
     )
     written(tmp_path / "q.csv", [row | {"answer": "tie"} for row in rows])
-    assert cli.main(["import", str(config), str(tmp_path / "q.csv"), "--annotator", "ann"]) == 0
+    assert program.main(["import", str(config), str(tmp_path / "q.csv"), "--annotator", "ann"]) == 0
     assert (
         "8 answers added" in (out := capsys.readouterr().out)
         and "run the same parameters again" in out
     )
-    assert cli.main(["export", str(config), str(tmp_path / "q.csv")]) == 2
+    assert program.main(["export", str(config), str(tmp_path / "q.csv")]) == 2
     assert capsys.readouterr().err == "shfcas: nothing waits for an answer\n"
     for arguments in (
         ["import", str(config), str(tmp_path / "none.csv")],
         ["export", str(config), str(tmp_path / "q.xlsx")],
         ["import", str(config), str(tmp_path)],
     ):
-        assert cli.main(arguments) == 2
+        assert program.main(arguments) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
 
 
@@ -632,3 +636,230 @@ def test_files_of_another_run_are_refused(waiting, tmp_path, planted):
         go_on()
     with pytest.raises(InputError, match="'other' asks no such question"):
         exchange.bring_in(other, path)
+
+
+# people under several names
+
+
+def studio_csv(path, tasks, answers, who, number=100):
+    """Label Studio's csv export: one row an annotation, with columns of its own."""
+    rows = []
+    for task, answer in zip(tasks, answers, strict=False):
+        number += 1
+        own = {"answer": answer, "annotator": who, "annotation_id": number, "lead_time": 2.5}
+        rows.append(task["data"] | own)
+    return written(path, rows)
+
+
+ANN = {"id": 1, "email": "Ann@example.org"}
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        (1, "csv 1"),
+        (ANN, 1),
+        (ANN, "csv 1"),
+        (ANN, "csv ann@example.org"),
+        ("csv 1", 1),
+        ("csv ann@example.org", ANN, 1),
+        ("sheet ann@example.org", ANN, "csv 1"),
+        (1, ANN, "csv ann@example.org"),
+        (1, "sheet 1", "sheet 1.0"),
+        (1, "csv ann@example.org", ANN),
+    ],
+    ids=str,
+)
+def test_one_person_is_one_annotator_whichever_file_brings_the_answers(waiting, tmp_path, order):
+    run, _ = waiting
+    tasks = label_studio.tasks(exchange.pending(run))
+    for step, who in enumerate(order):
+        path = tmp_path / f"{step}.json"
+        kind, _, name = str(who).partition(" ")
+        if kind == "csv":
+            path = studio_csv(tmp_path / f"{step}.csv", tasks, ["left"] * 8, name)
+        elif kind == "sheet":
+            rows = [task["data"] | {"answer": "left", "annotator": name} for task in tasks]
+            path = written(tmp_path / f"{step}.csv", rows)
+        else:
+            save(path, annotated(tasks, ["left"] * 8, who=who))
+        exchange.bring_in(run, path)
+    with LabelStore(run.folder / "03_feedback/shf_cas/labels.sqlite") as store:
+        table = store.by_annotator()
+    assert len(table) == 8 and table["annotator"].nunique() == 1
+
+
+def test_two_people_stay_two(waiting, tmp_path):
+    run, _ = waiting
+    tasks = label_studio.tasks(exchange.pending(run))
+    for number, who in enumerate([{"id": 1, "email": "a@x.org"}, {"id": 2, "email": "b@x.org"}, 3]):
+        path = save(tmp_path / f"{number}.json", annotated(tasks, ["left"] * 8, who=who))
+        assert exchange.bring_in(run, path)["added"] == 8
+    assert len(set(row[4] for row in raw(run))) == 3
+
+
+def test_the_later_of_two_annotations_in_a_studio_csv_counts(waiting, tmp_path):
+    run, _ = waiting
+    tasks = label_studio.tasks(exchange.pending(run))[:1]
+    path = studio_csv(tmp_path / "a.csv", tasks * 2, ["left", "tie"], "1")
+    assert exchange.bring_in(run, path)["added"] == 1
+    assert list(labels(run)["answer"]) == ["tie"]
+
+
+@pytest.mark.parametrize("kind", ["no result", "no choices", "a note alone"])
+def test_an_empty_submitted_annotation_is_skipped_and_counted(waiting, tmp_path, kind, capsys):
+    run, _ = waiting
+    exported = annotated(label_studio.tasks(exchange.pending(run)), ["tie"] * 8)
+    result = exported[3]["annotations"][0]["result"]
+    if kind == "no result":
+        result.clear()
+    elif kind == "no choices":
+        result[0]["value"]["choices"] = []
+    else:
+        result[0] |= {"type": "textarea", "from_name": "note", "value": {"text": ["hm"]}}
+    path = save(tmp_path / "a.json", exported)
+    counts = exchange.bring_in(run, path)
+    assert (counts["added"], counts["waiting"], counts["empty"]) == (7, 1, 1)
+    config = save(tmp_path / "team.yaml", yaml.safe_dump(run.params.model_dump()))
+    assert program.main(["import", str(config), str(path)]) == 0
+    assert "1 annotations were submitted without an answer" in capsys.readouterr().out
+
+
+# what programs make of a sheet
+
+
+def changed_by_a_spreadsheet(waiting, cells):
+    """The run, and its sheet, with these texts and what a spreadsheet made of them."""
+    run, _ = waiting
+    pool = run.require("02_conflict", "pool_feedback")
+    texts_ = list(cells)
+    pool["completion"] = [texts_[k % len(texts_)] + " " * 0 for k in range(len(pool))]
+    pool.to_parquet(run.folder / "02_conflict/pool_feedback.parquet", index=False)
+    rows = []
+    for row in exchange.pending(run).to_dict("records"):
+        new = {side: cells.get(row[side], row[side]) for side in ("left", "right")}
+        rows.append(row | new | {"answer": "left", "annotator": ""})
+    return run, rows
+
+
+CHANGED = {
+    "50%": "0.5",
+    "2024-01-02": "02.01.2024",
+    "1,000": "1000",
+    "12:30": "12:30:00",
+    "true": "WAHR",
+    "1e5": "1.00E+05",
+    "00123": "123",
+    "12345678901234567890": "1.23457E+19",
+    "漢字": "??",
+}
+
+
+def test_what_a_spreadsheet_made_of_numbers_and_dates_is_recognised_and_said(
+    waiting, tmp_path, capsys
+):
+    run, rows = changed_by_a_spreadsheet(waiting, CHANGED)
+    path = written(tmp_path / "a.csv", rows)
+    counts = exchange.bring_in(run, path)
+    assert counts["added"] == 8 and counts["changed"] == 8
+    config = save(tmp_path / "team.yaml", yaml.safe_dump(run.params.model_dump()))
+    assert program.main(["import", str(config), str(path)]) == 0
+    assert (
+        "8 rows hold texts that a spreadsheet made numbers or dates of" in capsys.readouterr().out
+    )
+
+
+def test_a_sheet_of_which_a_part_was_sorted_is_refused_and_told_how_to_go_on(waiting, tmp_path):
+    run, rows = changed_by_a_spreadsheet(waiting, CHANGED)
+    ids = [row["question"] for row in rows]
+    moved = [row | {"question": name} for row, name in zip(rows, ids[1:] + ids[:1], strict=True)]
+    with pytest.raises(InputError, match="sorted.* delete the columns prompt, left and right"):
+        exchange.bring_in(run, written(tmp_path / "a.csv", moved))
+    path = written(tmp_path / "a.csv", moved, names=["question", "answer"])
+    assert exchange.bring_in(run, path)["added"] == 8
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("newline", ["", None])
+@pytest.mark.parametrize("dialect", ["excel", "unix", "excel-tab"])
+def test_the_exported_sheet_survives_pythons_csv_module(
+    waiting, tmp_path, encoding, newline, dialect
+):
+    """Read and written as its pages show, by people who know no byte order mark."""
+    run, _ = waiting
+    exchange.write_questions(exchange.pending(run), tmp_path / "q.csv")
+    with open(tmp_path / "q.csv", encoding=encoding, newline=newline) as file:
+        reader = csv.DictReader(file)
+        rows = [row | {"answer": "left"} for row in reader]
+    with open(tmp_path / "a.csv", "w", encoding="utf-8", newline=newline) as file:
+        writer = csv.DictWriter(file, reader.fieldnames, dialect=dialect)
+        writer.writeheader()
+        writer.writerows(rows)
+    assert exchange.bring_in(run, tmp_path / "a.csv")["added"] == 8
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "cp1252", "utf-8-sig"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_answers_come_back_in_any_encoding_and_separator(waiting, tmp_path, encoding, delimiter):
+    run, _ = waiting
+    rows = [
+        {"question": row.question, "answer": "left", "annotator": "Zoë"}
+        for row in exchange.pending(run).itertuples()
+    ]
+    path = written(tmp_path / "a.tsv", rows, delimiter, encoding)
+    assert exchange.bring_in(run, path)["added"] == 8
+    assert set(labels(run)["annotator"]) == {"Zoë"}
+
+
+# answers of another run, and of another strategy
+
+
+def test_answers_of_another_run_come_along_where_the_texts_are_the_same(planted, tmp_path, capsys):
+    old, go_on = team_run.start(planted[0])
+    with pytest.raises(InputError):
+        go_on()
+    tasks = label_studio.tasks(exchange.pending(old))
+    exchange.bring_in(old, save(tmp_path / "a.json", annotated(tasks, ["left", "tie"] * 4, who=7)))
+    bigger = {"budget": 24, "rounds": 2, "strategies": ["shf_cas", "random"]}
+    new, go_on_new = team_run.start(planted[0], run="new", selection=bigger)
+    with pytest.raises(InputError, match="12 comparisons"):
+        go_on_new()
+    counts = exchange.bring_in(new, old.folder)
+    assert counts["added"] + counts.get("elsewhere", 0) == 8 and counts["added"] > 0
+    before, after = labels(old), labels(new)
+    both = before.merge(after, on=["prompt_id", "i", "j"])
+    assert len(both) == counts["added"] and (both["answer_x"] == both["answer_y"]).all()
+    assert set(after["annotator"]) == {"label-studio:7"}
+    assert exchange.bring_in(new, old.folder)["added"] == 0
+    config = save(tmp_path / "new.yaml", yaml.safe_dump(new.params.model_dump()))
+    assert program.main(["import", str(config), str(old.folder)]) == 0
+    assert f"{counts['added']} known before" in capsys.readouterr().out
+
+
+def test_a_folder_without_comparisons_is_no_source_of_answers(waiting, tmp_path):
+    with pytest.raises(InputError, match="it has no comparisons"):
+        exchange.bring_in(waiting[0], tmp_path)
+
+
+def test_a_pair_that_was_answered_for_one_strategy_is_not_asked_again_for_another(
+    planted, tmp_path
+):
+    everything = {"budget": 200, "rounds": 1, "strategies": ["shf_cas", "random"]}
+    run, go_on = team_run.start(planted[0], selection=everything)
+    with pytest.raises(InputError, match="200 comparisons"):
+        go_on("shf_cas")
+    tasks = label_studio.tasks(exchange.pending(run))
+    answers = ["left", "right"] * 100
+    exchange.bring_in(run, save(tmp_path / "a.json", annotated(tasks, answers)))
+    first = go_on("shf_cas").labels
+    with pytest.raises(InputError) as caught:
+        go_on("random")
+    chosen = pd.read_parquet(run.folder / "03_feedback/random/round_1/comparisons.parquet")
+    key = ["prompt_id", "i", "j"]
+    both = chosen.merge(first, on=key)
+    assert len(both) and str(caught.value).startswith(f"{200 - len(both)} comparisons of this")
+    open_ones = {parsed(q, "")[0:3] for q in exchange.pending(run)["question"]}
+    asked = {(p, min(a, b), max(a, b)) for p, a, b in open_ones}
+    assert not asked & set(first[key].itertuples(index=False, name=None))
+    same = labels(run, "random").merge(first, on=key)
+    assert len(same) == len(both) and (same["answer_x"] == same["answer_y"]).all()

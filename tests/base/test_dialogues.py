@@ -1,6 +1,7 @@
 """A prompt of several turns is one string, and comes back as it was; text that merely looks like
 one stays text."""
 
+import copy
 import dataclasses
 import json
 
@@ -115,18 +116,21 @@ def test_a_chat_template_gets_the_turns(backbone):
 
 def test_a_system_prompt_stands_before_the_history(backbone):
     asked = dataclasses.replace(backbone, system_prompt="Be brief.")
-    assert asked.messages(dialogues.encode(TURNS)) == [
+    assert asked.writer.messages(dialogues.encode(TURNS)) == [
         {"role": "system", "content": "Be brief."},
         *TURNS,
     ]
 
 
 def test_without_a_chat_template_the_speakers_are_named(backbone):
+    tokenizer = copy.deepcopy(backbone.tokenizer)
+    tokenizer.chat_template = None
+    backbone = dataclasses.replace(backbone, tokenizer=tokenizer)
     assert (
-        backbone.prompt_text(dialogues.encode(TURNS))
+        backbone.writer.text(dialogues.encode(TURNS))
         == "User: Name a bird.\n\nAssistant: The wren.\n\nUser: Another?\n\nAssistant: "
     )
-    assert backbone.prompt_text("Name a bird.") == "Name a bird.\n\n"
+    assert backbone.writer.text("Name a bird.") == "Name a bird.\n\n"
 
 
 def test_a_dialogue_of_a_preference_file_goes_through_scoring_both_rewards_and_policy_training(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from project import environment
 
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.data import formats
+from shfcas_lib.data import formats, sheets
 from shfcas_lib.data.preferences import load_pairs
 from shfcas_lib.params.schema import Preferences, Rows
 
@@ -186,7 +186,7 @@ def test_one_wrong_byte_is_read_or_refused_with_the_file_named(tmp_path, place, 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "csv"])
 def test_a_line_without_end_is_refused(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(formats, "LONGEST", 5000)
+    monkeypatch.setattr(sheets, "LONGEST", 5000)
     path = tmp_path / f"mine.{suffix}"
     text = (
         "prompt,chosen,rejected\n" + "x" * 9000

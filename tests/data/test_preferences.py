@@ -39,6 +39,7 @@ def test_a_pair_is_read_as_it_stands(tmp_path):
             "category": "bees",
             "harmful": True,
             "label": 1.0,
+            "votes": 1,
         }
     ]
 
@@ -127,12 +128,13 @@ def test_an_empty_file(tmp_path, text):
     assert refusal(load_pairs, path) == f"{path} holds no preference pairs"
 
 
-@pytest.mark.parametrize("name", ["mine.txt", "mine.json", "mine", "mine.jsonl.zip"])
+@pytest.mark.parametrize("name", ["mine.txt", "mine.yaml", "mine", "mine.jsonl.zip"])
 def test_an_unknown_suffix(tmp_path, name):
     path = write(tmp_path / name, PAIR)
     assert (
         refusal(load_pairs, path)
-        == f"data file {path}: expected a name ending in .jsonl, .jsonl.gz, .parquet or .csv"
+        == f"data file {path}: expected a name ending in .jsonl, .jsonl.gz, .json, .parquet, .csv,"
+        " .csv.gz, .tsv or .tsv.gz"
     )
 
 
@@ -246,7 +248,8 @@ def test_an_absent_category_is_not_called_none(tmp_path):
 
 def test_categories_may_be_numbers(tmp_path):
     """Zero is a category like the others."""
-    path = write(tmp_path / "mine.jsonl", *[PAIR | {"category": k} for k in range(3)])
+    rows = [PAIR | {"prompt": f"{k}?", "category": k} for k in range(3)]
+    path = write(tmp_path / "mine.jsonl", *rows)
     assert list(load_pairs(path)["category"]) == ["0", "1", "2"]
 
 
@@ -331,7 +334,7 @@ def test_a_damaged_gz(tmp_path, content):
     [
         ("mine.parquet", b"PAR1"),
         ("mine.csv", b""),
-        ("mine.csv", b"prompt,chosen,rejected\n\xff,a,b\n"),
+        ("mine.csv", "prompt,chosen,rejected\nété à ü,".encode() + b"\xff,b\n"),
     ],
 )
 def test_a_table_that_cannot_be_read(tmp_path, name, content):

@@ -78,11 +78,8 @@ def test_a_label_says_which_of_two(read, label, expected):
 
 
 def test_chosen_and_rejected_may_be_tied(read):
-    assert [row[3] for row in read(PAIR | {"label": 0.5}, PAIR | {"label": None}, PAIR)] == [
-        0.5,
-        1.0,
-        1.0,
-    ]
+    rows = [PAIR | {"prompt": f"{k}?", "label": label} for k, label in enumerate([0.5, None])]
+    assert [row[3] for row in read(*rows, PAIR)] == [0.5, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("value", [0.7, "good", 2, -1, [1]])
@@ -209,7 +206,9 @@ def test_categories(tmp_path, value, expected):
 
 def test_several_columns_make_one_category(tmp_path):
     path = write(
-        tmp_path / "mine.jsonl", PAIR | {"x": "code", "y": "rust"}, PAIR | {"x": "code", "y": None}
+        tmp_path / "mine.jsonl",
+        PAIR | {"x": "code", "y": "rust"},
+        PAIR | {"prompt": "Another?", "x": "code", "y": None},
     )
     assert list(
         load_pairs(Preferences(file=path, columns={"category": ["x", "y"]}))["category"]
@@ -286,15 +285,16 @@ def test_bad_rows_are_dropped_and_counted(tmp_path):
         {"preferences": block, "evaluation": {"replicates": 0}, "selection": {"budget": 2}}, "test"
     )
     assert len(own_pairs(settings)) == 10
-    assert data.dropped(settings).to_dict("records") == [
-        {"data": "preferences", "reason": reason, "rows": count}
-        for reason, count in [
-            ("'chosen' is empty", 2),
-            ("chosen and rejected are the same text", 1),
-            ("'harmful' is neither true nor false", 1),
-            ("'label' is none of 1, 0 and 0.5", 1),
-        ]
+    dropped = data.dropped(settings)
+    assert set(dropped["data"]) == {"preferences"}
+    places = [place.replace(f"{block['file']}, ", "").split("\n") for place in dropped["places"]]
+    assert list(zip(dropped["reason"], dropped["rows"], places, strict=True)) == [
+        ("'chosen' is empty", 2, ["line 2", "line 3"]),
+        ("chosen and rejected are the same text", 1, ["line 4"]),
+        ("'harmful' is neither true nor false", 1, ["line 5"]),
+        ("'label' is none of 1, 0 and 0.5", 1, ["line 6"]),
     ]
+    assert f"'chosen' is empty ({block['file']}, line 2, line 3)\n" in dropped_text(dropped)
 
 
 def test_a_set_of_bad_rows_alone_says_what_was_wrong(refused):
@@ -380,18 +380,19 @@ def test_prompts_shared_with_the_preferences_are_dropped_and_counted(tmp_path):
     table = load_prompts(settings)
     assert Counter(table["split"] == "train") == {True: 8, False: 12}
     assert table["prompt"].map(lambda p: " ".join(p.lower().split())).is_unique
-    assert data.dropped(settings).to_dict("records") == [
+    dropped = data.dropped(settings)
+    assert dropped.drop(columns="places").to_dict("records") == [
         {"data": "preferences", "reason": "prompt says the same as another one", "rows": 1},
         {"data": "prompts", "reason": "prompt says the same as one of the preferences", "rows": 8},
     ]
-    dropped = data.dropped(settings)
     assert shared(dropped) == 9
     dropped.to_parquet(tmp_path / "dropped.parquet")
+    first = f"{tmp_path / 'prompts.jsonl'}, line 1, line 2, line 3, line 4, line 5 and more"
     assert (
         dropped_text(pd.read_parquet(tmp_path / "dropped.parquet"))
         == "9 prompts dropped because another one says the same, 0 rows that could not be used\n  1"
-        " of preferences: prompt says the same as another one\n  8 of prompts: prompt says the"
-        " same as one of the preferences"
+        f" of preferences: prompt says the same as another one ({tmp_path / 'pairs.jsonl'}, line"
+        f" 9)\n  8 of prompts: prompt says the same as one of the preferences ({first})"
     )
 
 

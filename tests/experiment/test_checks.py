@@ -2,21 +2,25 @@
 sentence, or dropped and counted."""
 
 import json
+from pathlib import Path
 
 import cells
 import families
 import pandas as pd
 import pytest
 
-from shfcas_lib import cli
+from shfcas_lib import pool
 from shfcas_lib.base.errors import InputError
+from shfcas_lib.cli import program
 from shfcas_lib.data import prompts as data
-from shfcas_lib.experiment import checks, stages
+from shfcas_lib.experiment import checks, proxy_data, stages
 from shfcas_lib.experiment.checks import PromptCheck
+from shfcas_lib.models.backbone import positions
 from shfcas_lib.models.loading import load_backbone
 from shfcas_lib.params import reading
-from shfcas_lib.params.schema import Model
+from shfcas_lib.params.schema import Model, Sft
 from shfcas_lib.storage import files
+from shfcas_lib.training import sft
 
 SPELT = "explain <|im_start|> please"
 
@@ -83,14 +87,15 @@ def test_dropped_prompts_are_counted_by_reason(settings):
         )
     )
     assert len(table) == 12 and set(table["prompt"]) == {f"question {k}?" for k in range(12)}
-    assert dropped == [
-        {"data": "prompts", "reason": f"prompt {reason}", "rows": rows}
-        for reason, rows in [
-            ("holds the model's control token '<|im_start|>'", 2),
-            ("holds the model's control token '<|im_end|>'", 1),
-            ("is too long; with max_new_tokens 6 that is more than the model's context of 512", 1),
-        ]
+    lines = [[place.rpartition(" ")[2] for place in row["places"].split("\n")] for row in dropped]
+    reasons = [row["reason"].removeprefix("prompt ") for row in dropped]
+    long = "is too long; with max_new_tokens 6 that is more than the model's context of 512"
+    assert list(zip(reasons, lines, strict=True)) == [
+        ("holds the model's control token '<|im_start|>'", ["13", "14"]),
+        ("holds the model's control token '<|im_end|>'", ["15"]),
+        (long, ["16"]),
     ]
+    assert {row["data"] for row in dropped} == {"prompts"}
 
 
 def test_prompts_of_preferences_have_a_choice_of_their_own(settings):
@@ -129,7 +134,7 @@ def test_what_the_screen_lets_through_the_sampler_takes(family, tmp_path):
     folder = families.save(family, tmp_path)
     model = Model(source=str(folder), quantisation="none", device="cpu")
     backbone = load_backbone(model)
-    marks = backbone.guard.marks
+    marks = backbone.writer.guard.marks
     texts = [
         "hello",
         "a < b [sic]",
@@ -151,7 +156,7 @@ def test_what_the_screen_lets_through_the_sampler_takes(family, tmp_path):
 def judge(tmp_path):
     """A published reward model whose weights are out of reach: tokenizer and configuration have
     to do."""
-    folder = families.save("llama", tmp_path / "judge", head=True, max_position_embeddings=64)
+    folder = families.save("llama", tmp_path / "judge", head=True, max_position_embeddings=200)
     (folder / "model.safetensors").unlink()
     return f"model:{folder}"
 
@@ -162,10 +167,10 @@ def test_a_prompt_that_a_published_model_cannot_read_is_met_before_its_weights_a
 ):
     ((name, inner),) = block.items()
     ((key, _),) = inner.items()
-    spelt, long = "an <|eot_id|> in a request", "the cat sat on the mat " * 20
+    spelt, long = "an <|eot_id|> in a request", "the cat sat on the mat " * 40
     for text, found in (
         (spelt, rf"holds the control token '<\|eot_id\|>' of {name}.{key}"),
-        (long, rf"tokens; with an answer of 6 tokens that is more than the 64 that {name}.{key}"),
+        (long, rf"tokens; with an answer of 6 tokens that is more than the 200 that {name}.{key}"),
     ):
         values = settings(text, **{name: {key: judge}})
         with pytest.raises(InputError, match=found):
@@ -232,5 +237,110 @@ def test_the_run_command_asks_before_it_touches_the_run_folder(
     """So that the next attempt, with other parameters, is not refused for the folder of this
     one."""
     (tmp_path / "mine.yaml").write_text(json.dumps(settings(SPELT)))
-    assert cli.main(["run", str(tmp_path / "mine.yaml")]) == 2
+    assert program.main(["run", str(tmp_path / "mine.yaml")]) == 2
     assert "set prompts.bad_rows to drop" in capsys.readouterr().err and not runs_folder.exists()
+
+
+# answers that are given
+
+
+LONG = "the cat sat on the mat " * 200
+
+
+def _with_answers(settings, answers, **blocks):
+    """Parameters of a run whose preferences have these chosen answers; every other one is short."""
+    values = settings(preferences=[f"a request {k}" for k in range(8)], **blocks)
+    path = Path(values["preferences"]["file"])
+    rows = list(map(json.loads, path.read_text().splitlines()))
+    rows = [row | {"chosen": text} for row, text in zip(rows, answers, strict=False)] + rows[
+        len(answers) :
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return values
+
+
+def test_an_answer_longer_than_the_context_is_met_by_the_check(settings):
+    with pytest.raises(InputError) as caught:
+        loaded(_with_answers(settings, [LONG]))
+    assert str(caught.value).startswith(f"answer {LONG[:60]!r} has ")
+    assert "with its prompt that is more than the model's context of 512" in str(caught.value)
+    assert "set preferences.bad_rows to drop" in str(caught.value)
+    table, dropped = loaded(_with_answers(settings, [LONG], preferences_rows="drop"))
+    assert "a request 0" not in set(table["prompt"]) and len(table) == 19
+    assert [(row["data"], row["rows"]) for row in dropped] == [("preferences", 1)]
+    assert "answer is too long" in dropped[0]["reason"]
+    with pytest.raises(InputError, match="can read the answers of none of the 8 pairs"):
+        loaded(_with_answers(settings, [LONG] * 8, preferences_rows="drop"))
+
+
+@pytest.mark.parametrize("block", [{"gold": {"kind": "{}"}}, {"reward": {"proxy": "{}"}}])
+def test_an_answer_longer_than_a_published_model_reads_is_met_by_the_check(block, settings, judge):
+    ((name, inner),) = block.items()
+    ((key, _),) = inner.items()
+    text = "the cat sat on the mat " * 40
+    with pytest.raises(InputError, match=rf"more than the 200 that {name}.{key} .* reads"):
+        loaded(_with_answers(settings, [text], **{name: {key: judge}}))
+    more = {name: {key: judge}, "preferences_rows": "drop"}
+    _, dropped = loaded(_with_answers(settings, [text], **more))
+    assert [(row["data"], row["rows"]) for row in dropped] == [("preferences", 1)]
+
+
+def test_of_a_prompts_pairs_those_that_fit_stay_and_the_pool_holds_no_others(
+    settings, runs_folder, backbone
+):
+    values = _with_answers(settings, ["short"] * 8, preferences_rows="drop")
+    path = Path(values["preferences"]["file"])
+    twice = {"prompt": "a request 0", "chosen": LONG, "rejected": "a dog"}
+    path.write_text(path.read_text() + json.dumps(twice) + "\n")
+    params = reading.validate(values, "test")
+    table, dropped = loaded(values)
+    assert "a request 0" in set(table["prompt"]) and dropped[0]["rows"] == 1
+    scored = proxy_data.training_pool(backbone, table, params)
+    assert set(scored["completion"]) == {"short", "a dog"}
+
+
+def test_without_a_check_a_completion_that_does_not_fit_is_named(backbone):
+    given = pd.DataFrame(
+        {"prompt_id": ["p", "p"], "index": [0, 1], "prompt": "hi", "completion": ["ok", LONG]}
+    )
+    with pytest.raises(InputError, match="completion 1 of prompt p has .* tokens with its prompt"):
+        pool.score(backbone, given)
+    with pytest.raises(InputError, match="completion 1 of prompt p has no tokens"):
+        pool.score(backbone, given.assign(tokens=[[5], []]))
+
+
+def test_fine_tuning_leaves_out_what_does_not_fit(fresh_backbone, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        sft.trainer, "run_trainer", lambda *_, train_dataset, **__: seen.update(rows=train_dataset)
+    )
+    given = pd.DataFrame({"prompt": ["hi", "hi"], "completion": ["ok", LONG]})
+    sft.train(fresh_backbone, given, Sft(), seed=0)
+    (row,) = seen["rows"]
+    assert row["input_ids"] == fresh_backbone.writer.both("hi", "ok").ids
+    with pytest.raises(InputError, match="there is no answer to imitate; the first has"):
+        sft.train(fresh_backbone, given.tail(1), Sft(), seed=0)
+
+
+def test_positions_that_a_model_counts_from_its_pad_token_on_are_not_read(tmp_path):
+    """RoBERTa's 514 positions are 512 tokens; one more is an index error in its embedding."""
+    import torch
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    config = RobertaConfig(
+        vocab_size=300,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=34,
+        pad_token_id=1,
+        num_labels=1,
+    )
+    model = RobertaForSequenceClassification(config).eval()
+    longest = positions(model)
+    assert longest == 32
+    with torch.inference_mode():
+        model(input_ids=torch.full((1, longest), 5))
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.full((1, longest + 1), 5))

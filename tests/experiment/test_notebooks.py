@@ -18,6 +18,7 @@ from judge_server import Server
 from project import ROOT, environment
 from tiny_notebooks import settings
 
+from shfcas_lib.params import cells as parameter_cells
 from shfcas_lib.params import reading
 from shfcas_lib.params.schema import Params
 from shfcas_lib.sweeps.digests import NOTEBOOKS as KINDS
@@ -87,8 +88,10 @@ def test_run_prints_the_numbers_and_so_does_numbers(finished):
     path, folder, printed = finished
     again = command("-m", "shfcas_lib", "numbers", str(path), runs_folder=folder).stdout
     assert again in printed
-    # five, the cost of the flaw, and what labels of two strategies bring back by two refinements
-    assert sum("[" in line for line in again.splitlines()) == 5 + 1 + 4
+    # five, the cost of the flaw, and what labels of two strategies bring back by two refinements,
+    # or that of so small a run the cost is not clear of 0
+    undone = 0 if "nothing to undo: the cost is not clear of 0" in again else 4
+    assert sum("[" in line for line in again.splitlines()) == 5 + 1 + undone
 
 
 def test_a_figure_is_made_again_from_its_trace_in_an_empty_folder(finished, tmp_path):
@@ -291,8 +294,10 @@ def test_a_judge_and_a_team_share_a_round_through_the_commands(tiny_model, tmp_p
     )
     stopped = command("-m", "shfcas_lib", "run", str(path), runs_folder=tmp_path, check=False)
     assert (
-        stopped.returncode == 1
+        stopped.returncode == 3
         and "3 comparisons of this round wait for the team" in stopped.stderr
+        and "stopped in cell" not in stopped.stderr
+        and "Traceback" not in (tmp_path / "mixed/notebooks/03_targeted_feedback.ipynb").read_text()
     )
     command("-m", "shfcas_lib", "export", str(path), str(sheet), runs_folder=tmp_path)
     table = pd.read_csv(sheet, dtype=str, keep_default_na=False)
@@ -395,7 +400,9 @@ def test_notebook_defaults_are_the_quickstart(name):
     )
     namespace = {"In": ["", source]}
     exec(source, namespace)  # noqa: S102 (a cell of this repository)
-    assert reading.from_notebook(namespace) == reading.load(ROOT / "params" / "quickstart.yaml")
+    assert parameter_cells.from_notebook(namespace) == reading.load(
+        ROOT / "params" / "quickstart.yaml"
+    )
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -407,5 +414,5 @@ def test_the_validating_cell_runs_again_after_cells_that_use_the_names_of_parame
         cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
     )
     used = dict.fromkeys(Params.model_fields, object())
-    found = reading.from_notebook({"In": ["", source], **used})
+    found = parameter_cells.from_notebook({"In": ["", source], **used})
     assert found == reading.load(ROOT / "params" / "quickstart.yaml")

@@ -16,9 +16,9 @@ from canaries import CANARIES, leaks
 from project import PATHS, ROOT
 from safetensors.numpy import load_file
 
-from shfcas_lib import cli
 from shfcas_lib.base import processes
 from shfcas_lib.base.errors import InputError
+from shfcas_lib.cli import program
 from shfcas_lib.experiment import stages
 from shfcas_lib.params import reading
 from shfcas_lib.storage import runs
@@ -63,7 +63,7 @@ def both(tiny_model, tmp_path_factory):
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHFCAS_RUNS", str(one))
-        assert cli.main(["stage", *NAMES, path]) == 0
+        assert program.main(["stage", *NAMES, path]) == 0
     torch.set_num_threads(threads)
     environment = os.environ | {
         "SHFCAS_RUNS": str(two),
@@ -169,12 +169,12 @@ def test_no_key_is_in_what_stages_plan_and_trace_write_and_print(
         )
         values["gold"], values["reward"]["proxy"] = {"kind": known}, proxy
     path = write(tmp_path, values)
-    assert cli.main(["stage", *NAMES, path]) == 0
-    assert cli.main(["plan", path, "--gpu-memory", "24", "--config", str(tiny_model)]) == 0
+    assert program.main(["stage", *NAMES, path]) == 0
+    assert program.main(["plan", path, "--gpu-memory", "24", "--config", str(tiny_model)]) == 0
     done = runs_folder / "staged" / "03_feedback" / "policy_shf_cas" / "done.json"
     assert json.loads(done.read_text())["kind"] == kind
-    assert cli.main(["trace", str(done)]) == 0
-    assert cli.main(["stage", "proxy", write(tmp_path, values | {"seed": 1})]) != 0
+    assert program.main(["trace", str(done)]) == 0
+    assert program.main(["stage", "proxy", write(tmp_path, values | {"seed": 1})]) != 0
     printed = "".join(capfd.readouterr())
     assert (
         "made by     run staged" in printed
@@ -192,7 +192,7 @@ def test_what_is_done_is_not_done_again(both, tiny_model, monkeypatch, tmp_path)
         if path.suffix in (".parquet", ".safetensors")
     }
     monkeypatch.setenv("SHFCAS_RUNS", str(two.parent))
-    assert cli.main(["stage", *NAMES, write(tmp_path, settings(tiny_model))]) == 0
+    assert program.main(["stage", *NAMES, write(tmp_path, settings(tiny_model))]) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -217,7 +217,7 @@ def test_several_processes_wait_for_nobody(tiny_model, monkeypatch):
 
 def test_the_command_knows_every_stage(capsys):
     with pytest.raises(SystemExit):
-        cli.main(["stage", "nonsense", "x.yaml"])
+        program.main(["stage", "nonsense", "x.yaml"])
     printed = capsys.readouterr().err
     assert all(name in printed for name in stages.STAGES)
 

@@ -22,7 +22,7 @@ from shfcas_lib import evaluation, refine
 from shfcas_lib.analysis import agreement, examples, figures, stats, summary, without_gold
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.randomness import rng
-from shfcas_lib.experiment import proxy_data
+from shfcas_lib.data.prompts import load_prompts
 from shfcas_lib.params import reading
 from shfcas_lib.params.schema import Reward
 from shfcas_lib.sweeps import plan as sweep_plan
@@ -294,16 +294,13 @@ def test_what_needs_no_gold_is_the_same_with_and_without(planted):
     np.testing.assert_allclose(blind[blind["policy"] == "base"]["gain by proxy"], 0, atol=1e-12)
     settings = reading.validate({}, "test")
     assert {"kl", "gain by shf_cas"} <= set(summary.summarise(blind, settings)["measure"])
-    assert "gain by shf_cas" in set(
-        summary.headline_contrasts(summary.contrasts(blind, settings))["measure"]
-    )
-    curve = without_gold.curve(pool, "shf_cas", scores, [1.0, 0.5])
-    own = curve[curve["policy"] == "shf_cas"]
-    assert (
-        "gold_gain" not in curve
-        and np.allclose(own["refined_gain"], own["reward_gain"])
-        and (curve["kl"] > 0).all()
-    )
+    # a verdict on what a reward believes of its own policy would look like evidence
+    compared = summary.headline_contrasts(summary.contrasts(blind, settings))["measure"]
+    assert set(compared) == {"kl", "kendall", "mean_abs_pacs"}
+    judge = scores.pop("shf_cas")
+    curve = without_gold.curve(pool, judge, scores, [1.0, 0.5])
+    assert set(curve["policy"]) == {"proxy"} and (curve["kl"] > 0).all()
+    assert "gold_gain" not in curve and (curve["refined_gain"] < curve["reward_gain"]).all()
 
 
 def test_changes_count_pairs_and_favourites(planted):
@@ -457,15 +454,14 @@ def test_the_readmes_run_on_preferences_of_ones_own_and_answers_from_a_file(
         "can this task show anything?: left out, it needs gold" in first
         and "figure attribute_pull: left out, it needs gold, or an attribute" in first
     )
-    # all of them did
-    assert (
-        "figure proxy_errors: left out, it needs gold, or preferences of your own that did not"
-        " train the proxy" in first
-    )
-    assert "how good the proxy is: not known" in first
+    # a fifth of them did not train it
+    assert "given preferences that did not train the proxy, ranked as they say: " in first
+    split = pd.read_parquet(run / "01_proxy/prompts.parquet")["split"].value_counts()
+    assert split["held_out"] == 12 and split["train"] == 48
     second = printed(run, "02")
     assert (
-        "does conflict know where the proxy is wrong?: left out" in second
+        "does conflict know where the proxy is wrong?: left out, it needs gold" in second
+        and "does conflict know where the proxy is wrong?: left out, it needs 20 pref" in second
         and "figure error_roc: left out, it needs gold" in second
     )
     fourth = printed(run, "04")
@@ -544,38 +540,95 @@ def test_given_preferences_that_did_not_train_the_proxy_judge_it(
             [] if published else [{"kind": "attribute", "attribute": "length", "strength": 0.5}]
         ),
     }
-    left = cells.run(values, cells.NOTEBOOKS["run"][:1])
-    given = pd.read_parquet(runs_folder / "held/01_proxy/preferences_held_out.parquet")
-    prompts = left["prompts"].set_index("prompt_id")["split"]
-    assert set(given["prompt_id"].map(prompts)) == (
-        {"train"} if published else {"feedback", "evaluate"}
-    )
-    overall = left["accuracy"].set_index("group").loc["all prompts"]
-    right = (
-        ((np.sign(given["margin"]) * np.sign(given["label"] - 0.5) + 1) / 2)
-        .groupby(given["prompt_id"])
-        .mean()
-    )
-    assert overall["value"] == pytest.approx(right.mean()) and overall["prompts"] == len(right) == (
-        16 if published else 24
-    )
+    left = cells.run(values, cells.NOTEBOOKS["run"][:2])
+    judged = pd.read_parquet(runs_folder / "held/01_proxy/preferences_judged.parquet")
+    prompts = pd.read_parquet(runs_folder / "held/01_proxy/prompts.parquet")
+    prompts = prompts.set_index("prompt_id")["split"]
+    fresh, learnt = (judged.dropna(subset=[name]) for name in ("proxy", "learnt"))
+    where = {"train"} if published else {"feedback", "evaluate"}
+    assert set(fresh["prompt_id"].map(prompts)) == where
+    assert set(learnt["prompt_id"].map(prompts)) == (set() if published else {"train"})
+
+    facts = json.loads((runs_folder / "held/01_proxy/metrics.json").read_text())
+    whole = [row for row in facts["given_pairs"] if row["group"] == "all pairs"]
+    found = {row["judge"]: row for row in whole}
+    assert set(found) == {"proxy", "length", "policy"} | (set() if published else {"learnt"})
+    right = (np.sign(fresh["proxy"]) * np.sign(fresh["label"] - 0.5) + 1) / 2
+    assert found["proxy"]["value"] == pytest.approx(right.mean())
+    assert found["proxy"]["pairs"] == len(fresh) == (16 if published else 24)
+    # the same numbers are the run's accuracy, beside length alone
+    shown = {row["reward"]: row for row in facts["pair_accuracy"] if row["group"] == "all pairs"}
+    assert set(shown) == {"proxy", "length"}
+    assert shown["proxy"]["value"] == found["proxy"]["value"]
     assert (runs_folder / "held/01_proxy/figures/proxy_errors.png").exists()
     assert (runs_folder / "held/01_proxy/figures/attribute_pull.png").exists() != published
-    if not published:
-        assert overall["value"] > 0.7, "'yes' at the end of every chosen answer is easy to learn"
-        margin = left["rewards"]["proxy"].score(left["train"])
-        assert (
-            np.isfinite(margin).all()
-            and proxy_data.held_out(
-                None,
-                left["train"],
-                left["clean"],
-                left["prompts"],
-                left["rewards"]["proxy"],
-                reading.validate({}, "gold"),
-            )
-            is None
-        )
+
+    # does conflict know where? of 16 pairs nobody can say
+    table = left["given"]
+    if published:
+        assert table is None
+        return
+    assert found["proxy"]["value"] > 0.7, "'yes' ends every chosen answer: easy to learn"
+    assert found["learnt"]["value"] >= 0.6
+    assert list(table["measure"].str.split(" found by ").str[1].str.split(",").str[0]) == [
+        "the policy's doubt",
+        "|PACS| (0 or 2 each)",
+        "the proxy's margin (small first)",
+    ]
+    facts = json.loads((runs_folder / "held/02_conflict/metrics.json").read_text())
+    assert len(facts["predicts_error_given"]) == 3 and not facts["predicts_error"]
+
+
+@pytest.mark.parametrize(("share", "held"), [(0.0, 0), (0.2, 8), (0.5, 20)])
+def test_a_share_of_every_category_is_held_out(share, held, tmp_path):
+    requests = embedded_prompts("helpfulness")["prompt"].tolist()[60:80]
+    pd.DataFrame({"prompt": requests}).to_csv(tmp_path / "prompts.csv", index=False)
+    block = {"file": pairs(tmp_path / "pairs.jsonl", 40), "held_out": share}
+    values = OWN | {"preferences": block, "prompts": {"file": str(tmp_path / "prompts.csv")}}
+    table = load_prompts(reading.validate(values, "test"))
+    sizes = table["split"].value_counts().to_dict()
+    assert sizes.pop("held_out", 0) == held and sizes.pop("train") == 40 - held
+    assert sizes == {"feedback": 10, "evaluate": 10}
+    given = table[table["split"].isin(["train", "held_out"])]
+    shares = given["split"].eq("held_out").groupby(given["category"]).sum()
+    assert shares.max() - held * given["category"].value_counts().max() / 40 < 1
+    again = reading.validate(values | {"seed": 1}, "test")
+    other = load_prompts(again).set_index("prompt_id")["split"]
+    moved = table.set_index("prompt_id")["split"] != other
+    assert not held or (moved & other.eq("held_out")).any(), "another seed holds out others"
+
+
+def test_of_a_handful_and_under_a_published_proxy_nothing_is_held_out(tmp_path):
+    requests = embedded_prompts("helpfulness")["prompt"].tolist()[60:80]
+    pd.DataFrame({"prompt": requests}).to_csv(tmp_path / "prompts.csv", index=False)
+    more = {"prompts": {"file": str(tmp_path / "prompts.csv")}}
+    for count, values in ((10, OWN), (40, OWN | PUBLISHED)):
+        block = {"preferences": {"file": pairs(tmp_path / f"{count}.jsonl", count)}}
+        table = load_prompts(reading.validate(values | more | block, "test"))
+        assert table["split"].eq("train").sum() == count
+
+
+@pytest.mark.parametrize(
+    ("values", "there"),
+    [
+        ({}, True),
+        ({"bias": [{"kind": "noise", "rate": 0.1}]}, True),
+        (OWN, False),
+        (OWN | {"bias": [{"kind": "noise", "rate": 0.1}]}, False),
+        ({"preferences": {"file": "pairs.jsonl"}, "evaluation": {"replicates": 0}}, False),
+        (
+            {
+                "preferences": {"file": "pairs.jsonl"},
+                "evaluation": {"replicates": 0},
+                "bias": [{"kind": "noise", "rate": 0.1}],
+            },
+            True,
+        ),
+    ],
+)
+def test_the_users_own_labels_are_no_ceiling(values, there):
+    """With them and no bias, the reward of the clean labels is the proxy itself."""
+    assert reading.validate(values, "test").ceiling == there
 
 
 def test_trained_policies_are_judged_by_kl_and_both_rewards(tiny_model, tmp_path, runs_folder):

@@ -11,8 +11,8 @@ import pytest
 from project import ROOT
 
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.cli import main
-from shfcas_lib.memory import estimate, plan, shapes
+from shfcas_lib.cli.program import main
+from shfcas_lib.memory import estimate, known, plan, shapes
 from shfcas_lib.memory.plan import UNKNOWN_PROMPT, _micro, longest_prompt, make_plan
 from shfcas_lib.params import reading
 from shfcas_lib.params.schema import Lora
@@ -27,10 +27,17 @@ RUN = {
 }
 # From the models' pages: parameters, as safetensors files count them.
 PUBLISHED = {
-    "llama-3.1-8b": 8_030_261_248,
-    "qwen2.5-7b": 7_615_616_512,
-    "pythia-1b": 1_011_781_632,
-    "smollm2-135m": 134_515_008,
+    "meta-llama/Llama-3.1-8B-Instruct": 8_030_261_248,
+    "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512,
+    "EleutherAI/pythia-1b": 1_011_781_632,
+    "smollm2-135m-instruct": 134_515_008,
+    "HuggingFaceTB/SmolLM2-360M-Instruct": 361_821_120,
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": 1_100_048_384,
+    # with the output layer of the language model, which it shares with its embedding
+    "Skywork/Skywork-Reward-V2-Qwen3-0.6B": 596_049_920,
+    "Skywork/Skywork-Reward-Llama-3.1-8B-v0.2": 8_030_261_248,
+    # the published 6,738,415,616 of LLaMA, and one more word on both sides
+    "PKU-Alignment/beaver-7b-unified-cost": 6_738_415_616 + 2 * 4096,
 }
 
 
@@ -41,23 +48,19 @@ def settings(**changes):
 @pytest.fixture(scope="module")
 def llama_config(tmp_path_factory):
     """A folder with nothing but the config.json of an 8B Llama."""
-    import gpu_check
-
     folder = tmp_path_factory.mktemp("config")
-    gpu_check.config("llama-3.1-8b").save_pretrained(folder)
+    known.described("meta-llama/Llama-3.1-8B-Instruct")[0].save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def llama(llama_config):
-    return shapes.shape_of(shapes.read_config("", config=llama_config))
+    return shapes.shape_of(shapes.read_config("", config=llama_config).config)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_are_counted_as_published(name):
-    import gpu_check
-
-    assert shapes.shape_of(gpu_check.config(name)).parameters == PUBLISHED[name]
+    assert shapes.shape_of(known.described(name)[0]).parameters == PUBLISHED[name]
 
 
 # the formulas, part by part
@@ -401,6 +404,21 @@ def test_answers_of_the_users_own_whose_length_was_not_said_are_pointed_out(llam
     assert "answers of your preferences" not in make_plan(settings(), 80, llama_config).text()
 
 
+def test_answers_in_a_file_at_hand_are_measured(llama_config, tmp_path):
+    """By their letters, as prompts are; never shorter than what is sampled."""
+    path = tmp_path / "pairs.jsonl"
+    lengths = {"short": 30, "long": 6000}
+    made = {}
+    for name, letters in lengths.items():
+        rows = [{"prompt": f"ask {k}", "chosen": "a" * letters, "rejected": "no"} for k in range(9)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        given = settings(preferences={"file": str(path)})
+        made[name] = make_plan(given, 80, llama_config)
+    assert made["long"].knobs.completion == 2001 and made["short"].knobs.completion == 256
+    assert made["long"].stages[1].total > made["short"].stages[1].total
+    assert "answers of your preferences" not in made["long"].text()
+
+
 def test_in_float16_adapters_on_a_quantised_backbone_take_twice_as_much(llama_config):
     half, brain = (
         make_plan(settings(model=RUN["model"] | {"dtype": dtype}), 80, llama_config)
@@ -435,14 +453,134 @@ def test_the_plan_takes_the_micro_batch_that_training_takes(batch_size):
     )
 
 
-def test_gpu_check_knows_the_shape_of_every_recipe_without_a_hub():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    import gpu_check
+def offline(monkeypatch, folder):
+    """A machine with an empty cache whose hub does not answer."""
+    from huggingface_hub import constants
 
-    sources = [reading.load(path).model.source.lower() for path in (ROOT / "params").glob("*.yaml")]
-    assert all(
-        any(shape in source for shape in gpu_check.SHAPES) for source in sources if "/" in source
-    )
+    from shfcas_lib.models import hub
+
+    hub._answers.cache_clear()
+    monkeypatch.setenv("SHFCAS_CACHE", str(folder))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_is_planned_without_a_hub(path, monkeypatch, tmp_path):
+    offline(monkeypatch, tmp_path)
+    params = reading.load(path)
+    made = make_plan(params, "A100-80")
+    used = f"sizes of {params.model.source}: those of its published config.json"
+    assert made.fits and used in made.text() and "left out" not in made.text()
+    published = {params.gold.published, params.reward.published} - {None, ""}
+    assert all(f"sizes of {source}:" in made.text() for source in published)
+
+
+def test_without_a_hub_other_models_are_refused_at_once(monkeypatch, tmp_path):
+    import time
+
+    offline(monkeypatch, tmp_path)
+    start = time.monotonic()
+    with pytest.raises(InputError, match="no hub within reach: download that one file"):
+        make_plan(settings(), 24)
+    assert time.monotonic() - start < 5
+
+
+def test_a_hub_that_is_silent_is_given_up_in_seconds(monkeypatch):
+    """It takes the connection and says nothing."""
+    import socket
+    import time
+
+    from huggingface_hub import constants
+
+    from shfcas_lib.models import hub
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(hub, "PATIENCE", 0.3)
+        start = time.monotonic()
+        assert not hub.within_reach() and time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize(
+    "family", ["gpt2", "opt", "gemma3", "mistral", "mixture/deepseek_v3", "composite/gemma3"]
+)
+@pytest.mark.parametrize("quantisation", ["nf4", "none"])
+def test_the_plan_counts_what_a_loaded_model_holds(family, quantisation, tmp_path):
+    """Weights, and adapters on whatever LoRA reaches."""
+    import checkpoints
+    import families
+
+    from shfcas_lib.models import loading
+    from shfcas_lib.params.schema import Model
+
+    kind, _, name = family.rpartition("/")
+    folder = (getattr(checkpoints, kind) if kind else families.save)(name, tmp_path)
+    shape = shapes.shape_of(shapes.read_config(str(folder)).config)
+    model = Model(source=str(folder), quantisation=quantisation, device="cpu")
+    backbone = loading.load_backbone(model)
+    held = list(backbone.causal.parameters())
+    for module in backbone.causal.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        state = state or getattr(module, "quant_state", None)
+        held += [state.absmax, state.state2.absmax] if state else []
+    # blocks of 64 weights do not always come out even in models so small
+    assert estimate.weights(shape, quantisation, 4) == pytest.approx(bytes_of(held), rel=0.03)
+    backbone.add_adapter("default", Lora(r=3, dropout=0))
+    trained = [w for name, w in backbone.causal.named_parameters() if "lora_" in name]
+    expected = estimate.adapter(shape, 3, experts=quantisation != "nf4")
+    assert expected == sum(w.numel() for w in trained)
+
+
+def test_a_mixture_is_planned_with_its_experts(tmp_path):
+    import transformers
+
+    config = transformers.MixtralConfig()  # of the sizes of Mixtral 8x7B
+    config.save_pretrained(tmp_path)
+    trained = {"gradient_checkpointing": True}
+    plans = {
+        kind: make_plan(
+            settings(model=RUN["model"] | {"quantisation": kind}, training=trained), 80, tmp_path
+        )
+        for kind in ("nf4", "int8", "none")
+    }
+    assert plans["nf4"].shape.parameters == 46_702_792_704, "as published"
+    weights = {kind: made.stages[-1].parts["weights"] / 1e9 for kind, made in plans.items()}
+    assert 24 < weights["nf4"] < 28 and 90 < weights["int8"] < weights["none"] < 94
+    assert [plans[kind].stages[0].name for kind in plans] == ["loading", "sampling", "sampling"]
+    told = {kind: " ".join(made.notes) for kind, made in plans.items()}
+    assert "are 97% of the weights: reward.lora does not adapt them" in told["nf4"]
+    assert "model.quantisation int8 leaves them in the compute type" in told["int8"]
+    assert "policy.lora adapts them only with dropout 0 (now 0.1)" in told["none"]
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "fp8"])
+def test_a_stored_checkpoint_is_planned_as_it_lies(method, llama_config, tmp_path):
+    import shutil
+
+    import checkpoints
+
+    shutil.copytree(llama_config, tmp_path, dirs_exist_ok=True)
+    stored = checkpoints.STORED.get(method, {"quant_method": "fp8"})
+    checkpoints.configure(tmp_path, quantization_config=stored)
+    with pytest.raises(InputError, match="is stored quantised .* set it to as_stored"):
+        make_plan(settings(), 80, tmp_path)
+    made = make_plan(settings(model=RUN["model"] | {"quantisation": "as_stored"}), 80, tmp_path)
+    bits = 8 if method == "fp8" else 4
+    assert f"is stored quantised ({method}): counted as {bits} bits a weight" in made.text()
+    assert "model.quantisation: " not in "".join(turn.key for turn in made.alone)
+
+
+@pytest.mark.parametrize("config", ["BertConfig", "T5Config", "MambaConfig", "ViTConfig"])
+def test_what_no_run_can_use_is_not_planned(config, tmp_path):
+    import transformers
+
+    getattr(transformers, config)().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="expected a (decoder-only|model of attention)"):
+        make_plan(settings(), 80, tmp_path)
 
 
 def test_the_command_prints_the_table_and_its_status_is_the_verdict(llama_config, tmp_path, capsys):

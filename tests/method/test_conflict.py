@@ -390,3 +390,12 @@ def test_means_count_the_prompts_in_which_there_is_something_to_rank():
     assert means(found) == {"kendall": 1.0, "mean_abs_pacs": 2.0}
     rest = found[found["degenerate"]]
     assert all(np.isnan(value) for value in means(rest).values())
+
+
+def test_conflict_per_token_reads_the_mean_token():
+    """A long completion is unlikely as a whole and likely by the token."""
+    pool = pd.DataFrame(
+        {"prompt_id": "p", "index": [0, 1, 2], "logp": [-4.0, -6.0, -9.0], "n_tokens": [2, 6, 3]}
+    )
+    assert conflict.log_probabilities(pool, "sum").tolist() == [-4, -6, -9]
+    assert conflict.log_probabilities(pool, "mean").tolist() == [-2, -1, -3]

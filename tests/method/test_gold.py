@@ -1,5 +1,7 @@
 """Gold rewards: which one a run has, a function of the user's own, bad input."""
 
+import json
+import re
 import sys
 
 import numpy as np
@@ -7,7 +9,11 @@ import pandas as pd
 import pytest
 from gold_tables import BENIGN, HARMFUL, load, table
 
+from shfcas_lib import gold
 from shfcas_lib.base.errors import InputError
+from shfcas_lib.cli import main
+from shfcas_lib.params import reading
+from shfcas_lib.tasks import instructions
 
 # --- which gold, and bad input
 
@@ -87,3 +93,71 @@ def test_none_is_refused_where_gold_is_needed():
             feedback={"kind": "replay", "file": "answers.csv"},
             evaluation={"replicates": 0},
         )
+
+
+# --- a gold that these prompts make meaningless, or turn round
+
+
+def prompts_of(*harmful, split="evaluate", prompt="How are you?"):
+    rows = [(f"p{k}", prompt, "all", mark, split) for k, mark in enumerate(harmful)]
+    return pd.DataFrame(rows, columns=["prompt_id", "prompt", "category", "harmful", "split"])
+
+
+def settings(**values):
+    return reading.validate(values, "test")
+
+
+OWN_PAIRS = {"preferences": {"recipe": "hh-rlhf"}, "evaluation": {"replicates": 0}}
+
+
+@pytest.mark.parametrize(
+    ("values", "block"),
+    [
+        ({"task": "safety", "prompts": {"file": "mine.csv"}}, "prompts"),
+        ({"gold": {"kind": "safety"}} | OWN_PAIRS, "preferences"),
+        ({"gold": {"kind": "safety"}, "prompts": {"file": "mine.csv"}} | OWN_PAIRS, "prompts"),
+    ],
+)
+def test_safety_without_a_harmful_prompt_would_reward_compliance(values, block):
+    # those that nobody is judged on do not help
+    elsewhere = prompts_of(True, True, split="train")
+    prompts = pd.concat([prompts_of(False, False), elsewhere])
+    with pytest.raises(InputError) as caught:
+        gold.check(settings(**values), prompts)
+    assert str(caught.value).startswith(
+        "gold.kind safety: none of the 2 evaluation prompts counts as harmful, so that it would"
+        " reward compliance with every one of them"
+    )
+    assert f"({block}.columns.harmful)" in str(caught.value)
+    gold.check(settings(**values), prompts_of(False, True))
+
+
+def test_relevance_of_harmful_prompts_would_reward_compliance():
+    with pytest.raises(InputError, match="gold.kind relevance: 1 of 3 evaluation prompts count as"):
+        gold.check(settings(), prompts_of(False, True, False))
+    gold.check(settings(), prompts_of(False, False))
+    gold.check(settings(gold={"kind": "model:some/model"}), prompts_of(True, False))
+
+
+def test_instructions_without_a_constraint_are_met_before_anything_is_sampled():
+    wanted = settings(task="instructions")
+    fine = next(iter(instructions.CONSTRAINTS))
+    gold.check(wanted, prompts_of(False, prompt=f"Write a poem.\n\n{fine}"))
+    with pytest.raises(InputError, match="'How are you.' ends in no constraint"):
+        gold.check(wanted, prompts_of(False))
+
+
+def test_check_counts_what_is_to_be_declined(tmp_path, capsys):
+    rows = [{"prompt": f"question {k}", "harmful": k < 10} for k in range(30)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {"gold": {"kind": "safety"}, "prompts": {"file": str(tmp_path / "mine.jsonl")}}
+    (tmp_path / "mine.yaml").write_text(json.dumps(values | {"selection": {"budget": 10}}))
+    assert main(["check", str(tmp_path / "mine.yaml")]) == 0
+    told = capsys.readouterr().out
+    line = next(line for line in told.splitlines() if line.startswith("prompts that count as"))
+    assert "to be declined: " in line
+    assert sorted(int(n) for n in re.findall(r"(\d+) of", line)) == [3, 3, 4]
+    values["prompts"]["columns"] = {"harmful": None}
+    (tmp_path / "mine.yaml").write_text(json.dumps(values | {"selection": {"budget": 10}}))
+    assert main(["check", str(tmp_path / "mine.yaml")]) == 2
+    assert "prompts.columns.harmful" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from tiny_pool import PROMPTS, SAMPLING, assert_same_pool, prompt_tokens, refere
 
 from shfcas_lib import pool as pools
 from shfcas_lib.base.errors import InputError
+from shfcas_lib.models import decoding
 from shfcas_lib.models.loading import load_backbone
 from shfcas_lib.params.schema import Lora, Model
 from shfcas_lib.pool import COLUMNS, sample, sample_adapted, score
@@ -155,10 +156,14 @@ def test_scoring_agrees_with_decoding(backbone, sampled):
     assert_same_pool(score(backbone, sampled), sampled, atol=1e-4)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 20])
-def test_scores_do_not_depend_on_the_composition_of_batches(backbone, sampled, batch_size):
-    shuffled = sampled.sample(frac=1, random_state=batch_size)
-    found = score(backbone, shuffled, batch_size=batch_size).set_index(shuffled.index).sort_index()
+@pytest.mark.parametrize(("most", "answers"), [(1, 1), (60, 30), (2000, 40), (2000, 1024)])
+def test_scores_do_not_depend_on_the_composition_of_batches(
+    backbone, sampled, most, answers, monkeypatch
+):
+    """Also where the answers to prompts of one batch need several passes."""
+    monkeypatch.setattr(decoding, "ANSWER_TOKENS", answers)
+    shuffled = sampled.sample(frac=1, random_state=most)
+    found = score(backbone, shuffled, most=most).set_index(shuffled.index).sort_index()
     assert_same_pool(found, sampled, atol=1e-4)
 
 
@@ -167,7 +172,7 @@ def test_what_is_said_twice_is_a_tie(backbone, sampled):
     twice = pd.concat(
         [sampled, sampled.assign(index=sampled["index"] + 100).iloc[::-1]], ignore_index=True
     )
-    found = score(backbone, twice, batch_size=3).groupby(["prompt_id", twice["tokens"].map(tuple)])
+    found = score(backbone, twice, most=40).groupby(["prompt_id", twice["tokens"].map(tuple)])
     assert (found["logp"].nunique() == 1).all() and (
         found["features"].agg(lambda f: len({tuple(x) for x in f})) == 1
     ).all()

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from shfcas_lib import policies, strategies, trust
+from shfcas_lib import policies, selection, strategies, trust
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.conflict import by_prompt, conflict_table, shuffled
+from shfcas_lib.conflict import by_prompt, cannot_rank, conflict_table, shuffled
 from shfcas_lib.params.schema import Params, Selection
 from shfcas_lib.rewards import fit_probe, locate
 from shfcas_lib.selection import all_pairs, select
@@ -79,6 +79,12 @@ def choose(strategy, conflict, budget, settings=SETTINGS, asked=None, seed=0):
     return select(
         strategy, conflict, budget, np.random.default_rng(seed), settings, asked, fitted()
     )
+
+
+def in_turn(conflict):
+    """All pairs, their turn that of their ids."""
+    pairs = all_pairs(conflict)
+    return pairs.assign(turn=range(len(pairs)), prompt_turn=range(len(pairs)))
 
 
 def keys(chosen):
@@ -168,7 +174,8 @@ def test_no_strategy_is_handed_gold(conflict, strategy, monkeypatch):
     monkeypatch.setitem(STRATEGIES, strategy, spy)
     choose(strategy, conflict.assign(gold=1.0), 5)
     both = {f"{name}_{side}" for name in ("pacs", "reward", "z_reward", "z_logp") for side in "ij"}
-    assert set(seen) == {*KEY, *both, "kendall", "mean_abs_pacs", "degenerate"}
+    of_prompt = {"kendall", "mean_abs_pacs", "degenerate", "size"}
+    assert set(seen) == {*KEY, *both, *of_prompt, "turn", "prompt_turn"}
 
 
 @every_strategy
@@ -176,38 +183,128 @@ def test_every_strategy_has_a_docstring_that_says_what_it_does(strategy):
     assert inspect.getdoc(STRATEGIES[strategy])
 
 
-@pytest.mark.parametrize("strategy", ["shf_cas", "pacs"])
-def test_ties_are_broken_by_id(strategy):
-    same = ([1.0, 1.0, 1.0], [-3.0, -3.0, -3.0])  # degenerate: every PACS is 0
-    chosen = choose(strategy, table({"b": same, "a": same, "c": same}), 4)
-    assert keys(chosen) == [("a", 0, 1), ("a", 0, 2), ("a", 1, 2), ("b", 0, 1)]
+def of_pairs(count, first=0):
+    """Prompts with two completions each that proxy and policy rank in opposite order, so that
+    every strategy but chance finds them alike: conflict, and the probe's equal features."""
+    ids = [f"q{k:03d}" for k in range(first, first + count)]
+    return table({prompt: ([1.0, 0.0], [-9.0, -8.0]) for prompt in ids})
 
 
-def test_ties_in_kendall_are_broken_by_id_when_prompts_are_kept():
-    reversed_ = ([1.0, 2.0, 3.0], [-1.0, -2.0, -3.0])
-    chosen = choose(
-        "shf_cas",
-        table({"c": reversed_, "a": reversed_, "b": reversed_}),
-        3,
-        Selection(top_share=0.3),
+def blind_to(conflict):
+    """A fitted probe to which all completions at one index are the same."""
+    ids = conflict["prompt_id"].unique()
+    pool = conflict[["prompt_id", "index"]].assign(
+        features=[np.eye(4)[k % 2] for k in conflict["index"]]
     )
-    assert set(chosen["prompt_id"]) == {"a"}
+    training = pd.DataFrame({"prompt_id": ids, "i": 0, "j": 1, "label": 1.0, "weight": 1.0})
+    belief, none = trust.believe(pool, training, 2.0), training.head(0)
+    probe = fit_probe(pool, training, 2.0)
+    return Fitted(probe, pool, training, 2.0, pool, none, belief, None, 0.5)
 
 
-def test_ties_in_the_threshold_form_are_broken_by_id():
+@every_strategy
+def test_ties_are_broken_by_the_seed_and_not_by_the_alphabet(strategy):
+    """Forty prompts that nothing tells apart: each is chosen as often as any."""
+    conflict = of_pairs(40)
+    fit, times = blind_to(conflict), pd.Series(0, conflict["prompt_id"].unique())
+    for seed in range(10):
+        drawn = np.random.default_rng(seed)
+        chosen = select(strategy, conflict, 8, drawn, SETTINGS, fitted=fit)
+        times[chosen["prompt_id"]] += 1
+    # of 80, 40 expected in either half of the alphabet: within four standard deviations
+    assert abs(times.iloc[:20].sum() - 40) < 4 * np.sqrt(80 * 0.25)
+    assert (times > 0).sum() > 25
+
+
+@pytest.mark.parametrize("strategy", ["shf_cas", "kendall", "placebo"])
+def test_ties_in_kendall_are_broken_by_the_seed_when_prompts_are_kept(strategy):
     reversed_ = ([1.0, 2.0, 3.0], [-1.0, -2.0, -3.0])
-    chosen = choose("shf_cas_threshold", table({"b": reversed_, "a": reversed_}), 4)
-    assert keys(chosen) == [("a", 0, 1), ("a", 0, 2), ("a", 1, 2), ("b", 0, 1)]
+    same = table(dict.fromkeys("abcdef", reversed_))
+    kept = [
+        set(choose(strategy, same, 3, Selection(top_share=0.1), seed=seed)["prompt_id"])
+        for seed in range(20)
+    ]
+    if strategy != "placebo":  # which shuffles, and so has no ties
+        assert all(len(one) == 1 for one in kept)
+    assert len({min(one) for one in kept}) >= 3
+
+
+def test_without_ties_the_draws_of_a_strategy_are_what_they_were(conflict):
+    """The random order comes from a generator aside: `random` draws as its own generator says."""
+    pairs = all_pairs(conflict)
+    expected = pairs.iloc[np.random.default_rng(3).permutation(len(pairs))[:12]]
+    assert keys(choose("random", conflict, 12, seed=3)) == keys(expected)
+
+
+# pairs of the user's own beside sampled completions
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    ["shf_cas", "pacs", "pacs_difference", "extreme_reward", "low_conflict", "shf_cas_threshold"],
+)
+@pytest.mark.parametrize("own", [40, 400])
+def test_pairs_and_sampled_completions_get_the_share_that_they_are(conflict, strategy, own):
+    """At two completions |PACS| is 0 or 2 each: on one scale these would come first, or last,
+    all of them."""
+    generator = np.random.default_rng(0)
+    prompts = {
+        f"q{k:03d}": (generator.normal(size=2), generator.normal(size=2)) for k in range(own)
+    }
+    both = pd.concat([conflict, table(prompts)], ignore_index=True)
+    settings = Selection(top_share=1.0, delta=0.0, tau=0.0)
+    if strategy == "shf_cas_threshold":
+        total = len(choose(strategy, both, None, settings))
+        chosen = choose(strategy, both, total // 3, settings)
+        every = choose(strategy, both, None, settings)
+        share = every["prompt_id"].str.startswith("q").mean()
+    else:
+        chosen = choose(strategy, both, (own + 120) // 3, settings)
+        share = own / (own + 120)
+    assert chosen["prompt_id"].str.startswith("q").mean() == pytest.approx(share, abs=0.05)
+
+
+def test_within_each_kind_the_order_of_conflict_stays(conflict):
+    generator = np.random.default_rng(1)
+    prompts = {f"q{k:03d}": (generator.normal(size=2), generator.normal(size=2)) for k in range(60)}
+    pairs = table(prompts)
+    both = pd.concat([conflict, pairs], ignore_index=True)
+    chosen = choose("pacs", both, 90)
+    theirs, ours = (
+        chosen[chosen["prompt_id"].str.startswith(name)].reset_index(drop=True) for name in "qp"
+    )
+    assert keys(ours) == keys(choose("pacs", conflict, len(ours)))
+    apart = pairs.set_index("prompt_id")["pacs"].abs().round(12)
+    found = [apart[prompt].max() for prompt in theirs["prompt_id"]]
+    assert found == sorted(found, reverse=True) and set(found) <= {0.0, 2.0}
+
+
+def test_where_conflict_cannot_rank_a_sentence_says_so(conflict):
+    assert cannot_rank(conflict) is None
+    alone = cannot_rank(of_pairs(3))
+    assert alone.startswith("conflict cannot rank here: with two completions PACS is 0 or 2")
+    some = cannot_rank(pd.concat([conflict, of_pairs(3)]))
+    assert some.startswith("conflict cannot rank 3 of 15 prompts among each other")
 
 
 # SHF-CAS, budget form
 
 
+def in_order(conflict, seed=0):
+    """Prompts by K, ties in the random order of the seed, which is that of their first pairs."""
+    pairs = all_pairs(conflict)
+    aside = np.random.Generator(np.random.default_rng(seed).bit_generator.jumped())
+    pairs = pairs.assign(turn=aside.permutation(len(pairs)))
+    prompts = pairs.groupby("prompt_id")[["kendall", "turn"]].first().round(12)
+    ranked = prompts.sort_values(["kendall", "turn"], ascending=[False, True])
+    return list(ranked.index)
+
+
 def expected_shf_cas(conflict, budget, share):
     """Straight from the method: rank prompts by K, keep the top share, spend the budget on the
     largest |PACS|."""
-    prompts = by_prompt(conflict).sort_values(["kendall", "prompt_id"], ascending=[False, True])
-    kept = set(prompts["prompt_id"].head(int(np.ceil(share * len(prompts)))))
+    prompts = in_order(conflict)
+    kept = set(prompts[: int(np.ceil(share * len(prompts)))])
     score = conflict.set_index(["prompt_id", "index"])["pacs"].abs()
     pairs = [key for key in keys(all_pairs(conflict)) if key[0] in kept]
     return sorted(pairs, key=lambda k: (-(score[k[0], k[1]] + score[k[0], k[2]]), k))[:budget]
@@ -232,19 +329,13 @@ def test_shf_cas_leaves_out_a_prompt_of_low_kendall_whatever_its_pacs():
 def test_shf_cas_widens_to_more_prompts_where_the_top_share_holds_too_few_pairs(conflict):
     # 2 of 12 prompts hold 20 pairs, 4 hold 40
     chosen = choose("shf_cas", conflict, 35, Selection(top_share=0.1))
-    ranked = by_prompt(conflict).sort_values(["kendall", "prompt_id"], ascending=[False, True])[
-        "prompt_id"
-    ]
     assert len(chosen) == 35
-    assert set(chosen["prompt_id"]) == set(ranked.head(4))
+    assert set(chosen["prompt_id"]) == set(in_order(conflict)[:4])
 
 
 def test_shf_cas_widens_only_as_far_as_needed(conflict):
     chosen = choose("shf_cas", conflict, 20, Selection(top_share=0.1))
-    ranked = by_prompt(conflict).sort_values(["kendall", "prompt_id"], ascending=[False, True])[
-        "prompt_id"
-    ]
-    assert set(chosen["prompt_id"]) == set(ranked.head(2))
+    assert set(chosen["prompt_id"]) == set(in_order(conflict)[:2])
 
 
 def test_the_whole_pool_can_be_asked(conflict):
@@ -274,7 +365,8 @@ def test_degenerate_prompts_come_last_whatever_their_kendall(with_degenerate, st
     chosen = choose(strategy, with_degenerate, 24, Selection(top_share=0.01))
     assert set(chosen["prompt_id"]) == set("wxyz")  # all their pairs, although the others rank 1/2
     beyond = choose(strategy, with_degenerate, 25, Selection(top_share=0.01))
-    assert set(beyond["prompt_id"]) == set("wxyz") | {"a"}
+    others = set(beyond["prompt_id"]) - set("wxyz")
+    assert len(others) == 1 and others < set("abc")  # the turn decides among them
 
 
 @pytest.mark.parametrize("strategy", ["shf_cas", "kendall"])
@@ -300,7 +392,7 @@ def test_the_placebo_is_shf_cas_on_shuffled_log_probabilities(conflict):
     for seed in range(3):
         luck = shuffled(conflict, np.random.default_rng(seed))
         for before in (None, asked):
-            expected = choose("shf_cas", luck, 20, asked=before)
+            expected = choose("shf_cas", luck, 20, asked=before, seed=seed)
             chosen = choose("placebo", conflict, 20, asked=before, seed=seed)
             assert keys(chosen) == keys(expected)
             assert chosen["reason"].tolist() == expected["reason"].tolist()
@@ -604,7 +696,7 @@ def test_a_strategy_that_needs_a_probe_says_so(conflict, strategy):
         match=f"strategy {strategy} weighs the uncertainty of a probe: set reward.kind to probe",
     ):
         STRATEGIES[strategy](
-            all_pairs(conflict), 5, np.random.default_rng(0), View(SETTINGS, strategy)
+            in_turn(conflict), 5, np.random.default_rng(0), View(SETTINGS, strategy)
         )
 
 
@@ -648,7 +740,7 @@ def worth(fit, pairs, taken, gamma):
 @pytest.mark.parametrize("gamma", [0.0, 0.25, 2.0])
 def test_targeted_takes_what_its_definition_values_most(conflict, gamma):
     fit, settings = fitted(), Selection(gamma=gamma)
-    pairs = all_pairs(conflict)
+    pairs = in_turn(conflict)
     chosen = STRATEGIES["targeted"](
         pairs, 8, np.random.default_rng(0), View(settings, "targeted", fit)
     )
@@ -670,7 +762,7 @@ def test_targeted_does_not_ask_again_what_labels_have_told(conflict):
     knowing = dataclasses.replace(fit, labels=labels, report=report)
     drawn = np.random.default_rng(0)
     chosen = [
-        STRATEGIES["targeted"](all_pairs(conflict), 12, drawn, View(SETTINGS, "targeted", part))
+        STRATEGIES["targeted"](in_turn(conflict), 12, drawn, View(SETTINGS, "targeted", part))
         for part in (fit, knowing)
     ]
     again = [(table["prompt_id"] == "p03").sum() for table in chosen]
@@ -680,12 +772,12 @@ def test_targeted_does_not_ask_again_what_labels_have_told(conflict):
 def test_of_very_many_pairs_targeted_weighs_those_of_some_prompts(conflict, monkeypatch):
     monkeypatch.setattr(strategies, "MOST_PAIRS", 30)
     chosen = STRATEGIES["targeted"](
-        all_pairs(conflict), 20, np.random.default_rng(0), View(SETTINGS, "targeted", fitted())
+        in_turn(conflict), 20, np.random.default_rng(0), View(SETTINGS, "targeted", fitted())
     )
     assert len(chosen.drop_duplicates(["prompt_id", "i", "j"])) == 20
     assert chosen["prompt_id"].nunique() <= 3
     many = STRATEGIES["targeted"](
-        all_pairs(conflict), 70, np.random.default_rng(0), View(SETTINGS, "targeted", fitted())
+        in_turn(conflict), 70, np.random.default_rng(0), View(SETTINGS, "targeted", fitted())
     )
     assert len(many) == 70
 
@@ -708,7 +800,7 @@ def test_selection_time_grows_no_worse_than_linearly_in_the_pool(strategy):
     def seconds(prompts):
         pool, conflict = pool_of(prompts)
         pairs, view = (
-            all_pairs(conflict),
+            in_turn(conflict),
             View(SETTINGS, strategy, dataclasses.replace(fitted(), pool=pool), conflict),
         )
         best = np.inf
@@ -738,9 +830,29 @@ def test_targeted_chooses_160_of_1344_pairs_in_under_five_seconds():
     belief, proxy = trust.believe(pool, training, 300.0), fit_probe(pool, training, 300.0)
     none = training.head(0)
     fit = Fitted(proxy, pool, training, 300.0, pool, none, belief, None, 0.5)
-    pairs = all_pairs(conflict_table(pool, proxy.score(pool)))
+    pairs = in_turn(conflict_table(pool, proxy.score(pool)))
     assert len(pairs) == 1344
     start = time.process_time()
     chosen = STRATEGIES["targeted"](pairs, 160, generator, View(SETTINGS, "targeted", fit))
     assert time.process_time() - start < 5
     assert len(chosen) == 160
+
+
+@pytest.mark.parametrize("strategy", selection._BY_KEY)
+@pytest.mark.parametrize("budget", [1, 7, 60])
+def test_a_large_table_looked_at_in_parts_gives_what_it_gives_as_a_whole(
+    strategy, budget, monkeypatch
+):
+    """Prompts with one to six completions, ties, degenerate prompts and texts that stand twice."""
+    generator = np.random.default_rng(3)
+    rows = []
+    for k in range(40):
+        for n in range(1 + k % 6):
+            logp = -float(generator.integers(1, 6))
+            reward = 1.0 if k % 7 == 0 else float(generator.integers(0, 4))
+            rows.append((f"p{k:02d}", n, f"text {n % 4}", logp, reward))
+    columns = ["prompt_id", "index", "completion", "logp", "reward"]
+    table = pd.DataFrame(rows, columns=columns)
+    whole = selection.choose(table, budget, strategy)
+    monkeypatch.setattr(selection, "MOST_PAIRS", 12)
+    pd.testing.assert_frame_equal(selection.choose(table, budget, strategy), whole)

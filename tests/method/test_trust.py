@@ -91,7 +91,7 @@ def test_each_fit_is_the_minimum_that_another_solver_finds(world, rho, kappa):
     labels = comparisons(pool, quality, 60, 2)
     labels.loc[:9, "label"] = 0.5
     asked = trust._read(belief, pool, labels)
-    found = trust._joint(belief, asked, rho, kappa)
+    (found,) = trust._joint(belief, asked, [(rho, kappa)])
     pull = belief.difference.T @ found.pairs + kappa * asked.difference.T @ found.labels
     ours = rho * belief.tau / belief.l2 * pull
     np.testing.assert_allclose(ours, primal(belief, pool, labels, rho, kappa), atol=2e-6)
@@ -166,7 +166,7 @@ def test_quality_and_taste_together_are_the_pairs_log_odds(world):
         patch.setattr(trust, "_GRID", [(0.3, 3.0)])
         trusted = trust.fit(belief, pool, labels)
     w = primal(belief, pool, labels, 0.3, 3.0)
-    found = trust._joint(belief, trust._read(belief, pool, labels), 0.3, 3.0)
+    (found,) = trust._joint(belief, trust._read(belief, pool, labels), [(0.3, 3.0)])
     margin = belief.covariance @ found.pairs
     margin += 0.3 * 3.0 * trust._read(belief, pool, labels).cross @ found.labels
     np.testing.assert_allclose(belief.difference @ (w + trusted.taste.weight), margin, atol=1e-4)
@@ -311,7 +311,7 @@ def test_covariances_are_those_of_the_weights_posterior(world):
 
     # by hand: w and v with their joint precision, the pairs' curvature at the belief's mode
     rho, kappa = report.best
-    found = trust._joint(belief, trust._read(belief, pool, labels), rho, kappa)
+    (found,) = trust._joint(belief, trust._read(belief, pool, labels), [(rho, kappa)])
     asked = kappa * trust._read(belief, pool, labels).difference
     given, size = belief.difference, belief.l2 / belief.tau
     pairs = (given.T * belief.root**2) @ given

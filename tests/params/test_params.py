@@ -6,10 +6,11 @@ import re
 
 import pytest
 import yaml
+from project import ROOT
 from pydantic import ValidationError
 
 from shfcas_lib.base.errors import InputError
-from shfcas_lib.params import reading
+from shfcas_lib.params import reading, schema
 from shfcas_lib.params.schema import Attribute, Coverage, Noise, Params
 
 
@@ -157,7 +158,7 @@ def test_a_key_of_one_block_is_unknown_in_another(tmp_path):
 
 @pytest.mark.parametrize("text", ["1: 2", "true: 1", "null: 1"])
 def test_keys_that_are_no_text_are_refused(tmp_path, text):
-    assert "string" in refusal(tmp_path, text)
+    assert "expected a name in letters as key" in refusal(tmp_path, text)
 
 
 # --- numbers that YAML reads as text
@@ -221,9 +222,9 @@ def test_no_advice_is_given_that_would_be_refused_or_change_the_number(tmp_path,
     [
         ("sampling: {n: 1}", "sampling.n", "1", "greater than or equal to 2"),
         ("sampling: {n: 0}", "sampling.n", "0", "greater than or equal to 2"),
-        ("sampling: {n: 8.0}", "sampling.n", "8.0", "integer"),
-        ("sampling: {n: true}", "sampling.n", "true", "integer"),
-        ("sampling: {n: null}", "sampling.n", "null", "integer"),
+        ("sampling: {n: 8.0}", "sampling.n", "8.0", "whole number"),
+        ("sampling: {n: true}", "sampling.n", "true", "whole number"),
+        ("sampling: {n: null}", "sampling.n", "null", "whole number"),
         ("sampling: {n: many}", "sampling.n", "'many'", "number"),
         ("sampling: {temperature: 0}", "sampling.temperature", "0", "greater than 0"),
         ("sampling: {temperature: -0.7}", "sampling.temperature", "-0.7", "greater than 0"),
@@ -239,8 +240,8 @@ def test_no_advice_is_given_that_would_be_refused_or_change_the_number(tmp_path,
             "0",
             "greater than or equal to 1",
         ),
-        ("sampling: 8", "sampling", "8", "dictionary"),
-        ("sampling: null", "sampling", "null", "dictionary"),
+        ("sampling: 8", "sampling", "8", "keys under it (n, temperature,"),
+        ("sampling: null", "sampling", "null", "keys under it (n, temperature,"),
         ("policy: {beta: 0}", "policy.beta", "0", "greater than 0"),
         ("policy: {beta: -1}", "policy.beta", "-1", "greater than 0"),
         ("policy: {dpo_beta: 0}", "policy.dpo_beta", "0", "greater than 0"),
@@ -266,8 +267,18 @@ def test_no_advice_is_given_that_would_be_refused_or_change_the_number(tmp_path,
             "2",
             "less than or equal to 1",
         ),
-        ("bias: [{kind: attribute, attribute: 3, strength: 1}]", "bias.0.attribute", "3", "string"),
-        ("bias: [{kind: coverage, absent: travel}]", "bias.0.absent", '"travel"', "list"),
+        (
+            "bias: [{kind: attribute, attribute: 3, strength: 1}]",
+            "bias.0.attribute",
+            "3",
+            "expected text",
+        ),
+        (
+            "bias: [{kind: coverage, absent: travel}]",
+            "bias.0.absent",
+            '"travel"',
+            "a list: [travel]",
+        ),
         (
             "bias: [{kind: nois, rate: 0.1}]",
             "bias.0",
@@ -276,7 +287,7 @@ def test_no_advice_is_given_that_would_be_refused_or_change_the_number(tmp_path,
         ),
         ("bias: [{rate: 0.1}]", "bias.0", '{"rate": 0.1}', "kind"),
         ("bias: {kind: noise, rate: 0.1}", "bias", '{"kind": "noise", "rate": 0.1}', "list"),
-        ("bias: [noise]", "bias.0", '"noise"', "dictionary"),
+        ("bias: [noise]", "bias.0", '"noise"', "keys, first of all kind: 'noise', "),
         ("bias: null", "bias", "null", "list"),
         ("feedback: {noise: 1.01}", "feedback.noise", "1.01", "less than or equal to 1"),
         (
@@ -297,14 +308,19 @@ def test_no_advice_is_given_that_would_be_refused_or_change_the_number(tmp_path,
         ("evaluation: {betas: [1]}", "evaluation.betas", "[1]", "at least 2"),
         ("evaluation: {betas: [1, 0]}", "evaluation.betas.1", "0", "greater than 0"),
         ("seed: -1", "seed", "-1", "greater than or equal to 0"),
-        ("seed: 1.0", "seed", "1.0", "integer"),
-        ("seed: null", "seed", "null", "integer"),
-        ("seed: 2020-01-01", "seed", '"2020-01-01"', "integer"),
+        ("seed: 1.0", "seed", "1.0", "whole number"),
+        ("seed: null", "seed", "null", "whole number"),
+        ("seed: 2020-01-01", "seed", '"2020-01-01"', "whole number"),
         ("task: saftey", "task", '"saftey"', "'helpfulness', 'safety' or 'instructions'"),
-        ("run: ../elsewhere", "run", '"../elsewhere"', "pattern"),
-        ("run: 7", "run", "7", "string"),
-        ("model: {quantisation: no}", "model.quantisation", "false", "'nf4', 'int8' or 'none'"),
-        ("model: {source: null}", "model.source", "null", "string"),
+        ("run: ../elsewhere", "run", '"../elsewhere"', "a name of letters, digits"),
+        ("run: 7", "run", "7", "expected text"),
+        (
+            "model: {quantisation: no}",
+            "model.quantisation",
+            "false",
+            "'nf4', 'int8', 'none' or 'as_stored'",
+        ),
+        ("model: {source: null}", "model.source", "null", "expected text"),
     ],
 )
 def test_wrong_type_or_range(tmp_path, text, key, found, expected):
@@ -313,6 +329,66 @@ def test_wrong_type_or_range(tmp_path, text, key, found, expected):
         f": {key}: found {found}, " in message or f": {key}: YAML read {found} as text, " in message
     )
     assert expected in message
+
+
+def leaf_values(block, value, path=()):
+    """A parameter file for every key in which that key has this value."""
+    for name, field in block.model_fields.items():
+        yield path + (name,), value
+        if isinstance(field.annotation, type) and issubclass(field.annotation, schema.Block):
+            yield from leaf_values(field.annotation, value, path + (name,))
+
+
+JARGON = re.compile(
+    "instance|dictionary|tag|discriminator|pattern|boolean|valid |validation|string|input|object|"
+    r"\.str\b|\.int\b|list\[",
+    re.IGNORECASE,
+)
+
+
+@pytest.mark.parametrize(
+    "value", [None, 3, -1.5, "middle", True, [], [3], ["x"], {}, {"kind": 3}, {"x": 1}, [[1]], [{}]]
+)
+def test_no_sentence_speaks_the_validators_language(value):
+    told = 0
+    for path, wrong in leaf_values(Params, value):
+        values = wrong
+        for name in reversed(path):
+            values = {name: values}
+        try:
+            reading.validate(values, "file")
+        except InputError as error:
+            message = str(error).partition(": ")[2]
+            said = message.partition("found ")[2] or message
+            assert not JARGON.search(said.replace(json.dumps(value), "")), message
+            told += 1
+    assert told
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"gold": "none"}, 'gold: found "none", expected keys under it (kind, model)'),
+        (
+            {"prompts": {"columns": {"category": 3}}},
+            "prompts.columns.category: found 3, expected text, a list of texts or null",
+        ),
+        (
+            {"reward": {"model": {"label": 1.5}}},
+            "reward.model.label: found 1.5, expected a whole number, text or null",
+        ),
+        ({"selection": {"strategies": ["randm"]}}, "did you mean 'random'?"),
+        ({"selection": {"strategies": "random"}}, "expected a list: [random]"),
+        (
+            {"reward": {"proxy": "mine"}},
+            "expected 'trained', 'given' or 'model:' and a hub id or folder",
+        ),
+    ],
+)
+def test_what_was_expected_is_said_in_words(values, words):
+    with pytest.raises(InputError) as caught:
+        reading.validate(values, "file")
+    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -421,89 +497,6 @@ def test_a_file_that_is_no_text(tmp_path):
         reading.load(path)
 
 
-# --- notebooks
-
-
-def test_a_notebook_takes_its_defaults_and_then_what_papermill_injected():
-    namespace = {
-        "In": ["", "# Parameters\nseed = 1\nsampling = {'n': 4}", "# Parameters\nseed = 2"],
-        "seed": 2,
-        "sampling": {"n": 4},
-    }
-    assert reading.from_notebook(namespace) == reading.validate(
-        {"seed": 2, "sampling": {"n": 4}}, "test"
-    )
-
-
-def test_a_parameter_may_be_computed_in_its_cell():
-    namespace = {"In": ["", "# Parameters\nsampling = dict(n=2 + 2)"], "sampling": {"n": 4}}
-    assert reading.from_notebook(namespace).sampling.n == 4
-
-
-def test_a_computed_parameter_is_found_again_after_its_name_was_reused():
-    """The notebooks call the run `run` and the prompts table `prompts`."""
-    source = "# Parameters\nrun = f'a{1 + 1}'\nseed = 1"
-    namespace = {"In": ["", source], "run": "a2", "seed": 1}
-    assert reading.from_notebook(namespace).run == "a2"
-    namespace["run"] = object()
-    assert reading.from_notebook(namespace).run == "a2"
-    namespace["In"].append(source)  # the cell ran again, and computed another value
-    namespace["run"] = "a3"
-    assert reading.from_notebook(namespace).run == "a3"
-
-
-def test_names_of_other_cells_are_no_parameters():
-    namespace = {
-        "In": ["", "# Parameters\nseed = 5", "pool = 'a table'"],
-        "seed": 5,
-        "pool": "a table",
-    }
-    assert reading.from_notebook(namespace) == Params(seed=5)
-
-
-def test_a_kernel_without_history_reads_the_parameters_too():
-    assert reading.from_notebook({"seed": 5, "pool": "a table"}) == Params(seed=5)
-
-
-def test_a_later_cell_may_reuse_a_name():
-    """Figures call things `sampling` too; what the parameter cell said still holds."""
-    namespace = {
-        "In": ["", "# Parameters\nsampling = {'n': 4}", "sampling = 'a table'"],
-        "sampling": "a table",
-    }
-    assert reading.from_notebook(namespace).sampling.n == 4
-
-
-def test_a_parameter_with_a_type_annotation_is_read_too():
-    """Papermill reads `seed: int = 3` as a parameter; taking the default instead would be
-    silent."""
-    assert reading.from_notebook({"In": ["", "# Parameters\nseed: int = 3"], "seed": 3}).seed == 3
-
-
-def test_a_wrong_value_in_a_notebook_is_named():
-    with pytest.raises(
-        InputError,
-        match="the notebook's parameters: sampling.n: found 1, expected greater than or equal to 2",
-    ):
-        reading.from_notebook(
-            {"In": ["", "# Parameters\nsampling = {'n': 1}"], "sampling": {"n": 1}}
-        )
-
-
-@pytest.mark.parametrize("line", ["sede = 2", "sede: int = 2", "seed = sede = 2"])
-def test_an_unknown_name_in_a_parameter_cell_is_an_error(line):
-    """However it is assigned: Papermill, too, takes `sede: int = 2` for a parameter."""
-    namespace = {
-        "In": ["", "# Parameters\nseed = 1", f"# Parameters\n{line}"],
-        "seed": 1,
-        "sede": 2,
-    }
-    with pytest.raises(
-        InputError, match="the notebook's parameters: unknown parameter 'sede'; did you mean 'seed'"
-    ):
-        reading.from_notebook(namespace)
-
-
 # --- fingerprint
 
 
@@ -597,27 +590,10 @@ def test_the_default_that_is_printed_is_the_default(name, default):
     assert values == json.loads(default)
 
 
-def test_a_whole_run_that_papermill_injects_replaces_the_notebooks_own():
-    """`papermill -f mine.yaml` must mean what `shfcas run mine.yaml` means: keys that the file
-    leaves out have their defaults."""
-    own = (
-        "# Parameters: the quickstart\nrun = 'quickstart'\nbias = [{'kind': 'noise', 'rate': 0.1}]"
-    )
-    namespace = {
-        "In": ["", own, "# Parameters\nrun = 'mine'\nseed = 3\n"],
-        "run": "mine",
-        "seed": 3,
-        "bias": [],
-    }
-    assert reading.from_notebook(namespace) == Params(run="mine", seed=3)
-
-
-def test_one_parameter_that_papermill_injects_leaves_the_notebooks_others():
-    own = "# Parameters: the quickstart\nrun = 'quickstart'\nprompts = {'n': 160}"
-    namespace = {
-        "In": ["", own, "# Parameters\nseed = 3\n"],
-        "run": "quickstart",
-        "seed": 3,
-        "prompts": {"n": 160},
-    }
-    assert reading.from_notebook(namespace) == Params(seed=3, prompts={"n": 160})
+@pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda p: p.stem)
+def test_what_differs_from_the_defaults_makes_the_same_run(path):
+    params = reading.load(path)
+    said = reading.changed(params)
+    assert reading.validate(said, "test") == params
+    assert list(said) == list(Params.model_fields)
+    assert reading.changed(Params())["sampling"] == {}

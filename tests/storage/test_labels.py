@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from shfcas_lib.annotators.exports import agreement, export
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.data.preferences import load_pairs
 from shfcas_lib.storage.labels import GRADED, LabelStore, margin, said
+from shfcas_lib.storage.sqlite import MEMORY
 
 QUESTION = {"prompt_id": "p", "i": 0, "j": 1, "strategy": "shf_cas", "reason": "K 0.5"}
 
@@ -33,6 +35,19 @@ def store(tmp_path):
 
 def standing(store):
     return store.labels()[["prompt_id", "i", "j", "answer"]].values.tolist()
+
+
+# in memory
+
+
+def test_stores_in_memory_know_nothing_of_each_other_and_leave_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with LabelStore(Path(MEMORY)) as one, LabelStore(Path(MEMORY)) as other:
+        one.add(question(), "first", "anna")
+        assert standing(one) == [["p", 0, 1, "first"]] and standing(other) == []
+    with LabelStore(Path(MEMORY)) as later:
+        assert standing(later) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 # undo

@@ -1,5 +1,6 @@
 """The run folder: tables are made once, other parameters are refused."""
 
+import datetime as dt
 import json
 
 import numpy as np
@@ -8,9 +9,11 @@ import pytest
 from folders import files, open_run
 
 from shfcas_lib.base.errors import InputError
+from shfcas_lib.params import reading
 from shfcas_lib.params.schema import Params
 from shfcas_lib.storage import files as storage_files
 from shfcas_lib.storage import runs
+from shfcas_lib.storage.labels import LabelStore
 
 TABLE = pd.DataFrame({"prompt_id": ["a", "b"], "value": [1.5, -2.0]})
 
@@ -209,6 +212,64 @@ def test_opening_a_run_writes_nothing(runs_folder):
     assert not runs_folder.exists()
 
 
+# the day of a run
+
+
+@pytest.fixture
+def on(monkeypatch):
+    """Make it another day."""
+
+    def turn(day):
+        class Today(dt.date):
+            @classmethod
+            def today(cls):
+                return cls.fromisoformat(day)
+
+        monkeypatch.setattr(runs.dt, "date", Today)
+
+    return turn
+
+
+def test_the_day_belongs_to_the_run_and_stays_with_it(runs_folder, on):
+    on("2031-02-03")
+    run = open_run()
+    run.stage("01_proxy")
+    run.record()
+    assert run.params.model.date == "2031-02-03"
+    on("2031-02-04")
+    later = open_run()
+    later.stage("02_conflict")
+    assert later.params.model.date == "2031-02-03"
+    recorded = json.loads((runs_folder / "mine/run.json").read_text())
+    assert recorded["parameters"]["model"]["date"] == "2031-02-03"
+    assert open_run(run="other").params.model.date == "2031-02-04"
+
+
+def test_a_day_that_was_asked_for_is_kept_and_another_is_refused(runs_folder, on):
+    on("2031-02-04")
+    open_run(model={"date": "2031-01-01"}).stage("01_proxy")
+    assert open_run().stage("01_proxy").run.params.model.date == "2031-01-01"
+    run = open_run(model={"date": "2031-02-04"})
+    assert refusal(run.stage, "01_proxy").endswith(
+        "01_proxy was made with model.date 2031-01-01, now it is 2031-02-04: give this run another"
+        " name, or leave model.date out"
+    )
+
+
+def test_a_stage_that_is_taken_over_brings_its_day_along(runs_folder, on):
+    on("2031-02-03")
+    open_run(run="first").stage("01_proxy").metrics({})
+    on("2031-02-04")
+    second = open_run(run="second")
+    assert second.take_over("01_proxy") and second.params.model.date == "2031-02-03"
+    assert open_run(run="second").params.model.date == "2031-02-03"
+    # a run that has begun stays with its own
+    third = open_run(run="third")
+    third.stage("02_conflict")
+    assert not third.take_over("01_proxy")
+    assert not open_run(run="fourth", model={"date": "2031-02-05"}).take_over("01_proxy")
+
+
 @pytest.mark.parametrize("blocked", ["runs", "runs/mine", "runs/mine/01_proxy"])
 def test_a_folder_that_cannot_be_made(runs_folder, blocked):
     """A file stands where a folder should be (chmod would not stop a test that runs as root)."""
@@ -310,3 +371,73 @@ def test_a_block_that_fails_is_not_timed(runs_folder):
         with open_run().stage("02_conflict").timed("sample"):
             raise ZeroDivisionError
     assert not (runs_folder / "mine/run.json").exists()
+
+
+# --- what people answered is never advised away
+
+
+def answered(folder, who):
+    with LabelStore(folder / "03_feedback" / "shf_cas" / "labels.sqlite") as store:
+        question = {"prompt_id": "p", "i": 0, "j": 1, "strategy": "s", "reason": "r"}
+        store.add(question, "first", who)
+        store.add(question | {"j": 2}, "tie", who)
+
+
+@pytest.mark.parametrize("stage", ["01_proxy", "03_feedback"])
+@pytest.mark.parametrize("who", ["person", "label-studio:1", "spreadsheet"])
+def test_a_folder_with_answers_is_never_to_be_deleted(runs_folder, stage, who):
+    run = runs.open_run(reading.validate({"run": "mine"}, "test"))
+    run.stage(stage)
+    answered(run.folder, who)
+    other = runs.open_run(reading.validate({"run": "mine", "seed": 1}, "test"))
+    with pytest.raises(InputError) as caught:
+        other.stage(stage)
+    message = str(caught.value)
+    assert "delete" not in message and "give this run another name" in message
+    assert f"`shfcas import PARAMS {run.folder}` brings the 2 answers along" in message
+
+
+def test_a_store_that_cannot_be_read_may_hold_answers(runs_folder):
+    run = runs.open_run(reading.validate({"run": "mine"}, "test"))
+    folder = run.stage("03_feedback").folder / "random"
+    folder.mkdir()
+    (folder / "labels.sqlite").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(InputError) as caught:
+        runs.open_run(reading.validate({"run": "mine", "seed": 1}, "test")).stage("03_feedback")
+    assert "delete" not in str(caught.value)
+
+
+def test_what_a_judge_was_paid_for_is_kept_and_a_simulated_human_answers_again(runs_folder):
+    run = runs.open_run(reading.validate({"run": "mine"}, "test"))
+    folder = run.stage("03_feedback").folder
+    answered(run.folder, "gold")
+    other = runs.open_run(reading.validate({"run": "mine", "seed": 1}, "test"))
+    with pytest.raises(InputError, match="give this run another name, or delete that folder"):
+        other.stage("03_feedback")
+    (folder / "judge.sqlite").touch()
+    with pytest.raises(InputError) as caught:
+        other.stage("03_feedback")
+    assert "keeps what a judge was paid for" in str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 0.5])
+def test_a_damaged_table_says_what_to_do(runs_folder, keep):
+    run = runs.open_run(reading.validate({"run": "mine"}, "test"))
+    stage = run.stage("01_proxy")
+    table = pd.DataFrame({"a": range(1000)})
+    stage.table("numbers", lambda: table)
+    path = stage.folder / "numbers.parquet"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content)) if keep < 1 else keep])
+    for read in (
+        lambda: stage.table("numbers", lambda: table),
+        lambda: run.require("01_proxy", "numbers"),
+    ):
+        with pytest.raises(InputError) as caught:
+            read()
+        message = str(caught.value)
+        assert (
+            str(path) in message and "move it away, and the same command makes it again" in message
+        )
+    path.rename(path.with_suffix(".old"))
+    assert stage.table("numbers", lambda: table).equals(table)

@@ -5,18 +5,32 @@ and special tokens, weights at random.
 
 leaves there what a download would: config, generation config, safetensors, tokenizer.
 The tokenizers are byte-level, learnt in the process; each has its family's special tokens, and
-its habits (a start token, no pad token...)."""
+its habits (a start token, no pad token...). Templates that TRL ships are the published ones."""
+
+import importlib.util
+import re
+from pathlib import Path
 
 from tiny_model import CORPUS
+
+_TRL = Path(importlib.util.find_spec("trl").submodule_search_locations[0], "chat_templates")
+
+
+def published(name):
+    """A chat template as a model card has it."""
+    return (_TRL / f"{name}.jinja").read_text()
+
+
+def published_names():
+    """One of each family, of those that write messages of text (not lists of images and texts)."""
+    left_out = r".*_training|.*_v\d|.*_vl|idefics3|llava_next|smolvlm|lfm2_2.*|nemotron_3_[su5].*"
+    names = sorted(path.stem for path in _TRL.glob("*.jinja"))
+    return [name for name in names if not re.fullmatch(left_out, name)]
+
 
 _CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-_LLAMA3 = (
-    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role']"
-    " }}<|end_header_id|>\n\n{{ m['content'] | trim }}<|eot_id|>{% endfor %}{% if"
-    " add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 _MISTRAL = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }}"
@@ -27,13 +41,6 @@ _ZEPHYR = (
     "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}{{ eos_token }}\n{% endfor %}{%"
     " if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-_GEMMA = (
-    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System"
-    " role not supported') }}{% endif %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else"
-    " m['role'] }}\n{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt"
-    " %}<start_of_turn>model\n{% endif %}"
-)
-
 _SMALL = dict(
     hidden_size=32,
     intermediate_size=64,
@@ -59,7 +66,7 @@ FAMILIES = {
         ],
         {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},
         [1, 2],
-        _LLAMA3,
+        published("llama3_2"),  # writes today's date
     ),
     "zephyr": (
         "LlamaConfig",
@@ -91,7 +98,36 @@ FAMILIES = {
         ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
         [2, 0],
-        _CHATML,
+        published("qwen3"),  # thinks before it answers
+    ),
+    "deepseek_r1": (
+        "Qwen2Config",
+        _GROUPED | {"tie_word_embeddings": False},
+        ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"],
+        {
+            "bos_token": "<｜begin▁of▁sentence｜>",
+            "eos_token": "<｜end▁of▁sentence｜>",
+            "pad_token": "<｜end▁of▁sentence｜>",
+        },
+        1,
+        published("deepseek_r1_distill"),  # opens a block of thinking
+    ),
+    "gpt_oss": (
+        "LlamaConfig",  # the experts are another matter
+        _GROUPED | {"tie_word_embeddings": False},
+        [
+            "<|startoftext|>",
+            "<|endoftext|>",
+            "<|return|>",
+            "<|start|>",
+            "<|end|>",
+            "<|message|>",
+            "<|channel|>",
+            "<|call|>",
+        ],
+        {"bos_token": "<|startoftext|>", "eos_token": "<|return|>", "pad_token": "<|endoftext|>"},
+        [2, 1, 7],
+        published("gptoss"),  # channels, today's date, another end than between turns
     ),
     "mistral": (
         "MistralConfig",
@@ -111,10 +147,10 @@ FAMILIES = {
             "attn_logit_softcapping": 2.0,
             "final_logit_softcapping": 5.0,
         },
-        ["<pad>", "<eos>", "<bos>"],
+        ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"],
         {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"},
         1,
-        _GEMMA,
+        published("gemma"),
     ),
     "gemma3": (
         "Gemma3TextConfig",
@@ -128,7 +164,32 @@ FAMILIES = {
         ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"],
         {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"},
         [1, 4],
-        _GEMMA,
+        published("gemma3"),
+    ),
+    "gpt2": (
+        "GPT2Config",  # linear layers of a kind of their own; positions that are learnt
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "initializer_range": 0.2},
+        ["<|endoftext|>"],
+        {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"},
+        0,
+        None,
+    ),
+    "opt": (
+        "OPTConfig",  # hidden states that are narrowed before the output layer
+        {
+            "hidden_size": 32,
+            "ffn_dim": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 512,
+            "word_embed_proj_dim": 16,
+            "do_layer_norm_before": False,
+            "init_std": 0.2,
+        },
+        ["<s>", "<pad>", "</s>", "<unk>"],
+        {"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"},
+        2,
+        None,
     ),
     "gpt_neox": (
         "GPTNeoXConfig",
@@ -212,4 +273,15 @@ def _tokenizer(special, told, template):
         )
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **told)
     wrapped.chat_template = template
+    if template and "</think>" in template:  # ordinary tokens, as they are published
+        wrapped.add_tokens(["<think>", "</think>"])
     return wrapped
+
+
+def tokenizer_for(name):
+    """A tokenizer with a published template, whose marks are tokens of it."""
+    template = published(name)
+    marks = re.findall(r"<[|｜]?[a-zA-Z_▁][\w▁|｜]*>|<\w+\|>|<\|\w+>", template)
+    marks = [mark for mark in dict.fromkeys(marks) if "think" not in mark]
+    told = {"bos_token": "<BOS>", "eos_token": "<EOS>", "pad_token": "<EOS>"}
+    return _tokenizer(["<BOS>", "<EOS>", *marks], told, template)

@@ -241,7 +241,8 @@ def new_after(folder, monkeypatch, changed):
         # cases know the loop, which knows the strategies
         ("shfcas_lib.strategies", {"point", "cases"}),
         ("shfcas_lib.training.policy", {"point", "cases"}),
-        ("shfcas_lib.storage.labels", {"point", "cases"}),
+        # a run folder knows whether people answered in it
+        ("shfcas_lib.storage.labels", KINDS),
         ("shfcas_lib.experiment.replication", {"point", "cases"}),
         ("shfcas_lib.gold", KINDS),
         ("shfcas_lib.base.randomness", KINDS),
@@ -257,7 +258,7 @@ def new_after(folder, monkeypatch, changed):
         ("shfcas_lib.sweeps.report", set()),
         ("shfcas_lib.sweeps.plan", set()),
         ("shfcas_lib.sweeps.driver", set()),
-        ("shfcas_lib.cli", set()),
+        ("shfcas_lib.cli.runs", set()),
         ("sweep/point.ipynb", {"point"}),
         ("sweep/cases.ipynb", {"cases", "point"}),
         ("05_sweep_report.ipynb", set()),
@@ -593,7 +594,8 @@ def test_overhead_is_for_one_selection_in_one_setting():
 @pytest.fixture(scope="module")
 def finished(tiny_model, tmp_path_factory):
     """An undisturbed sweep: (sweep file, runs folder, what the command printed)."""
-    folder = tmp_path_factory.mktemp("sweep") / "with a space"
+    # what Snakemake, a shell or YAML could read as theirs
+    folder = tmp_path_factory.mktemp("sweep") / """a #1: "ü" {x} '$HOME' %s"""
     folder.mkdir()
     path = write_sweep(folder, tiny_model)
     done = drive(path, folder)
@@ -842,7 +844,7 @@ def test_a_failed_point_keeps_its_notebook_and_the_others_go_on(tiny_model, tmp_
     assert done.returncode == 1, done.stdout + done.stderr[-2000:]
     assert (
         "FAILED  sweep/cases stopped in cell" in done.stdout
-        and "DeadKernelError" in done.stdout
+        and "its kernel died" in done.stdout
         and done.stdout.count("not run: point/") == 4
     )
     root = tmp_path / "runs/sweeps/tiny"
@@ -921,7 +923,7 @@ def test_a_sweep_of_trained_policies(tiny_model, tmp_path):
 def test_without_snakemake_one_sentence_says_how_to_get_it(base, tmp_path, monkeypatch):
     plan = planned(tmp_path, cross={"seed": [0]})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"Snakemake, which is an extra: .*\[sweep\]"):
+    with pytest.raises(InputError, match=r"a sweep needs snakemake, .*\[sweep\]"):
         driver.drive(plan)
 
 

@@ -349,16 +349,14 @@ def test_two_rewards_take_the_prompts_in_one_order(kind):
 
 @pytest.mark.parametrize("kind", ["dpo", "kto"])
 def test_an_answer_that_spells_control_tokens_is_trained_on_as_text(kind, backbone):
-    mark = next(m for m in backbone.guard.marks if m in backbone.tokenizer.all_special_tokens)
-    names = ("completion",) if kind == "kto" else ("chosen", "rejected")
-    row = policy_training._row(
-        backbone, {"prompt": "Hello?"} | dict.fromkeys(names, f"No.{mark}Well done!")
+    mark = next(
+        m for m in backbone.writer.guard.marks if m in backbone.tokenizer.all_special_tokens
     )
+    names = ("completion",) if kind == "kto" else ("chosen", "rejected")
+    row = {"prompt": "Hello?", "label": True} | dict.fromkeys(names, f"No.{mark}Well done!")
+    (given,) = policy_training.encoded(backbone, pd.DataFrame([row]))
+    special = set(backbone.tokenizer.all_special_ids) - {backbone.tokenizer.unk_token_id}
     for name in names:
-        text = row[name] if isinstance(row[name], str) else row[name][0]["content"]
-        ids = backbone.tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert (
-            not set(ids)
-            & (set(backbone.tokenizer.all_special_ids) - {backbone.tokenizer.unk_token_id})
-            and "Well done!" in text
-        )
+        *answer, end = given[f"{name}_ids"]
+        assert end == backbone.stop_ids[0] and not special & set(answer)
+        assert backbone.tokenizer.decode(answer) == f"No.{mark}Well done!"

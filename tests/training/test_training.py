@@ -86,6 +86,42 @@ def test_an_untrained_reward_does_not_know_them(tiny_model, pool, quality):
     )
 
 
+@pytest.mark.parametrize(
+    ("pairs", "batch_size", "epochs", "rate"),
+    [
+        (100, 8, 2, 1e-3),
+        (400, 8, 2, 1e-3),
+        (800, 8, 2, 5e-4),
+        (4000, 8, 2, 1e-4),
+        (10**6, 8, 3, 1e-4),
+    ],
+)
+def test_few_steps_get_a_large_learning_rate(pairs, batch_size, epochs, rate):
+    settings = Reward(kind="lora", batch_size=batch_size, epochs=epochs)
+    assert lora_reward.learning_rate(settings, pairs) == pytest.approx(rate)
+    given = settings.model_copy(update={"learning_rate": 2e-5})
+    assert lora_reward.learning_rate(given, pairs) == 2e-5
+
+
+def test_a_reward_that_has_not_learnt_its_own_pairs_is_named(
+    tiny_model, trained, pool, preferences, tmp_path, capsys
+):
+    assert trained.learnt == 1 and lora_reward.unlearnt(trained) is None
+    idle = REWARD.model_copy(update={"learning_rate": 1e-9, "epochs": 1})
+    wrong = preferences.assign(label=(preferences["label"] == 0).astype(float))
+    for labels in (preferences, wrong):  # one of them is what chance says by less than half
+        reward = lora_reward.train(load_tiny(tiny_model), "proxy", pool, labels, idle, seed=0)
+        if reward.learnt < 0.6:
+            break
+    told = capsys.readouterr().out
+    expected = f"reward proxy ranks {reward.learnt:.0%} of the pairs that trained it as they say"
+    assert expected in told and lora_reward.unlearnt(reward) in told
+    scores = reward.score(pool)
+    assert reward.learnt == lora_reward.share_learnt(pool, scores, labels)
+    reward.save(tmp_path)
+    assert lora_reward.load(reward.backbone, "proxy", tmp_path).learnt == reward.learnt
+
+
 def test_reversed_labels_teach_the_reverse(tiny_model, pool, preferences, quality):
     reward = lora_reward.train(
         load_tiny(tiny_model),
@@ -255,10 +291,10 @@ def test_ties_alone_are_nothing_to_train_on(tiny_model, pool, preferences):
 
 
 def rows_given_to_trl(backbone, pool, preferences, monkeypatch):
-    """The preferences as they reach TRL's format; training stops there."""
+    """How often each preference reaches TRL's format; training stops there."""
     seen = []
     monkeypatch.setattr(
-        lora_reward, "to_trl", lambda table, _: seen.append(table) or pd.DataFrame()
+        lora_reward, "_encoded", lambda *given: seen.append(given[2]) or {"chosen_ids": []}
     )
     with pytest.raises(InputError):
         lora_reward.train(backbone, "proxy", pool, preferences, REWARD, seed=0)

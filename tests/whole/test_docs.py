@@ -10,8 +10,9 @@ import pytest
 from project import ROOT
 from scipy.special import expit
 
-from shfcas_lib import cli, trust
+from shfcas_lib import trust
 from shfcas_lib.base.randomness import rng
+from shfcas_lib.cli import program
 from shfcas_lib.params import reading
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -117,7 +118,7 @@ def test_every_command_of_a_page_is_there(page, capsys):
     assert set(re.findall(r"(?:^ +|`)make ([a-z-]+)", text, re.MULTILINE)) <= targets
     for command in sorted(set(re.findall(r"(?:-m shfcas_lib|`shfcas) ([a-z]+)", text))):
         with pytest.raises(SystemExit) as end:
-            cli.main([command, "--help"])
+            program.main([command, "--help"])
         assert end.value.code == 0, f"{command}: {capsys.readouterr().err}"
 
 

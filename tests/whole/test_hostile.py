@@ -27,11 +27,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from project import environment
 
-from shfcas_lib import cli
 from shfcas_lib.analysis import examples, figures
 from shfcas_lib.annotators import exchange, label_studio, spreadsheet
 from shfcas_lib.base import places, plugins, texts
 from shfcas_lib.base.errors import InputError
+from shfcas_lib.cli import program
 from shfcas_lib.data.preferences import load_pairs
 from shfcas_lib.experiment import checks
 from shfcas_lib.params import reading
@@ -537,7 +537,7 @@ def test_the_terminal_and_the_notebooks_show_no_escape_sequence(capsys):
         examples.side_by_side(pool, gold, {"proxy": -gold, "after": gold}, "proxy", "after"),
     ):
         assert shown.replace("\n", "").isprintable() and "U+001B" in shown
-    assert cli.main(["check", "/nowhere/\x1b[2J\nx.yaml"]) == 2
+    assert program.main(["check", "/nowhere/\x1b[2J\nx.yaml"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and said.strip().isprintable()
     assert str(InputError("\x1b[2J\ud800\nx" * 1000)).isprintable()

@@ -1,4 +1,4 @@
-"""The project's own promises: one set of pins, parameter files that load, README commands that
+"""The project's own promises: ranges and one lock, parameter files that load, README commands that
 exist."""
 
 import importlib.util
@@ -8,7 +8,8 @@ import sys
 
 import pytest
 import yaml
-from project import PINS, ROOT, TOOLS
+from packaging.requirements import Requirement
+from project import EXTRAS, REQUIREMENTS, ROOT, TOOLS, locked
 
 from shfcas_lib.experiment import checks
 from shfcas_lib.params import reading
@@ -16,28 +17,44 @@ from shfcas_lib.params import reading
 README = (ROOT / "README.md").read_text()
 
 
-def test_every_dependency_is_pinned_exactly():
-    assert all(re.fullmatch(r"[a-z0-9_-]+==[0-9][0-9a-z.]*", pin) for pin in PINS + TOOLS)
+def bounds(requirement):
+    """The operators of a range, or of a pin."""
+    return sorted(part.operator for part in requirement.specifier)
+
+
+def test_every_dependency_is_a_range_with_two_ends_and_every_tool_is_pinned():
+    testing = [Requirement(pin) for pin in EXTRAS["test"]]
+    for one in REQUIREMENTS:
+        assert bounds(one) in (["<", ">="], ["=="]), one
+    assert all(bounds(one) == ["=="] for one in testing)
+    assert all(re.fullmatch(r"[a-z0-9_-]+==[0-9][0-9a-z.]*", pin) for pin in TOOLS)
     assert all(pin in (ROOT / "Makefile").read_text() for pin in TOOLS), (
         "the make target installs the version of pyproject.toml"
     )
 
 
-def test_environment_yml_holds_the_same_pins():
-    pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"][-1]["pip"]
-    assert sorted(p for p in pip if not p.startswith("--")) == sorted(PINS)
-
-
-def test_the_lock_holds_the_same_pins():
-    lock = dict(
-        line.strip().split("==")
-        for line in (ROOT / "requirements.lock").read_text().splitlines()
-        if "==" in line
-    )
-    lock = {name.lower().replace("_", "-"): version for name, version in lock.items()}
-    assert {pin: lock.get(pin.split("==")[0]) for pin in PINS} == {
-        pin: pin.split("==")[1] for pin in PINS
+def test_the_lock_holds_a_version_of_every_range():
+    lock = locked()
+    outside = {
+        str(one): lock.get(one.name)
+        for one in REQUIREMENTS
+        if one.name not in lock or not one.specifier.contains(lock[one.name])
     }
+    assert outside == {}
+
+
+def test_ranges_leave_torch_and_numpy_of_others_alone():
+    """As Colab's, which a pin of ours would replace."""
+    ranges = {one.name: one.specifier for one in REQUIREMENTS}
+    for name, others in {"torch": ("2.14.1", "2.15.0"), "numpy": ("2.0.2", "2.3.5")}.items():
+        assert all(ranges[name].contains(version) for version in others)
+
+
+def test_make_and_conda_install_the_locked_versions_of_the_same_extras():
+    pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"][-1]["pip"]
+    makefile = (ROOT / "Makefile").read_text()
+    assert pip == ["--constraint requirements.lock", "--editable .[test,sweep]"]
+    assert "--constraint requirements.lock --editable '.[test,sweep]'" in makefile
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda p: p.name)

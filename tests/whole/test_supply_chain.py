@@ -8,9 +8,10 @@ from pathlib import Path
 import audit
 import nbformat
 import pytest
-from project import PINS, ROOT, TOOLS
+from packaging.requirements import Requirement
+from project import REQUIREMENTS, ROOT, TOOLS
 
-from shfcas_lib import cli
+from shfcas_lib.cli import people
 
 MODULES = {
     "pickle",
@@ -187,9 +188,8 @@ def test_the_hashed_lock_holds_the_same_versions_and_a_hash_for_each():
     )
     plain = {re.sub(r"[-_.]+", "-", name.lower()): version for name, version in plain.items()}
     assert {name: hashed.get(name, (None,))[0] for name in plain} == plain
-    assert all(hashes for _, hashes in hashed.values()) and {
-        pin.split("==")[0] for pin in PINS
-    } <= set(hashed)
+    assert all(hashes for _, hashes in hashed.values())
+    assert {one.name for one in REQUIREMENTS} <= set(hashed)
     build = re.search(r'requires = \["(\w+)==([\d.]+)"\]', (ROOT / "pyproject.toml").read_text())
     assert hashed[build[1]][0] == build[2], "the project itself is built without the network"
 
@@ -254,7 +254,7 @@ def test_the_audit_says_what_it_looked_at(out, errors, status, words):
 def test_jupyterlab_is_started_on_loopback_and_with_its_token():
     """Both ways to start it: no option opens it to others or takes its token away."""
     lines = [
-        " ".join(cli._lab(Path("/p/03.ipynb"), Path("/p"))),
+        " ".join(people._lab(Path("/p/03.ipynb"), Path("/p"))),
         next(
             line for line in (ROOT / "Makefile").read_text().splitlines() if "jupyter lab" in line
         ),
@@ -266,4 +266,4 @@ def test_jupyterlab_is_started_on_loopback_and_with_its_token():
 
 
 def test_tools_are_not_installed_with_the_library():
-    assert not set(TOOLS) & set(PINS)
+    assert not {Requirement(pin).name for pin in TOOLS} & {one.name for one in REQUIREMENTS}

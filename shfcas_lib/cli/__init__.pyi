@@ -1,0 +1,11 @@
+from . import audit as audit
+from . import kinds as kinds
+from . import models as models
+from . import origins as origins
+from . import people as people
+from . import program as program
+from . import runs as runs
+from . import study as study
+from . import sweeps as sweeps
+from . import tables as tables
+from .program import main as main

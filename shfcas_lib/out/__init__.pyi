@@ -1,0 +1,11 @@
+from . import cards as cards
+from . import hub as hub
+from . import labels as labels
+from . import models as models
+from . import reward_model as reward_model
+from . import templates as templates
+from . import weights as weights
+from .labels import export_data as export_data
+from .models import export_policy as export_policy
+from .models import export_reward as export_reward
+from .reward_model import write_reward as write_reward
