@@ -300,6 +300,7 @@ class Stages:
         n = params.reward.batch_size * self.steps
         ids = np.resize(self.prompts["prompt_id"], n)
         pairs = pd.DataFrame({"prompt_id": ids, "i": 0, "j": 1, "label": 1.0})
+        answers = answers.drop_duplicates(["prompt_id", "index"])
         once = params.reward.model_copy(update={"epochs": 1})
         return self.measured(
             "reward training",

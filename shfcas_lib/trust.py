@@ -517,7 +517,7 @@ def _joint(belief: Belief, asked: _Asked, grid: list[tuple[float, float]]) -> li
         given[:, moving] = belief.solve(target)
         mean = lead[moving] * (asked.cross.T @ given[:, moving])
         moved = np.empty_like(mean)
-        for at, k in enumerate(moving):
+        for at, k in enumerate(moving.tolist()):
             moved[:, at] = _step(covariance[k], mean[:, at], asked, labels[:, k])
         ahead = given[:, moving] - belief.solve(asked.cross @ (lead[moving] * moved))
         change = np.abs(ahead - pairs[:, moving]).max(0)

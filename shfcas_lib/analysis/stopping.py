@@ -274,7 +274,8 @@ def gain(
     draws = drawn(differing, every[differ], (_decided(table) * change)[differ], since, (-1.0, 1.0))
     found = sequence.interval(draws, level)
     share = draws.size / (pairs - int((table["round"] < since).sum()))
-    value = float(np.nan_to_num(found.value))  # no draw among them: nothing speaks for a change
+    # where no draw is among them nothing speaks for a change but what is known already
+    value = float(np.clip(np.nan_to_num(found.value), found.low, found.high))
     return Interval(share * value, share * found.low, share * found.high, level)
 
 

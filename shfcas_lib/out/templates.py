@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from shfcas_lib.models.backbone import Backbone
 
-# `Backbone.prompt_text` and `dialogues.plain`
+# `Writer.text` and `dialogues.plain`
 _PLAIN = """\
 {{ start }}{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] + '\\n\\n' }}\
 {% set messages = messages[1:] %}{% endif %}\

@@ -65,6 +65,8 @@ STAGES = {
 }
 # A look at the user's own pairs that belongs to no notebook of a run.
 _BESIDE = {"audit": ("seed", "model", "prompts", "preferences")}
+# Where a block names data, and what the content of that data is called.
+_DATA = {"source": "sha256", "file": "sha256", "requests": "requests_sha256"}
 # How the judge is reached and when it stops: free to change between two attempts at the same run,
 # unlike what it is asked.
 _JUDGE_LIMITS = (
@@ -237,13 +239,11 @@ class Run:
         needed = {key: everything[key] for key in (STAGES | _BESIDE)[name]}
 
         # data that was edited makes another run, though its name is the same
-        for block in ("prompts", "preferences", "completions"):
-            digest = content_hash(needed[block]["file"] or needed[block]["source"])
-            if digest:
-                needed[block] = needed[block] | {"sha256": digest}
-        requests = content_hash(needed["completions"]["requests"])
-        if requests:
-            needed["completions"] |= {"requests_sha256": requests}
+        for block in needed.keys() & {"prompts", "preferences", "completions"}:
+            for key, name in _DATA.items():
+                digest = content_hash(everything[block].get(key))
+                if digest:
+                    needed[block] = needed[block] | {name: digest}
         return needed
 
     def require(self, stage: str, name: str) -> pd.DataFrame:

@@ -135,6 +135,15 @@ def test_the_gain_of_a_later_reward_is_covered_on_what_was_not_asked_before():
     assert doubt < 0.85 * direct, "pairs that the rewards order alike are in no doubt"
 
 
+def test_a_gain_that_is_known_already_is_its_value():
+    """The one pair that two rewards order differently was asked, by a strategy's choice."""
+    columns = ["round", "drawn", "answered", "label"]
+    table = pd.DataFrame([(1, True, True, 1.0), (2, False, True, 1.0)], columns=columns)
+    differ, change = np.array([False, True]), np.array([0.0, -1.0])
+    found = stopping.gain(41, 1, table, change, differ, 2)
+    assert found.low == found.value == found.high == pytest.approx(-1 / 40)
+
+
 def test_labels_that_a_strategy_chose_would_be_no_fair_sample():
     """What the 500 runs above would find if chosen pairs passed as drawn ones."""
     pool, pairs = population(200, 0.7)
@@ -284,7 +293,8 @@ def test_the_report_judges_the_proxy_and_the_reward_of_the_round_before(runs_fol
     gained = refined.astype(float) - proxy
     assert found["gain"]["low"] <= gained[fresh].mean() <= found["gain"]["high"]
     most = (refined != proxy)[fresh].mean()  # pairs that both order alike are in no doubt
-    assert -most <= found["gain"]["low"] <= found["gain"]["value"] <= found["gain"]["high"] <= most
+    gain = found["gain"]
+    assert -most <= gain["low"] <= gain["value"] <= gain["high"] <= most
     assert 0 <= found["changed"] <= 1 and found["narrower"][1] <= found["narrower"][0]
 
     words = stopping.suggestion(found)

@@ -173,6 +173,7 @@ def test_the_paper_setting_trains_on_five_categories_and_asks_about_ten(tmp_path
             "prompts": {"categories": harms, "n": 100},
             "preferences": {"recipe": "pku-saferlhf", "source": str(tmp_path / "pku")},
             "bias": [{"kind": "coverage", "absent": list(PKU_FURTHER)}],
+            "gold": {"kind": "safety"},
             "selection": {"budget": 10},
             "evaluation": {"replicates": 0},
         },

@@ -15,6 +15,7 @@ from shfcas_lib.cli import program
 from shfcas_lib.data import prompts as data
 from shfcas_lib.experiment import checks, proxy_data, stages
 from shfcas_lib.experiment.checks import PromptCheck
+from shfcas_lib.models import published
 from shfcas_lib.models.backbone import positions
 from shfcas_lib.models.loading import load_backbone
 from shfcas_lib.params import reading
@@ -153,11 +154,15 @@ def test_what_the_screen_lets_through_the_sampler_takes(family, tmp_path):
 
 
 @pytest.fixture
-def judge(tmp_path):
-    """A published reward model whose weights are out of reach: tokenizer and configuration have
-    to do."""
+def judge(tmp_path, monkeypatch):
+    """A published reward model that nobody may load: tokenizer, configuration and the headers of
+    its weights have to do."""
     folder = families.save("llama", tmp_path / "judge", head=True, max_position_embeddings=200)
-    (folder / "model.safetensors").unlink()
+
+    def never(*_, **__):
+        raise AssertionError("the weights were loaded")
+
+    monkeypatch.setattr(published, "load_classifier", never)
     return f"model:{folder}"
 
 
@@ -206,8 +211,6 @@ def test_a_run_with_dropped_prompts_goes_through(settings, tmp_path, runs_folder
 
 
 def test_a_published_gold_scores_no_completion_twice(settings, tmp_path, runs_folder, monkeypatch):
-    from shfcas_lib.models import published
-
     gold = families.save("llama", tmp_path / "gold", head=True)
     asked, score = [], published.score_published
 

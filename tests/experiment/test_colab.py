@@ -29,7 +29,7 @@ def cell(name):
     ].source
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS["run"])
+@pytest.mark.parametrize("name", [*NOTEBOOKS["run"], "audit_your_labels"])
 def test_outside_colab_the_cell_does_nothing(name, monkeypatch):
     monkeypatch.setattr(
         subprocess, "run", lambda *command, **more: pytest.fail(f"it ran {command}")

@@ -75,7 +75,8 @@ def test_replicates_hold_every_remedy_and_a_sweep_gives_the_same(experiment, tmp
 def test_the_cautious_proxy_is_as_far_from_the_base_policy_as_the_leading_strategy(experiment):
     params, prompts, pool = experiment
     merge = params.reward.model_copy(update={"refinement": "merge"})
-    params = params.model_copy(update={"reward": merge})
+    more = params.selection.model_copy(update={"budget": 40})
+    params = params.model_copy(update={"reward": merge, "selection": more})
     table = replication.replicates(params, prompts, pool, pool["gold"].to_numpy())["replicates"]
     kl = table.pivot(index="seed", columns="policy", values="kl")
     expected = kl[["proxy", "shf_cas"]].min(axis=1)

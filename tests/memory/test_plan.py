@@ -305,12 +305,12 @@ def test_each_knob_named_does_make_it_fit(llama_config):
 
 
 def test_where_no_knob_is_enough_alone_several_are_named_together(llama_config):
-    made = make_plan(settings(), 14, llama_config, prompt_tokens=256)
+    made = make_plan(settings(), 12, llama_config, prompt_tokens=256)
     assert not made.fits and not made.alone and len(made.together) > 1
     values = RUN
     for turn in made.together:
         values = with_key(values, turn.key, turn.after)
-    turned = make_plan(reading.validate(values, "test"), 14, llama_config, prompt_tokens=256)
+    turned = make_plan(reading.validate(values, "test"), 12, llama_config, prompt_tokens=256)
     assert turned.fits and turned.peak == made.together[-1].peak
     hopeless = make_plan(settings(), 2, llama_config)
     assert "cannot be made to fit" in hopeless.text()

@@ -40,7 +40,8 @@ def lora(backbone):
     for name, weight in backbone.causal.named_parameters():
         if ".refined." in name:
             weight.data.normal_(std=0.1, generator=generator)
-    head = torch.nn.Linear(backbone.causal.config.get_text_config().hidden_size, 1, bias=False)
+    width = backbone.causal.get_output_embeddings().weight.shape[1]
+    head = torch.nn.Linear(width, 1, bias=False)
     head.weight.data.normal_(generator=generator)
     backbone.use(None)
     return LoraReward(backbone, "refined", head.requires_grad_(False), spread=0.7)
@@ -162,7 +163,7 @@ def test_a_plain_model_gets_a_template_that_writes_what_is_sampled_from(tiny_mod
         written = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=False
         )
-        assert written == backbone.prompt_text(prompt)
+        assert written == backbone.writer.text(prompt)
         answered = [*messages, {"role": "assistant", "content": "so"}]
         assert tokenizer.apply_chat_template(answered, tokenize=False) == written + "so"
 

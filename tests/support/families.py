@@ -103,7 +103,13 @@ FAMILIES = {
     "deepseek_r1": (
         "Qwen2Config",
         _GROUPED | {"tie_word_embeddings": False},
-        ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"],
+        [
+            "<｜begin▁of▁sentence｜>",
+            "<｜end▁of▁sentence｜>",
+            "<｜User｜>",
+            "<｜Assistant｜>",
+            "<|endoftext|>",  # Qwen2's tokenizer class has it, whatever a folder says
+        ],
         {
             "bos_token": "<｜begin▁of▁sentence｜>",
             "eos_token": "<｜end▁of▁sentence｜>",

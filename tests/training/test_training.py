@@ -162,7 +162,7 @@ def test_scores_are_those_of_a_plain_computation(trained, pool):
 
     backbone = trained.backbone
     for row in pool.head(4).itertuples():
-        ids = torch.tensor([lora_reward._ids(backbone, row.prompt, row.completion)])
+        ids = torch.tensor([backbone.writer.both(row.prompt, row.completion).ids])
         with backbone.using("proxy"), torch.no_grad():
             hidden = backbone.causal.model(input_ids=ids).last_hidden_state[0, -2]
         expected = float(hidden @ trained.head.weight[0]) / trained.spread
@@ -187,7 +187,7 @@ def test_score_reads_the_position_that_the_trainer_trains(
         backbone, "proxy", pool, preferences, REWARD.model_copy(update={"epochs": 1}), seed=0
     )
     model, rows = seen[0], pool.head(2)
-    ids = [lora_reward._ids(backbone, row.prompt, row.completion) for row in rows.itertuples()]
+    ids = [backbone.writer.both(row.prompt, row.completion).ids for row in rows.itertuples()]
     width = max(map(len, ids))
     assert width > min(map(len, ids))
     # as TRL's collator pads
@@ -339,7 +339,7 @@ def margins_given_to_trl(backbone, pool, preferences, monkeypatch, offset=None):
 
 def chosen_ids(backbone, pool, prompt, index):
     row = pool[(pool["prompt_id"] == prompt) & (pool["index"] == index)].iloc[0]
-    return tuple(lora_reward._ids(backbone, row["prompt"], row["completion"]))
+    return tuple(backbone.writer.both(row["prompt"], row["completion"]).ids)
 
 
 def graded_pairs():

@@ -19,7 +19,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 # Where a page may mean a file from: the checkout, the page's own folder, and these.
 FOLDERS = ["params", "params/sweeps", "shfcas_lib", "docs"]
 # Files that a reader makes.
-PLACEHOLDERS = {"mine.yaml", "params/mine.yaml", "again.yaml", "out.ipynb"}
+PLACEHOLDERS = {"mine.yaml", "params/mine.yaml", "params/new.yaml", "again.yaml", "out.ipynb"}
 # Names of variables in examples that are spelt like a room, and what they hold.
 VARIABLES = {"screen": "shfcas_lib.screen.Screen"}
 NO_CODE = {"csv", "json", "jsonl", "md", "parquet", "py", "sqlite", "txt", "xml", "yaml"}
