@@ -42,7 +42,7 @@ def settings(tiny_model, **changes):
             "batch_size": 2,
             "lora": dict(lora),
         },
-        "selection": {"strategies": ["shf_cas"], "budget": 8, "rounds": 1},
+        "selection": {"strategies": ["shf_cas"], "budget": 24, "rounds": 1},
         "evaluation": {"replicates": 0, "bootstrap": 200},
         "policy": {"kind": "dpo", "pairs": 8, "batch_size": 4, "lora": dict(lora)},
     } | changes

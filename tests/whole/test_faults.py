@@ -582,7 +582,7 @@ def test_a_full_disk_stops_a_training_in_one_sentence_and_with_room_it_goes_on(
 
 
 def test_a_full_disk_keeps_every_answer_that_was_saved(context, tmp_path):
-    with disk(tmp_path / "disk", "80k") as remount:
+    with disk(tmp_path / "disk", "128k") as remount:
         folder = tmp_path / "disk" / "runs"
         code, said = faults.run(context, faults.person, folder)
         assert code == 1 and "label store" in said[-1]["error"] and "full" in said[-1]["error"], (
@@ -597,7 +597,7 @@ def test_a_full_disk_keeps_every_answer_that_was_saved(context, tmp_path):
         done(faults.run(context, faults.person, folder))
         with LabelStore(folder / "labels.sqlite") as store:
             assert len(store.by_annotator()) == 26
-    TOLD.append(("answers and undo at the screen", "a disk of 80k full", 1, ""))
+    TOLD.append(("answers and undo at the screen", "a disk of 128k full", 1, ""))
 
 
 def test_a_read_only_folder_is_one_sentence(context, values, undisturbed, tmp_path):
