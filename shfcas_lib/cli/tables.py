@@ -11,13 +11,12 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shfcas_lib.base import extras
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.cli.kinds import Act, Commands
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_SCREEN = ("jupyterlab", "anywidget", "ipykernel")  # what the annotation screen runs on
 
 
 def add(commands: Commands) -> None:
@@ -258,7 +257,7 @@ def _label(options: argparse.Namespace) -> int:
 
 def _missing() -> list[str]:
     """The packages of the annotation screen that are not installed."""
-    return [name for name in _SCREEN if importlib.util.find_spec(name) is None]
+    return [name for name in extras.EXTRAS["screen"] if importlib.util.find_spec(name) is None]
 
 
 def _notebook(options: argparse.Namespace) -> Path:

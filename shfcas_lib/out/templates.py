@@ -54,7 +54,9 @@ def for_reward(backbone: Backbone, classifier: bool) -> PreTrainedTokenizerBase:
     unseen = classifier and closes == tokenizer.pad_token_id
     end = "" if unseen else str(tokenizer.convert_ids_to_tokens(closes))
     after = "{{ '' if answer is none else answer + END }}".replace("END", _quoted(end))
-    return _with(backbone, _ANSWER + _prompt_template(backbone) + after)
+    written = _with(backbone, _ANSWER + _prompt_template(backbone) + after)
+    written.padding_side = "right"  # GPT-2's classifier counts positions from the left
+    return written
 
 
 def _quoted(text: str) -> str:

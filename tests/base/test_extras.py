@@ -54,8 +54,8 @@ def test_every_package_that_the_library_imports_is_declared():
     known = core | {name for names in extras.EXTRAS.values() for name in names} | OWN_WORDS
     found = set(used())
     assert {name for _, name, _ in found} <= known | set(BROUGHT)
-    # the screen is a widget, and the probe's class leaves this library as a file of its own: nothing
-    # imports the two with it; all other modules load with the core
+    # the screen is a widget, and the probe's class leaves this library as a file of its own:
+    # nothing else imports the two; all other modules load with the core
     heavy = {(module, name) for module, name, at_once in found if at_once and name not in core}
     assert {module for module, _ in heavy} == {
         "shfcas_lib.screen.widget",

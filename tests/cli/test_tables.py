@@ -12,6 +12,7 @@ import pytest
 import tiny_completions
 from project import ROOT, environment
 
+from shfcas_lib.base import extras
 from shfcas_lib.cli import program
 from shfcas_lib.params import reading
 
@@ -31,6 +32,7 @@ class Refuses:
 
 
 sys.meta_path.insert(0, Refuses)
+from shfcas_lib.base import extras
 from shfcas_lib.cli import program
 
 status = program.main(sys.argv[1:])
@@ -133,7 +135,7 @@ def test_questions_are_answered_in_the_terminal_without_the_screens_packages(fol
 def test_where_the_screen_cannot_be_opened_the_terminal_asks(folder, monkeypatch, capsys):
     columns = ["--columns", "completion=response", "reward=score"]
     program.main(["choose", "completions.parquet", *columns, "--budget", "4"])
-    monkeypatch.setattr("shfcas_lib.cli.tables._SCREEN", ("not_installed_anywhere",))
+    monkeypatch.setitem(extras.EXTRAS, "screen", ("not_installed_anywhere",))
     monkeypatch.setattr("sys.stdin", io.StringIO("q\n"))
     assert program.main(["label", "questions.csv"]) == 0
     out = capsys.readouterr()
