@@ -182,11 +182,11 @@ def score(
     with _bar(len(places), label) as bar:
         for batch in processes.share(batches):
             mine = [places[k] for k in batch]
+            asked, given = [names[place] for place in mine], [sequences[place] for place in mine]
             read = teacher_force(
-                backbone, [names[place] for place in mine], [sequences[place] for place in mine]
+                backbone, asked, given, lambda n: bar.update(n * processes.count())
             )
             rows += [{"place": place, **row} for place, row in zip(mine, read, strict=True)]
-            bar.update(len(batch) * processes.count())
 
     table = processes.gathered(pd.DataFrame(rows, columns=["place", *COLUMNS]))
     read_at = [first[tuple(prompt), tuple(answer)] for prompt, answer in sequences]

@@ -32,7 +32,7 @@ class Knobs:
     prompt: int  # tokens of the longest prompt, template included
     completion: int  # tokens of the longest completion
     n: int  # completions per prompt
-    sampling_rows: int
+    sampling_rows: int  # 0: completions are given
     top_p: bool = False
     reward_rows: int = 0  # 0: no reward is trained on the backbone (probe)
     reward_rank: int = 0
@@ -101,7 +101,8 @@ def stages(
         peaks.append(_stage("sft merge", *_merge(shape, knobs)))
     if knobs.vllm:
         peaks.append(_stage("sampling by vLLM", resident, _vllm(shape, knobs)))
-    peaks.append(_highest("sampling", resident, _sampling(shape, knobs)))
+    if knobs.sampling_rows:
+        peaks.append(_highest("sampling", resident, _sampling(shape, knobs)))
     peaks.append(_stage("scoring", resident, _scoring(shape, knobs)))
     if knobs.reward_rows:
         peaks.append(_stage("reward training", resident, _reward(shape, knobs)))

@@ -233,9 +233,12 @@ def _compute(dtype: str, cuda: bool) -> int:
 
 
 def _sampling_rows(params: Params) -> int:
-    """Sequences that are sampled together, for the pool or for the answers of trained policies."""
+    """Sequences that are sampled together, for the pool or for the answers of trained policies; 0
+    where completions are given and no policy is trained."""
     sampling = params.sampling
     trained = params.policy.kind != "tilt"
+    if params.completions.given and not trained:
+        return 0
     answers = (trained and params.evaluation.answers) or sampling.n
     counts = (sampling.n, answers)
     return max(max(1, sampling.batch_size // n) * n for n in counts)
@@ -377,14 +380,19 @@ def longest_prompt(params: Params) -> int:
 def longest_answer(params: Params) -> int | None:
     """Tokens of the longest completion where answers of the user's own lie in a file: theirs,
     guessed from their letters, or those that are sampled. None where there is no such file."""
+    from shfcas_lib.data.completions import own_completions
     from shfcas_lib.data.preferences import own_pairs
 
-    data = params.preferences
-    if not data.file:
+    answers: list[str] = []
+    if params.preferences.file:
+        pairs = own_pairs(params)
+        answers += [*pairs["chosen"], *pairs["rejected"]]
+    if params.completions.file:
+        answers += [*own_completions(params)[0]["completion"]]
+    if not answers:
         return None
-    pairs = own_pairs(params)
-    letters = max(map(len, [*pairs["chosen"], *pairs["rejected"]]))
-    return max(params.sampling.max_new_tokens, letters // LETTERS_PER_TOKEN + 1)
+    sampled = params.sampling.max_new_tokens if _sampling_rows(params) else 0
+    return max(sampled, max(map(len, answers)) // LETTERS_PER_TOKEN + 1)
 
 
 def _card(card: float | str | None) -> float:

@@ -10,7 +10,7 @@ model a probe on clean labels got 73% of the best-of-8 headroom from layer 18 of
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -256,13 +256,16 @@ def _choose(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling) -> 
 
 
 def teacher_force(
-    backbone: Backbone, names: list[tuple[str, int]], sequences: list[Sequence]
+    backbone: Backbone,
+    names: list[tuple[str, int]],
+    sequences: list[Sequence],
+    done: Callable[[int], object] | None = None,
 ) -> list[dict]:
     """Completions that are given, put through the model; one row each, as `decode` makes them.
 
-    names: prompt_id and index of each row. Each different prompt is read once, all in one pass,
-    and its keys and values are shared out to the rows that continue it. Completions of like
-    length share a pass.
+    names: prompt_id and index of each row. done: told after each pass how many rows it had. Each
+    different prompt is read once, all in one pass, and its keys and values are shared out to the
+    rows that continue it. Completions of like length share a pass.
     """
     import torch
 
@@ -283,6 +286,8 @@ def teacher_force(
                 features = [*states, asked.states[owner[k]]]
                 ended = answers[k][-1] in backbone.stop_ids
                 made[k] = _row(backbone, *names[k], answers[k], ended, logp, features)
+            if done is not None:
+                done(len(part))
     return [made[k] for k in range(len(names))]
 
 

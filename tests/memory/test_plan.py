@@ -419,6 +419,20 @@ def test_answers_in_a_file_at_hand_are_measured(llama_config, tmp_path):
     assert "answers of your preferences" not in made["long"].text()
 
 
+def test_given_completions_are_read_and_not_sampled(llama_config, tmp_path):
+    """Whatever `sampling` says; a trained policy writes its own answers all the same."""
+    rows = [{"prompt": f"ask {k // 2}", "completion": "a" * (60 + k)} for k in range(20)]
+    path = tmp_path / "completions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {"completions": {"file": str(path)}, "reward": {"kind": "probe"}}
+    made = make_plan(settings(**given, policy={"kind": "tilt"}), 80, llama_config)
+    assert [stage.name for stage in made.stages] == ["scoring"]
+    assert made.knobs.completion == 79 // plan.LETTERS_PER_TOKEN + 1
+    given["completions"] |= {"logp": "backbone"}
+    trained = make_plan(settings(**given), 80, llama_config)
+    assert "sampling" in [stage.name for stage in trained.stages]
+
+
 def test_in_float16_adapters_on_a_quantised_backbone_take_twice_as_much(llama_config):
     half, brain = (
         make_plan(settings(model=RUN["model"] | {"dtype": dtype}), 80, llama_config)

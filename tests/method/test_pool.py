@@ -1,8 +1,10 @@
 """Sampling and scoring on the tiny model, against plain transformers called on one example at a
 time."""
 
+import contextlib
 import copy
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -165,6 +167,19 @@ def test_scores_do_not_depend_on_the_composition_of_batches(
     shuffled = sampled.sample(frac=1, random_state=most)
     found = score(backbone, shuffled, most=most).set_index(shuffled.index).sort_index()
     assert_same_pool(found, sampled, atol=1e-4)
+
+
+def test_the_bar_moves_with_every_pass_over_answers(backbone, sampled, monkeypatch):
+    """However few batches of prompts there are: short questions have long answers."""
+    moved, passes = [], decoding.by_tokens(list(sampled["tokens"]), 40, 0, 10**6)
+    monkeypatch.setattr(decoding, "ANSWER_TOKENS", 40)
+    bar = SimpleNamespace(update=moved.append)
+    monkeypatch.setattr(pools, "_bar", lambda *_: contextlib.nullcontext(bar))
+    score(backbone, sampled, most=10**6)
+    assert sum(moved) == len(
+        {(p, *t) for p, t in zip(sampled["prompt"], sampled["tokens"], strict=True)}
+    )
+    assert len(moved) >= len(passes) // 2 > 1
 
 
 def test_what_is_said_twice_is_a_tie(backbone, sampled):

@@ -2,12 +2,11 @@
 the cards, the policy, the data set, a hub, the benchmark."""
 
 import json
-import subprocess
-import sys
 
 import finished_run
 import hub_stand_in
 import numpy as np
+import outside
 import own_files
 import pandas as pd
 import pytest
@@ -19,44 +18,6 @@ from shfcas_lib.experiment import stages
 from shfcas_lib.out import cards, labels, models
 from shfcas_lib.pool import reference_features, score
 from shfcas_lib.storage import runs
-
-# Every card's own program runs as it stands; then its names score or read texts of the test's.
-CLEAN = """
-import json, os, re, sys
-
-REFUSED = "shfcas_lib"
-
-
-class Refuses:
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name.partition(".")[0] == REFUSED:
-            raise ModuleNotFoundError(name)
-
-
-sys.meta_path.insert(0, Refuses)
-given = json.loads(open(sys.argv[1]).read())
-found = {}
-for form, folder in given["folders"].items():
-    os.chdir(folder)
-    names = {}
-    exec(re.search(r"```python\\n(.*?)```", open("README.md").read(), re.S)[1], names)
-    import torch
-
-    if "policy" in form:
-        ids = torch.tensor([given["ids"]])
-        with torch.inference_mode():
-            logits = names["model"](ids).logits[0].double()
-        found[form] = torch.log_softmax(logits, -1)[-1].tolist()
-        continue
-    rows = [names["ids"](*text) for text in given["texts"]]
-    for side in ("left", "right"):
-        batch = names["tokenizer"].pad({"input_ids": rows}, padding_side=side, return_tensors="pt")
-        with torch.inference_mode():
-            found[f"{form} {side}"] = names["model"](**batch).logits[:, 0].tolist()
-assert not any(name.startswith(REFUSED) for name in sys.modules)
-print("FOUND", json.dumps(found))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -76,23 +37,6 @@ def probed(tiny_model, tmp_path_factory):
         patch.setenv("SHFCAS_RUNS", str(tmp_path_factory.mktemp("runs")))
         model = {"source": str(tiny_model), "quantisation": "nf4", "system_prompt": "be brief"}
         yield finished_run.finish(tiny_model, model=model)
-
-
-def read_cleanly(tmp_path, given):
-    """What the cards' programs find in a process of their own."""
-    import os
-
-    (tmp_path / "given.json").write_text(json.dumps(given))
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    said = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", CLEAN, str(tmp_path / "given.json")],
-        cwd=tmp_path,
-        env=environment | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert said.returncode == 0, said.stderr[-3000:]
-    return json.loads(said.stdout.rpartition("FOUND ")[2])
 
 
 def texts_of(run):
@@ -123,7 +67,7 @@ def test_a_clean_process_finds_the_same_rewards_and_policy(finished, probed, tmp
         "ids": ids,
         "folders": {path.name: str(path) for path in tmp_path.iterdir()},
     }
-    found = read_cleanly(tmp_path, given)
+    found = outside.read_cleanly(tmp_path, given)
     for form, inside in expected.items():
         for side in ("left", "right"):
             outside = found.pop(f"{form} {side}")
@@ -293,29 +237,10 @@ def test_an_adapter_whose_base_nobody_else_has_is_not_pushed(
 # --- the benchmark
 
 
-def styled(folder, rows=6):
-    """A small set in RM-Bench's layout: words are chosen, figures rejected."""
-    folder.mkdir()
-    for name in ("chat", "safety"):
-        entries = []
-        for k in range(rows):
-            plain, long = f"the cat {k}", f"the cat {k} sat on the mat and the dog ran"
-            bad = [f"{k} 17", f"{k} 17 99 42 17 99 42 17 99", f"# {k}\n* 17\n* 99"]
-            entries.append(
-                {
-                    "prompt": f"question {k} of {name}",
-                    "chosen": [plain, long, f"# {long}"],
-                    "rejected": bad,
-                }
-            )
-        (folder / f"{name}.json").write_text(json.dumps(entries))
-    return folder
-
-
 @pytest.mark.parametrize("which", ["finished", "probed"])
 def test_a_benchmark_compares_proxy_and_refined_reward(which, tmp_path, capsys, request):
     run = request.getfixturevalue(which)
-    place = styled(tmp_path / "styles")
+    place = outside.styled(tmp_path / "styles")
     assert cli.main(["benchmark", str(run.folder), str(place)]) == 0
     table = pd.read_csv(run.folder / "benchmarks/styles.csv")
     assert set(table["subset"]) == {"all", "chat", "safety"}
