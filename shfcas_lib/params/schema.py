@@ -813,7 +813,9 @@ class Evaluation(Block):
     replicates: Annotated[int, Field(ge=0)] = Field(
         20,
         description=(
-            "extra seeds (split, bias, fit, selection) on the same completions; probe and tilt only"
+            "extra seeds (split, bias, fit, selection) on the same completions; 0 where there can"
+            " be none: without gold, with preferences of one's own, a reward that is no probe"
+            " trained here, a trained policy, or people who answer"
         ),
     )
     answers: Annotated[int, Field(ge=1)] | None = Field(
@@ -891,6 +893,21 @@ class Params(Block):
         proxy itself."""
         spoilt = bool(self.bias) or self.reward.published is not None
         return self.gold.known and (spoilt or not self.preferences.given)
+
+    @property
+    def _may_replicate(self) -> bool:
+        """Replicates take preferences from samples, answers from gold, and train a probe alone."""
+        kinds = (self.reward.kind, self.policy.kind, self.feedback.kind)
+        own = self.preferences.given or self.reward.fixed
+        return kinds == ("probe", "tilt", "gold") and self.gold.known and not own
+
+    @model_validator(mode="after")
+    def _no_replicates_where_there_can_be_none(self) -> Params:
+        said = "replicates" in self.evaluation.model_fields_set
+        if not said and not self._may_replicate:
+            none = self.evaluation.model_copy(update={"replicates": 0})
+            object.__setattr__(self, "evaluation", none)
+        return self
 
     @model_validator(mode="after")
     def _nothing_needs_gold_where_there_is_none(self) -> Params:

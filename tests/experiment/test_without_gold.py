@@ -93,7 +93,7 @@ def test_what_needs_no_gold_is_accepted(values):
             "the proxy would learn from samples that gold compares",
         ),
         (
-            OWN | {"evaluation": {}},
+            OWN | {"evaluation": {"replicates": 1}},
             (
                 "evaluation.replicates needs a gold reward as human and as judge, but gold.kind is"
                 " none: set it to 0"

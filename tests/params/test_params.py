@@ -399,7 +399,10 @@ def test_what_was_expected_is_said_in_words(values, words):
         ("selection: {budget: 1, rounds: 2}", ["selection", "budget of 1", "2 rounds"]),
         ("selection: {strategies: [random, random]}", ["selection", "named twice"]),
         ("gold: {kind: none}", ["feedback.kind gold", "gold.kind is none"]),
-        ("policy: {kind: dpo}", ["evaluation.replicates", "policy.kind tilt", "0"]),
+        (
+            "{evaluation: {replicates: 3}, policy: {kind: dpo}}",
+            ["evaluation.replicates", "policy.kind tilt", "0"],
+        ),
         ("policy: {kind: rloo, batch_size: 6}", ["policy", "batch_size 6", "generations 4"]),
         ("policy: {kind: kto, batch_size: 1}", ["policy", "batch_size of 1", "2 or more"]),
         (
@@ -597,3 +600,26 @@ def test_what_differs_from_the_defaults_makes_the_same_run(path):
     assert reading.validate(said, "test") == params
     assert list(said) == list(Params.model_fields)
     assert reading.changed(Params())["sampling"] == {}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"policy": {"kind": "dpo"}},
+        {"reward": {"kind": "lora"}, "selection": {"strategies": ["shf_cas"]}},
+        {"reward": {"proxy": "model:x/y"}, "selection": {"strategies": ["shf_cas"]}},
+        {"preferences": {"recipe": "ultrafeedback"}},
+        {"preferences": {"file": "mine.jsonl"}, "gold": {"kind": "none"}},
+        {"feedback": {"kind": "person"}},
+    ],
+)
+def test_there_are_no_replicates_where_there_can_be_none(values):
+    """Nobody need say so; who asks for some is told why not."""
+    if "preferences" in values and "gold" in values:
+        values = values | {"feedback": {"kind": "person"}}
+    checked = reading.validate(values, "test")
+    assert checked.evaluation.replicates == 0
+    assert reading.validate(checked.model_dump(mode="json"), "again") == checked
+    with pytest.raises(InputError, match="evaluation.replicates"):
+        reading.validate(values | {"evaluation": {"replicates": 3}}, "test")
+    assert reading.validate({}, "test").evaluation.replicates == 20
