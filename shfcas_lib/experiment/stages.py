@@ -22,7 +22,7 @@ import pandas as pd
 from shfcas_lib import bias, gold, loop, refine
 from shfcas_lib.analysis import belief, stopping
 from shfcas_lib.annotators.people import load_annotator
-from shfcas_lib.base import processes
+from shfcas_lib.base import processes, progress
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.base.texts import printable
 from shfcas_lib.conflict import cannot_rank, conflict_table, log_probabilities
@@ -209,7 +209,7 @@ def rounds(run: Run, setting: loop.Setting, annotator: Annotator) -> dict[str, l
     outcomes: dict[str, loop.Outcome] = {}
     _warn_of_pairs(setting.askable)
     with stage.timed("rounds"):
-        for name in run.params.selection.strategies:
+        for name in progress.over(run.params.selection.strategies, "rounds", "strategy"):
             outcomes[name] = loop.run_rounds(name, setting, annotator, stage / name)
     return outcomes
 

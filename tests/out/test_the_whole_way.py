@@ -5,6 +5,7 @@ docs/completions.md."""
 import csv
 import io
 
+import nbformat
 import numpy as np
 import outside
 import own_files
@@ -64,25 +65,44 @@ def answer(path):
     return len(rows)
 
 
+def said_by_notebooks(folder):
+    """What the cells of executed notebooks wrote to stderr."""
+    said = []
+    for path in folder.glob("*.ipynb"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            outputs = cell.get("outputs", [])
+            said += [out.text for out in outputs if out.get("name") == "stderr"]
+    return "".join(said)
+
+
 def test_the_commands_of_the_page_lead_to_a_reward_that_transformers_loads(
     tiny_model, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SHFCAS_RUNS", raising=False)
     monkeypatch.delenv("SHFCAS_HOME", raising=False)
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setenv("TQDM_DELAY", "0")  # bars of seconds, on a model of milliseconds
     first, *rest = commands()
     assert program.main(first) == 0
     study = tmp_path / "my-study"
     bring(study, tiny_model)
     monkeypatch.chdir(study)
 
-    statuses = []
+    statuses, bars = [], ""
     for words in rest:
         if words[0] == "import":
             assert answer(study / "questions.csv") == 16
         statuses.append((words[0], program.main(words)))
-    asked = [("check", 0), ("run", WAITS), ("export", 0), ("import", 0), ("run", 0)]
-    assert statuses == [*asked, ("export-model", 0), ("benchmark", 0)], capsys.readouterr().err
+        if words[0] == "run":
+            bars += said_by_notebooks(study / "runs" / "mine" / "notebooks")
+    expected = [("check", 0), ("run", WAITS), ("export", 0), ("import", 0), ("run", 0)]
+    assert statuses == [*expected, ("export-model", 0), ("benchmark", 0)], capsys.readouterr().err
+
+    # every step that takes its time with a real model shows a bar, in the executed notebooks too
+    asked = "completions of feedback prompts"
+    for title in ("completions of the preferences", asked, "rounds"):
+        assert f"{title}: 100%" in bars, title
 
     # the refined reward, where this library cannot be imported
     run = find_run("mine")
