@@ -279,10 +279,11 @@ class Stages:
         asked = answers.iloc[0]
         ids = self.backbone.completion_ids(asked["completion"])
         longest = self.length - len(ids)
-        rows = estimate.scoring_rows(knobs_of(self.params, longest, len(ids)))
-        # a full batch of prompts and one of completions, no two alike: those are read once
-        rows = max(rows, pool.TOKENS // longest)
-        texts = list(itertools.islice(_alike(self.backbone, asked["prompt"]), rows))
+        # as many prompts as share a batch, no two alike: those are read once; and answers for two
+        # passes, each of which has the prompts' keys and values beside its own
+        rows = 2 * estimate.scoring_rows(knobs_of(self.params, longest, len(ids)))
+        alike = _alike(self.backbone, asked["prompt"])
+        texts = list(itertools.islice(alike, max(1, pool.TOKENS // longest)))
         first = np.arange(rows) % len(self.backbone.tokenizer)
         full = pd.DataFrame(
             {

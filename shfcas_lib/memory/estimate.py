@@ -103,7 +103,7 @@ def stages(
         peaks.append(_stage("sampling by vLLM", resident, _vllm(shape, knobs)))
     if knobs.sampling_rows:
         peaks.append(_highest("sampling", resident, _sampling(shape, knobs)))
-    peaks.append(_stage("scoring", resident, _scoring(shape, knobs)))
+    peaks.append(_highest("scoring", resident, _scoring(shape, knobs)))
     if knobs.reward_rows:
         peaks.append(_stage("reward training", resident, _reward(shape, knobs)))
     if knobs.policy_rows:
@@ -254,20 +254,24 @@ def scoring_rows(knobs: Knobs) -> int:
     return max(1, min(answers, 8 * ANSWER_TOKENS // knobs.length))
 
 
-def _scoring(shape: Shape, knobs: Knobs) -> dict[str, float]:
-    """Teacher-forced log-probabilities.
+def _scoring(shape: Shape, knobs: Knobs) -> list[dict[str, float]]:
+    """The moments of teacher-forced log-probabilities that can be the peak.
 
-    One layer's pass over the prompts or over the completions, whose hidden states stay; keys and
-    values of both; logits of the completions, and one completion's in float32, twice.
+    They are one layer's pass over the prompts, and one over completions, beside keys and values of
+    both, their logits, and one completion's in float32, twice. Hidden states of one layer stay.
     """
     rows, c = scoring_rows(knobs), knobs.compute
     prompts, answers = max(TOKENS, knobs.prompt), rows * knobs.completion
-    layer = max(prompts, answers) * (_layer_forward(shape, knobs) + shape.hidden * c)
-    return {
-        "activations": layer + _widened(shape, knobs),
-        "logits": shape.vocab * (answers * c + knobs.completion * 8),
-        "cache": _cache(shape, 1, prompts, knobs) + _cache(shape, rows, knobs.length, knobs),
-    }
+    layer = _layer_forward(shape, knobs) + shape.hidden * c
+    asked = _cache(shape, 1, prompts, knobs)
+    both = asked + _cache(shape, rows, knobs.length, knobs)
+    last = shape.vocab * c * max(1, prompts // knobs.prompt)  # of every prompt's last token
+    logits = last + shape.vocab * (answers * c + knobs.completion * 8)
+    widened = _widened(shape, knobs)
+    return [
+        {"activations": prompts * layer + widened, "logits": last, "cache": asked},
+        {"activations": answers * layer + widened, "logits": logits, "cache": both},
+    ]
 
 
 def _reward(shape: Shape, knobs: Knobs) -> dict[str, float]:

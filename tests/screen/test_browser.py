@@ -154,7 +154,7 @@ def page(lab, tmp_path):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1400, "height": 1150})
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(90_000)  # for a machine that does other things beside
         page.goto(f"{lab[0]}/lab/tree/{lab[1]}?token={TOKEN}")
         yield page
         page.screenshot(path=tmp_path / "last.png")  # kept by pytest where the test failed
