@@ -76,6 +76,8 @@ def _run(options: argparse.Namespace) -> int:
     from shfcas_lib.storage import runs
 
     run = runs.open_run(reading.load(options.params))
+    for name in notebooks.RUN:
+        notebooks.located(name)  # refuses a folder that is no study before anything is read
     prompt_check = None if run.finished("01_proxy") else checks.PromptCheck(run.params)
     checks.check(run.params, prompt_check)
     for stage in runs.STAGES:

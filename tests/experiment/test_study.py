@@ -75,3 +75,13 @@ def test_outside_a_study_a_run_says_how_to_make_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="shfcas init my-study"):
         notebooks.located("01_proxy_bias_injection")
+
+
+def test_a_run_elsewhere_is_refused_before_its_files_are_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("SHFCAS_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("prompts: {file: not_there.csv}")
+    assert main(["run", "mine.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert "inside a folder that `shfcas init my-study` made" in said and "not_there" not in said
+    assert not (tmp_path / "runs").exists()
