@@ -84,7 +84,7 @@ def test_the_example_of_the_docs_reaches_a_conflict_map(tmp_path, runs_folder):
     text = re.search(
         r"```yaml\n(run: .*?)```", (ROOT / "docs" / "models.md").read_text(), re.DOTALL
     )[1]
-    assert len(text.splitlines()) == 10
+    assert len(text.splitlines()) == 9
     (tmp_path / "mine.yaml").write_text(text)
     settings = reading.load(tmp_path / "mine.yaml")
     cells.run(

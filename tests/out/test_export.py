@@ -70,15 +70,15 @@ def test_a_clean_process_finds_the_same_rewards_and_policy(finished, probed, tmp
     found = outside.read_cleanly(tmp_path, given)
     for form, inside in expected.items():
         for side in ("left", "right"):
-            outside = found.pop(f"{form} {side}")
-            np.testing.assert_allclose(outside, inside, atol=1e-3, err_msg=f"{form} {side}")
+            scores = found.pop(f"{form} {side}")
+            np.testing.assert_allclose(scores, inside, atol=1e-3, err_msg=f"{form} {side}")
     assert set(found) == {"policy", "policy_merged"}
     # the policy's next token, and not the reference's
     backbone.load_adapter("default", finished.folder / "03_feedback/policy_shf_cas/adapter")
     inside = {name: next_token(backbone, ids, name) for name in ("default", None)}
-    for outside in found.values():
-        np.testing.assert_allclose(outside, inside["default"], atol=1e-3)
-        assert np.abs(np.array(outside) - inside[None]).max() > 1e-2
+    for logp in found.values():
+        np.testing.assert_allclose(logp, inside["default"], atol=1e-3)
+        assert np.abs(np.array(logp) - inside[None]).max() > 1e-2
 
 
 def next_token(backbone, ids, adapter):

@@ -69,8 +69,10 @@ def test_building_a_pool_stays_ahead_of_three_passes(bench, contest):
 
 def test_every_way_to_build_a_pool_counts_tokens_alike(contest):
     rows = len(contest.prompts) * contest.sampling.n
-    for way in (contest.ours, contest.usual, contest.trl, contest.bound, contest.strict):
+    for way in (contest.ours, contest.usual, contest.bound, contest.strict):
         assert rows <= way() <= rows * 32
+    # TRL gives text, which may have more tokens than were sampled once it is tokenised again
+    assert rows <= contest.trl() <= 2 * rows * 32
 
 
 def test_what_decoding_records_is_what_a_plain_pass_finds(bench, contest):
