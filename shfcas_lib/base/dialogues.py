@@ -108,6 +108,8 @@ def from_notation(text: str) -> list[dict[str, Any]] | None:
         return None
     try:
         value = json.loads(text, object_pairs_hook=_once_each)
+    except _Twice:  # in Python's notation the last would count, without a word
+        raise
     except (ValueError, RecursionError):
         value = _python_value(text)
     value = [value] if isinstance(value, dict) else value
@@ -121,10 +123,14 @@ def is_message(value: object) -> bool:
     return isinstance(value, dict) and {"role", "content"} <= set(value)
 
 
+class _Twice(ValueError):
+    """A message has a key twice."""
+
+
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a key is given twice")
+        raise _Twice("a key is given twice")
     return found
 
 

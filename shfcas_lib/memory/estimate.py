@@ -49,6 +49,7 @@ class Knobs:
     checkpointing: bool = False
     optimiser: str = "adamw_torch"
     vllm: bool = False  # another engine writes the base policy's completions, beside the backbone
+    stored: bool = False  # the files are quantised already, and are not quantised further
     scaled: bool = False  # float16: adapters are trained in float32 whatever the backbone is
 
     @property

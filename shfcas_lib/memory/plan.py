@@ -21,6 +21,7 @@ from shfcas_lib.memory import estimate, shapes
 from shfcas_lib.memory.estimate import PARTS, Beside, Knobs, StageMemory
 from shfcas_lib.memory.shapes import Shape
 from shfcas_lib.models import architecture, experts, stored
+from shfcas_lib.models.published import as_loaded
 from shfcas_lib.params.schema import Params
 from shfcas_lib.storage import assets
 
@@ -103,7 +104,8 @@ def make_plan(
     shape = shapes.shape_of(described.config)
     prompt = prompt_tokens or longest_prompt(params)
     answer = completion_tokens or longest_answer(params)
-    knobs = replace(knobs_of(params, prompt, answer), quantisation=held)
+    already = stored.method_of(described.config) is not None
+    knobs = replace(knobs_of(params, prompt, answer), quantisation=held, stored=already)
     published, notes = _published(params)
     notes = [note for note in (described.origin, stored_note) if note] + notes
     notes += _mixture(described.config, held, knobs, params)
@@ -160,20 +162,22 @@ def _published(params: Params) -> tuple[dict[str, Beside], list[str]]:
     where sizes come from, and what is left out because its sizes cannot be had."""
     sizes: dict[str, Beside] = {}
     notes = []
-    for role, block in (("proxy", params.reward), ("gold", params.gold)):
+    blocks = (("proxy", "reward.proxy", params.reward), ("gold", "gold.kind", params.gold))
+    for role, key, block in blocks:
         if not block.published:
             continue
-        wanted, key = block.model.quantisation, f"{role}.model.quantisation"
-        where = stored.Where(f"{role} model {block.published!r}", key)
+        model, whence = as_loaded(block.published, block.model, params.model, key)
         try:
             described = shapes.read_config(block.published, block.model.revision)
             shape = shapes.shape_of(described.config, classifier=True)
         except InputError as error:
             notes.append(f"{role} model left out: {error}")
             continue
-        held, note = _held(described.config, wanted or params.model.quantisation, where)
+        held, note = _held(described.config, model.quantisation, whence.where)
         notes += [line for line in (described.origin, note) if line]
-        sizes[role] = Beside(shape, block.model.batch_size, held if wanted else None)
+        # as the backbone, whatever that is turned to; files that are stored quantised stay so
+        alike = block.model.quantisation is None and model.quantisation != "as_stored"
+        sizes[role] = Beside(shape, block.model.batch_size, None if alike else held)
     return sizes, notes
 
 
@@ -274,8 +278,7 @@ def _choices(knobs: Knobs, params: Params) -> Iterator[tuple[str, object, Settin
     yield "sampling.batch_size", sampling.batch_size, rows
     if knobs.vllm:
         yield "sampling.engine", "vllm", [("backbone", replace(knobs, vllm=False))]
-    # files that are quantised already are not quantised further
-    kinds = ["none", "int8", "nf4"] if params.model.quantisation != "as_stored" else []
+    kinds = [] if knobs.stored else ["none", "int8", "nf4"]
     smaller = kinds[kinds.index(knobs.quantisation) + 1 :] if kinds else []
     yield "model.quantisation", knobs.quantisation, _each(knobs, "quantisation", smaller)
 

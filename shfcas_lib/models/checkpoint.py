@@ -34,8 +34,8 @@ class Tensor(NamedTuple):
 def local_folder(source: str, revision: str | None = None) -> Path | None:
     """The folder that a model would be read from, where it lies on this machine.
 
-    That is a local folder, an embedded asset that was fetched, or a hub's model in the cache;
-    else None. Nothing is fetched.
+    That is a local folder, an embedded asset that was fetched, or a hub's model whose weights are
+    in the cache; else None. Nothing is fetched.
     """
     if source in assets.ASSETS:
         folder = assets.cache_dir() / source
@@ -55,7 +55,16 @@ def _cached(source: str, revision: str | None) -> Path | None:
         found = try_to_load_from_cache(source, "config.json", revision=revision)
     except HFValidationError:  # a path that does not exist
         return None
-    return Path(found).parent if isinstance(found, str) else None
+    folder = Path(found).parent if isinstance(found, str) else None
+    return folder if folder is not None and _has_weights(folder) else None
+
+
+def _has_weights(folder: Path) -> bool:
+    """Does a cached folder hold weights, and every shard that its index names? A configuration is
+    often fetched alone, and a download may have stopped."""
+    if (folder / INDEX).is_file():
+        return all((folder / shard).is_file() for shard in _shards(folder, folder.name))
+    return any(path.suffix in (".safetensors", *_OTHER_FORMATS) for path in folder.iterdir())
 
 
 def check_files(folder: Path, name: str) -> None:
@@ -139,7 +148,7 @@ def read_header(path: Path, name: str) -> dict[str, Tensor]:
         try:
             header = json.loads(file.read(length))
             tensors, end = _described(header)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{name}: {path.name} has a header that cannot be read") from error
     expected = 8 + length + end
     if size != expected:

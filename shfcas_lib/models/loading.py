@@ -15,6 +15,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shfcas_lib.base import places, processes
@@ -303,7 +304,7 @@ def _loaded(load: Callable[..., Any], whence: Source, **options: Any) -> Any:
     if whence.revision:
         options["revision"] = whence.revision
     place = located(whence.source, whence.key)
-    if place == whence.source and not hub.within_reach():
+    if not Path(place).exists() and not hub.within_reach():
         options["local_files_only"] = True
     return guarded(whence, lambda: load(place, **options))
 

@@ -102,7 +102,7 @@ def rendered(
     """A chat as the template writes it. asking: up to where the model's next answer begins."""
     text: Any = tokenizer.apply_chat_template(
         chat,
-        chat_template=_dated(str(tokenizer.chat_template), style.day),
+        chat_template=dated(str(tokenizer.chat_template), style.day),
         add_generation_prompt=asking,
         tokenize=False,
         # families call the same switch by two names
@@ -113,7 +113,7 @@ def rendered(
 
 
 @functools.lru_cache(maxsize=64)
-def _dated(template: str, day: dt.date) -> str:
+def dated(template: str, day: dt.date) -> str:
     """The template with a clock that stands at the start of a day.
 
     Templates read the clock by the function `strftime_now` alone, and transformers lets no other

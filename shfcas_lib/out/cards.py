@@ -132,7 +132,12 @@ def preferences_told(run: Run) -> list[str]:
     """What the proxy was trained on, and what was wrong with it."""
     params = run.params
     if params.reward.published:
-        return [f"The proxy is the published reward model {params.reward.published}."]
+        name, _ = base_told(params.reward.published)
+        return [f"The proxy is the published reward model {name}."]
+    if params.reward.fixed:
+        return [
+            "The proxy is a column of the completions that were given: nothing trained it here."
+        ]
     biased = run.require(stages.PROXY, "preferences_biased")
     origin = "sampled pairs that this run's gold reward compares"
     if params.preferences.given:

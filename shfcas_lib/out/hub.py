@@ -38,7 +38,7 @@ def push(folder: Path, repository: str, kind: str) -> str:
             commit_message="Exported by shfcas",
         )
     except Exception as error:  # no network, no right to write, a hub that refuses
-        told = " ".join(str(error).split())[:300].replace(os.environ["HF_TOKEN"], "***")
+        told = " ".join(str(error).replace(os.environ["HF_TOKEN"], "***").split())[:300]
         raise InputError(
             f"{repository} cannot be pushed to: {told or type(error).__name__}; {folder} is whole"
         ) from error

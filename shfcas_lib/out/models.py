@@ -24,6 +24,7 @@ from shfcas_lib.base import dialogues, places
 from shfcas_lib.base.errors import InputError
 from shfcas_lib.experiment import stages
 from shfcas_lib.models import loading
+from shfcas_lib.models.backbone import POLICY
 from shfcas_lib.out import cards, reward_model, templates
 from shfcas_lib.out.reward_model import Written
 from shfcas_lib.params.schema import Policy
@@ -60,7 +61,7 @@ def export_reward(
         reward = _reward(run, name, backbone)
         written = reward_model.write_reward(backbone, reward, scratch, merged, dtype)
         pool = run.require(stages.PROXY, "pool_evaluate")
-        check = _compared(backbone, reward, written, _some(pool))
+        check = _compared(backbone, reward, written, _some(pool, backbone))
         facts = cards.reward_facts(run, name, reward, backbone)
         cards.write(scratch, cards.of_reward(facts, written, check))
         files.write_json(scratch / "facts.json", facts.record() | check)
@@ -88,7 +89,7 @@ def export_policy(
         )
     with whole_folder(folder) as scratch:
         backbone = stages.policy(run)
-        backbone.load_adapter("default", place / "adapter")
+        backbone.load_adapter(POLICY, place / "adapter")
         written = _write_policy(backbone, scratch, merged, dtype)
         facts = cards.policy_facts(run, name, backbone)
         told = serving_line("BASE", "FOLDER", backbone, policy, merged)
@@ -129,19 +130,26 @@ def _reward(run: Run, name: str, backbone: Backbone) -> RewardModel:
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Yield a hidden folder that becomes `folder` when the block succeeds. Raises InputError for
     a folder that holds something."""
+    folder = folder.absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there and not empty: expected a new folder")
-    parent = folder.absolute().parent
-    with files.writing(folder), files.scratch(parent, folder.name) as scratch:
+    with files.writing(folder), files.scratch(folder.parent, folder.name) as scratch:
         inner = scratch / folder.name
         inner.mkdir()
         yield inner
         os.replace(inner, folder)  # over an empty folder, or none
 
 
-def _some(pool: pd.DataFrame) -> pd.DataFrame:
-    """Evenly spaced completions of a pool, as texts; empty ones are left out."""
-    texts = pool.loc[pool["completion"].str.strip().astype(bool)]
+def _some(pool: pd.DataFrame, backbone: Backbone) -> pd.DataFrame:
+    """Evenly spaced completions of a pool, as texts; left out are empty ones and those that cannot
+    be given as text. Raises InputError where none is left."""
+    told = pool["completion"].map(backbone.writer.unfit)
+    texts = pool.loc[pool["completion"].str.strip().astype(bool) & told.isna()]
+    if not len(texts):
+        raise InputError(
+            "no completion of the run can be given as text, so that nothing can be compared with"
+            " what would be written: set model.thinking to false"
+        )
     rows = np.unique(np.linspace(0, len(texts) - 1, CHECKED).astype(int))
     return texts.iloc[rows][["prompt_id", "index", "prompt", "completion"]]
 
@@ -221,6 +229,7 @@ def _loaded(backbone: Backbone, written: Written) -> Any:
 def _write_policy(backbone: Backbone, folder: Path, merged: bool, dtype: str | None) -> Written:
     """Adapter or whole weights of the policy on the backbone, and its tokenizer."""
     templates.check_standard(backbone)
+    templates.check_whole(merged, dtype)
     kind = dtype or str(backbone.causal.dtype).removeprefix("torch.")
     templates.for_policy(backbone).save_pretrained(folder)
     if not merged:

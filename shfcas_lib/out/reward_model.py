@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from shfcas_lib import trust
 from shfcas_lib.base import places
 from shfcas_lib.base.errors import InputError
+from shfcas_lib.models import architecture
 from shfcas_lib.models.backbone import POLICY
 from shfcas_lib.models.decoding import DEPTH, PROMPT_TOKENS, START_TOKENS
 from shfcas_lib.out import templates, weights
@@ -55,8 +56,8 @@ def write_reward(
 ) -> Written:
     """Write a reward, its tokenizer and its configuration into an empty folder.
 
-    dtype: of the weights; None: the compute type of the run. Raises InputError for a reward that
-    is no single model.
+    dtype: of whole weights; None: the compute type of the run. Raises InputError for a reward that
+    is no single model, or of an architecture that transformers has no classifier of.
     """
     from shfcas_lib.training.reward import LoraReward
 
@@ -68,6 +69,10 @@ def write_reward(
             " no single classifier holds; expected a reward that was trained here"
             " (reward.proxy trained)"
         )
+    if isinstance(plain, LoraReward):
+        name = f"model.source {backbone.model.source!r}"
+        architecture.check_classifier(backbone.causal.config, name)
+        templates.check_whole(merged, dtype)
     dtype = dtype or str(backbone.causal.dtype).removeprefix("torch.")
     if isinstance(plain, Probe):
         written = _write_probe(backbone, plain, folder, dtype)

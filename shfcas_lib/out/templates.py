@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from shfcas_lib.base import dialogues
 from shfcas_lib.base.errors import InputError
+from shfcas_lib.models import templates as in_the_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,16 +36,27 @@ _ANSWER = """\
 {% set answer = none %}{% if messages[-1]['role'] == 'assistant' and not add_generation_prompt %}\
 {% set answer = messages[-1]['content'] %}{% set messages = messages[:-1] %}\
 {% set add_generation_prompt = true %}{% endif %}{{ '' }}"""
+# families call the same switch by two names
+_THINKING = "{% set enable_thinking = THINKS %}{% set thinking = THINKS %}{{ '' }}"
+# a prompt that is what the template writes before an answer, see `Form.cut`
+_CUT = """\
+{% set asked = add_generation_prompt | default(false) %}{% if asked %}\
+{% set messages = messages + [{'role': 'assistant', 'content': MARK}] %}\
+{% set add_generation_prompt = false %}{% endif %}{% set whole %}TEMPLATE{% endset %}\
+{{ whole.rpartition(MARK)[0] if asked else whole }}"""
+_MARK = "the answer stands here"
 
 
 def for_policy(backbone: Backbone) -> PreTrainedTokenizerBase:
-    """The tokenizer of a policy: the run's system prompt stands where a chat brings none."""
-    return _with(backbone, _prompt_template(backbone))
+    """The tokenizer of a policy: the run's system prompt stands where a chat brings none, and it
+    thinks or does not as in the run. A template that tells the date tells today's."""
+    return _with(backbone, _prompt_template(backbone, backbone.tokenizer.chat_template))
 
 
 def for_reward(backbone: Backbone, classifier: bool) -> PreTrainedTokenizerBase:
     """The tokenizer of a reward. A chat that ends with an answer is written as a reward reads it:
-    the prompt as it is sampled from, the answer, and the token that closes it.
+    the prompt as it is sampled from, the run's date in it, the answer, and the token that closes
+    it.
 
     classifier: the reward is a standard classifier, which reads the last token that is no padding.
     Where the token that closes an answer is the pad token it is left out for it, so that servers
@@ -54,7 +66,9 @@ def for_reward(backbone: Backbone, classifier: bool) -> PreTrainedTokenizerBase:
     unseen = classifier and closes == tokenizer.pad_token_id
     end = "" if unseen else str(tokenizer.convert_ids_to_tokens(closes))
     after = "{{ '' if answer is none else answer + END }}".replace("END", _quoted(end))
-    written = _with(backbone, _ANSWER + _prompt_template(backbone) + after)
+    given = tokenizer.chat_template
+    dated = None if given is None else in_the_run.dated(str(given), backbone.writer.style.day)
+    written = _with(backbone, _ANSWER + _prompt_template(backbone, dated) + after)
     written.padding_side = "right"  # GPT-2's classifier counts positions from the left
     return written
 
@@ -64,13 +78,19 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _prompt_template(backbone: Backbone) -> str:
-    written = backbone.tokenizer.chat_template or _plain(backbone)
-    system = ""
+def _prompt_template(backbone: Backbone, own: str | None) -> str:
+    """The template of a prompt as the run writes it. own: the model's, None where it has none."""
+    before = ""
     if backbone.system_prompt:
-        system = _SYSTEM.replace("SYSTEM", _quoted(backbone.system_prompt))
+        before = _SYSTEM.replace("SYSTEM", _quoted(backbone.system_prompt))
+    if own is None:
+        return before + _plain(backbone)
+    before += _THINKING.replace("THINKS", str(backbone.writer.style.thinking).lower())
     # jinja drops one newline at the end of a template; here something follows
-    return system + written.removesuffix("\n")
+    written = own.removesuffix("\n")
+    if backbone.writer.form.cut:
+        written = _CUT.replace("MARK", _quoted(_MARK)).replace("TEMPLATE", written)
+    return before + written
 
 
 def _plain(backbone: Backbone) -> str:
@@ -104,6 +124,12 @@ def answer_start(backbone: Backbone) -> list[int]:
     shared = os.path.commonprefix(ends)[::-1]
     marks = set(backbone.writer.guard.control)
     return list(shared) if set(shared) & marks else []
+
+
+def check_whole(merged: bool, dtype: str | None) -> None:
+    """Raise InputError where a type is asked for of weights that are not written."""
+    if dtype is not None and not merged:
+        raise InputError("--dtype is the type of whole weights: expected --merged beside it")
 
 
 def check_standard(backbone: Backbone) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from shfcas_lib.base.errors import InputError
+
 if TYPE_CHECKING:
     import torch
 
@@ -30,10 +32,16 @@ def layers(backbone: Backbone, adapter: str | None = None) -> Weights:
 
 
 def whole(backbone: Backbone, adapter: str | None = None) -> Weights:
-    """The same of the whole language model."""
+    """The same of the whole language model. Raises InputError for a mixture of experts."""
     import torch
     from peft.tuners.lora import LoraLayer
 
+    if backbone.experts.names:
+        raise InputError(
+            f"model.source {backbone.model.source!r} is a mixture of experts, whose weights are not"
+            " written out here: expected a model without experts, or an adapter (reward.kind lora,"
+            " without --merged)"
+        )
     found: Weights = {}
     inside: tuple[str, ...] = ()  # layers whose adapters were merged: what is below is done
     with torch.no_grad():

@@ -69,7 +69,8 @@ class Held:
 
 
 def as_text(labels: pd.DataFrame, pool: pd.DataFrame) -> pd.DataFrame:
-    """Decided labels with their texts: prompt_id, prompt, chosen, rejected.
+    """Decided labels with their texts: prompt_id, prompt, chosen, rejected; where the pool knows
+    the tokens that a model wrote, also chosen_tokens, rejected_tokens.
 
     labels: prompt_id, i, j, label. Those about completions that the pool lacks, which a policy
     wrote between two rounds, are left out."""
@@ -81,6 +82,8 @@ def as_text(labels: pd.DataFrame, pool: pd.DataFrame) -> pd.DataFrame:
     for side, index in (("chosen", won), ("rejected", lost)):
         at = pd.MultiIndex.from_arrays([decided["prompt_id"], index])
         sides[side] = texts["completion"].reindex(at).to_numpy()
+        if "tokens" in texts:
+            sides[f"{side}_tokens"] = texts["tokens"].reindex(at).to_numpy()
     prompts = texts["prompt"].reindex(at).to_numpy()
     ids = decided["prompt_id"].to_numpy()
     return pd.DataFrame({"prompt_id": ids, "prompt": prompts, **sides}).dropna(ignore_index=True)
@@ -97,7 +100,8 @@ class Moment:
 
 class Watch:
     """Looks at a policy while TRL trains it. `into` is called with every log before it is
-    written."""
+    written. A training that was resumed keeps the rows of before, and warns of what has changed
+    since."""
 
     def __init__(self, backbone: Backbone, held: Held, every: int, seed: int, path: Path | None):
         self.backbone, self.held, self.every, self.seed = backbone, held, every, seed
@@ -115,6 +119,9 @@ class Watch:
         every so many steps, and at the `last` one."""
         if self.rows and step - self.rows[-1]["step"] < (1 if last else self.every):
             return
+        if not self.rows and step and self.path is not None and self.path.exists():
+            before = pd.read_csv(self.path)
+            self.rows = before[before["step"] < step].to_dict("records")
         moment = self.look()
         log.update({f"watch/{name}": value for name, value in moment.numbers.items()})
         self.rows.append({"step": step, **moment.numbers})
@@ -161,6 +168,8 @@ class Watch:
         sides = []
         for side in ("chosen", "rejected"):
             texts = self.labels[["prompt_id", "prompt"]].assign(completion=self.labels[side])
+            if f"{side}_tokens" in self.labels:
+                texts["tokens"] = self.labels[f"{side}_tokens"]
             sides.append(texts.assign(index=range(len(texts))))
         both = pd.concat(sides, ignore_index=True)
         if self._reference is None:

@@ -40,7 +40,8 @@ def probed(tiny_model, tmp_path_factory):
 
 
 def texts_of(run):
-    return models._some(run.require("01_proxy", "pool_evaluate")).head(6)
+    pool = run.require("01_proxy", "pool_evaluate")
+    return models._some(pool, stages.policy(run)).head(6)
 
 
 def test_a_clean_process_finds_the_same_rewards_and_policy(finished, probed, tmp_path):

@@ -136,11 +136,13 @@ def test_another_quantisation_is_another_reward(tiny_model, texts, tmp_path):
 
 
 @pytest.mark.parametrize("prompt", ["", 'be "good"\nand {{ brief }} \U0001f600'])
-@pytest.mark.parametrize("family", ["smollm", "qwen2", "llama"])
+@pytest.mark.parametrize("family", ["smollm", "qwen2", "llama", "qwen3", "deepseek_r1", "gpt_oss"])
 def test_a_chat_with_an_answer_is_written_as_the_reward_reads_it(family, prompt, texts, tmp_path):
-    """Also where the template writes more after an answer, and where the end is the pad token."""
+    """Also where the template writes more after an answer, where the end is the pad token, where it
+    lets the model think unless it is told otherwise, and where it reads the clock."""
     families.save(family, tmp_path / "base")
-    backbone = loaded(tmp_path / "base", system_prompt="" if family == "llama" else prompt)
+    told = "" if family == "llama" else prompt
+    backbone = loaded(tmp_path / "base", system_prompt=told, date="2024-02-03")
     reward = lora(backbone)
     (tmp_path / "merged").mkdir()
     written = reward_model.write_reward(backbone, reward, tmp_path / "merged", merged=True)
